@@ -1,0 +1,51 @@
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PARTS  := app pipelines accel kernels eval
+PROMPT ?= a red circle moving left over a black background
+
+.PHONY: generate test test-slow check format typing clean
+.DELETE_ON_ERROR:
+
+generate: $(VENV)/.installed  ## write a video of PROMPT="…"
+	@$(BIN)/kinora generate "$(PROMPT)"
+
+test: $(VENV)/.test-installed  ## the default test suite
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(VENV)/.test-installed  ## the slow tests too
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: $(VENV)/.dev-installed typing  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/.dev-installed  ## rewrite the code as `make check` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typing:  ## links from package name to folder, so that type checkers see `kinora.*`
+	@mkdir -p .typing/kinora
+	@for part in $(PARTS); do ln -sfn ../../$$part .typing/kinora/$$part; done
+
+# Each stamp is renewed when the dependencies change, so the second call of a target starts at once.
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Kinora needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Name a newer one: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.test-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group test
+	@touch $@
+
+$(VENV)/.dev-installed: $(VENV)/.test-installed
+	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+clean:  ## remove the environment and what tools left behind
+	rm -rf $(VENV) .typing build dist *.egg-info
