@@ -1,0 +1,324 @@
+"""The command line. Parses, calls `generate` or `decode`, prints; imports torch only to work."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import warnings
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..pipelines.request import Format, Request
+    from ..pipelines.sidecar import Record
+    from ..pipelines.worker import Event
+
+# The parent of every complaint about the command line. Typer has click inside, under a private name
+# that depends on its version; BadParameter is its public child.
+_UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
+
+_COMMANDS = ("generate", "decode", "models", "doctor")
+EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="kinora",
+    help="Make videos and images with diffusion models, fast, and say exactly what was done.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(
+    help="The models that Kinora knows by name.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(models_app, name="models")
+
+Json = Annotated[bool, typer.Option("--json", help="End with one machine-readable line on stdout.")]
+Output = Annotated[
+    str | None,
+    typer.Option("--output", "-o", help="A file, or a folder to name files in. [outputs]"),
+]
+Media = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="mp4, gif, webm or png (lossless; a clip becomes an animated png). [mp4]"
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. [auto]")]
+
+Size = Annotated[str | None, typer.Option(metavar="WxH", help="Width and height in pixels.")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [auto]")]
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What the video shows.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A name from `kinora models`, or a folder. [kinora-tiny]")
+    ] = None,
+    size: Size = None,
+    frames: Annotated[int | None, typer.Option(help="Number of frames; 1 makes an image.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow it.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to keep out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Video k gets seed + k. [0]")] = None,
+    num_videos: Annotated[int | None, typer.Option(help="How many to make. [1]")] = None,
+    output: Output = None,
+    media: Media = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second of the file.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    keep_latents: Annotated[
+        bool, typer.Option("--keep-latents", help="Keep the latents beside the video.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on where memory or disk looks too small.")
+    ] = False,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Make the video of a sidecar or a Kinora file again."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Generate a video (or an image) from PROMPT."""
+    fields: dict[str, Any] = {
+        "prompt": prompt,
+        "model": model,
+        "frames": frames,
+        "steps": steps,
+        "guidance": guidance,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "num_videos": num_videos,
+        "output": output,
+        "format": media,
+        "fps": fps,
+        "device": device,
+        "dtype": dtype,
+        "keep_latents": keep_latents or None,
+        "force": force or None,
+    }
+
+    def events() -> Generator[Event, None, None]:
+        from ..pipelines.generate import generate as run
+
+        given = {name: value for name, value in fields.items() if value is not None}
+        if size is not None:
+            given |= _size(size)
+        request, original = _request(given, source)
+        return run(request, original=original)
+
+    _follow(events, as_json)
+
+
+@app.command()
+def decode(
+    latents: Annotated[Path, typer.Argument(help="A file that a run left behind.")],
+    model: Annotated[str | None, typer.Option(help="Instead of the one the file names.")] = None,
+    output: Output = None,
+    media: Media = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Finish saved latents: decode them into a video."""
+
+    def events() -> Generator[Event, None, None]:
+        from ..pipelines.decode import decode as run
+
+        return run(
+            latents,
+            model=model,
+            output=output or _default_output(),
+            media=_format(media),
+            device=device or "auto",
+        )
+
+    _follow(events, as_json)
+
+
+@models_app.callback()
+def models(context: typer.Context, as_json: Json = False) -> None:
+    """List the models that Kinora knows by name."""
+    if context.invoked_subcommand is not None:
+        return
+    from ..pipelines import cards
+    from .terminal import show_models
+
+    found = [cards.find(name) for name in cards.names()]
+    if as_json:
+        _print_json({"models": [card.model_dump(mode="json") for card in found]})
+    else:
+        show_models(found, _stdout())
+
+
+@models_app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A name, or a path to a diffusers folder.")],
+    as_json: Json = False,
+) -> None:
+    """Tell everything about one model: rules, defaults, licence, and the words it knows."""
+    from ..pipelines import cards, vocabulary
+    from ..pipelines.errors import KinoraError
+    from .terminal import show_card
+
+    try:
+        card = cards.find(name)
+        words = vocabulary.words(card)
+    except KinoraError as error:
+        raise _refused(error, as_json) from error
+    if as_json:
+        _print_json({"model": card.model_dump(mode="json"), "words": words})
+        return
+    remark = "any"
+    if card.folder is None:
+        where = f"fetch with `{card.download_command()}`"
+    elif card.folder.is_dir():
+        where = str(card.folder)
+    else:
+        where, remark = f"{card.folder} (not there)", "unknown without the weights"
+    show_card(card, remark if words is None else words, where, _stdout())
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Examine this machine: devices, libraries, kernels; there, or why not."""
+    from .doctor import examine, to_json, works
+    from .terminal import show_findings
+
+    findings = examine()
+    if as_json:
+        _print_json(to_json(findings))
+    else:
+        show_findings([(it.verdict, it.subject, it.text) for it in findings], _stdout())
+    if not works(findings):
+        raise typer.Exit(1)
+
+
+def _follow(start: Any, as_json: bool) -> None:
+    """Run a job to its end, showing progress; known errors and Ctrl-C become exit codes."""
+    from rich.console import Console
+
+    from ..pipelines.errors import KinoraError
+    from .terminal import follow, show_run
+
+    try:
+        with closing(start()) as events:
+            run = follow(events, Console(stderr=True))
+    except KinoraError as error:
+        raise _refused(error, as_json) from error
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        if as_json:
+            _print_json({"status": "stopped"})
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    show_run(run, Console(stderr=True) if as_json else _stdout())
+    if as_json:
+        _print_json({"status": "done", **run.to_json()})
+
+
+def _refused(error: Any, as_json: bool) -> typer.Exit:
+    print(f"kinora: {error}", file=sys.stderr)
+    if as_json:
+        latents = None if error.latents is None else str(error.latents)
+        kind = type(error).__name__
+        _print_json({"status": "error", "kind": kind, "error": str(error), "latents": latents})
+    return typer.Exit(EXIT_REFUSED)
+
+
+def _request(given: dict[str, Any], source: Path | None) -> tuple[Request, Record | None]:
+    """The request of the command line, or that of a sidecar with what was given put over it."""
+    from ..pipelines.errors import RequestError
+    from ..pipelines.request import DEFAULT_OUTPUT, Request, names_a_file
+    from ..pipelines.sidecar import read
+
+    if "format" in given:
+        given["format"] = _format(given["format"])
+    if source is None:
+        if "prompt" not in given:
+            raise RequestError("there is no PROMPT: say what to show, or give --from a sidecar")
+        return Request.model_validate(given), None
+    fixed = sorted({"prompt", "num_videos"} & set(given))
+    if fixed:
+        raise RequestError(f"--from has its own {' and '.join(fixed)}: leave them out")
+    record = read(source)
+    before = {**record.request.model_dump(), "output": DEFAULT_OUTPUT, "force": False}
+    if names_a_file(str(given.get("output", DEFAULT_OUTPUT))):
+        before["format"] = None  # the file's ending decides
+    content = ("model", "width", "height", "frames", "steps", "guidance", "negative_prompt", "seed")
+    same = all(given.get(name, before[name]) == before[name] for name in content)
+    return Request.model_validate({**before, **given}), record if same else None
+
+
+def _size(text: str) -> dict[str, int]:
+    from ..pipelines.errors import RequestError
+
+    match = re.fullmatch(r"\s*(\d+)\s*[xX×*]\s*(\d+)\s*", text)
+    if match is None:
+        raise RequestError(f"--size must be WIDTHxHEIGHT in pixels, such as 128x128, not {text!r}")
+    return {"width": int(match[1]), "height": int(match[2])}
+
+
+def _format(text: str | None) -> Format | None:
+    from ..pipelines.errors import RequestError, nearest
+    from ..pipelines.request import FORMATS
+
+    if text is None:
+        return None
+    for known in FORMATS:
+        if text.lower() == known:
+            return known
+    close = nearest(text, FORMATS, 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise RequestError(f"--format must be {', '.join(FORMATS)}, not {text!r}{hint}")
+
+
+def _default_output() -> str:
+    from ..pipelines.request import DEFAULT_OUTPUT
+
+    return DEFAULT_OUTPUT
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content, ensure_ascii=False), flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The `kinora` command; returns its exit status."""
+    if not sys.warnoptions:
+        # Python warnings are for developers; what a user should know arrives as a notice.
+        warnings.simplefilter("ignore")
+    given = sys.argv[1:] if argv is None else argv
+    try:
+        status = app(args=given or ["--help"], prog_name="kinora", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        print("stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except _UsageError as error:
+        message = " ".join(cast("Any", error).format_message().split())
+        command = f"kinora {given[0]}" if given[0] in _COMMANDS else "kinora"
+        print(f"kinora: {message}; `{command} --help` tells more", file=sys.stderr)
+        if "--json" in given:
+            _print_json({"status": "error", "kind": "UsageError", "error": message})
+        return EXIT_REFUSED
+    return status if isinstance(status, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""Model cards: what a model is called, its defaults, and which sizes and lengths it takes.
+
+The registry is `models.toml`; a path to any diffusers folder gets a card made from its configs.
+Nothing here imports torch or reads weights.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict
+
+from ..accel.grid import TokenGrid
+from .errors import ModelError, nearest
+from .folder import ModelFolder, geometry
+
+CallValue = bool | int | float | str
+
+
+class Card(BaseModel):
+    """One model: facts, defaults and rules.
+
+    `vae_spatial` and `vae_temporal` are pixels and frames per latent, `patch` latents per token
+    along (time, height, width), `frame_multiple` the step between lengths where that is not
+    `vae_temporal`; sizes are in pixels, `download_gb` and `memory_gb` in 10^9 bytes.
+    `estimates` names the fields that were not read off the repository itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    pipeline: str
+    kind: Literal["video", "image"]
+    title: str = ""
+    repo: str | None = None
+    folder: Path | None = None
+    include: tuple[str, ...] = ()
+    licence: str = "not stated"
+    params_b: float | None = None
+    download_gb: float | None = None
+    memory_gb: float | None = None
+    estimates: tuple[str, ...] = ()
+    note: str = ""
+
+    width: int
+    height: int
+    frames: int = 1
+    fps: float = 16.0
+    steps: int
+    guidance: float
+    negative: bool = True
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    vae_dtype: Literal["float32"] | None = None
+    call: dict[str, CallValue] = {}
+
+    vae_spatial: int = 8
+    vae_temporal: int = 1
+    frame_multiple: int | None = None
+    patch: tuple[int, int, int] = (1, 1, 1)
+    max_axis_tokens: int | None = None
+
+    @property
+    def multiple_px(self) -> tuple[int, int]:
+        """What width and height must each be divisible by, in pixels."""
+        return self.vae_spatial * self.patch[2], self.vae_spatial * self.patch[1]
+
+    @property
+    def frame_stride(self) -> int:
+        """A clip has `frame_stride * k + 1` frames."""
+        return self.frame_multiple or self.vae_temporal
+
+    def grid(self, width: int, height: int, frames: int) -> TokenGrid:
+        """Tokens of a clip of `frames` frames of `width` x `height` pixels."""
+        across, down = self.multiple_px
+        latent_frames = (frames - 1) // self.vae_temporal + 1
+        return TokenGrid(-(-latent_frames // self.patch[0]), height // down, width // across)
+
+    def nearest_size(self, width: int, height: int) -> tuple[int, int]:
+        """The allowed (width, height) nearest to the one given."""
+        across, down = self.multiple_px
+        return self._snap(width, across), self._snap(height, down)
+
+    def _snap(self, given: int, multiple: int) -> int:
+        limit = self.max_axis_tokens
+        count = max(1, (given + multiple // 2) // multiple)
+        return multiple * (count if limit is None else min(count, limit))
+
+    def nearest_frames(self, frames: int) -> int:
+        """The allowed number of frames nearest to the one given."""
+        if self.kind == "image":
+            return 1
+        stride = self.frame_stride
+        count = max(0, (frames - 1 + (stride - 1) // 2) // stride)
+        if self.max_axis_tokens is not None:
+            most = (self.max_axis_tokens * self.patch[0] - 1) * self.vae_temporal
+            count = min(count, most // stride)
+        return stride * count + 1
+
+    def size_rule(self) -> str:
+        """The rule for sizes, as the end of a sentence."""
+        across, down = self.multiple_px
+        limit = self.max_axis_tokens
+        most = f" and at most {limit * across}x{limit * down}" if limit else ""
+        if across == down:
+            return f"width and height must be multiples of {across}{most}"
+        return f"width must be a multiple of {across}, height of {down}{most}"
+
+    def frames_rule(self) -> str:
+        """The rule for lengths, as the end of a sentence."""
+        if self.kind == "image":
+            return "it makes single images"
+        stride = self.frame_stride
+        return "at least 1" if stride == 1 else f"the number must be {stride}k+1 ({self._first()})"
+
+    def _first(self) -> str:
+        stride = self.frame_stride
+        return f"1, {stride + 1}, {2 * stride + 1}, …"
+
+    def download_command(self) -> str:
+        """The command that fetches the weights."""
+        include = "".join(f" --include '{pattern}'" for pattern in self.include)
+        return f"hf download {self.repo}{include}"
+
+
+@cache
+def _table() -> dict[str, dict[str, dict[str, Any]]]:
+    text = (Path(__file__).parent / "models.toml").read_text(encoding="utf-8")
+    return cast("dict[str, dict[str, dict[str, Any]]]", tomllib.loads(text))
+
+
+def names() -> list[str]:
+    """Names of all registered models, in the registry's order."""
+    return list(_table()["models"])
+
+
+def find(model: str) -> Card:
+    """The card of a registered name or of a path to a diffusers folder.
+
+    Raises `ModelError`: the nearest names for an unknown one, the fault of a damaged folder.
+    """
+    entry = _table()["models"].get(model)
+    if entry is not None:
+        return _registered(model, entry)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return from_folder(path)
+    if path.exists():
+        raise ModelError(f"{model} is a file: give the folder that holds model_index.json")
+    if "/" in model and (model.startswith((".", "/", "~")) or not _looks_like_repo(model)):
+        raise ModelError(f"there is no model folder at {model}: check the path")
+    by_repo = [name for name in names() if _table()["models"][name].get("repo") == model]
+    close = by_repo or nearest(model, names())
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    raise ModelError(
+        f"unknown model {model!r}: {hint}`kinora models` lists the names; "
+        "a path to a diffusers folder works too"
+    )
+
+
+def from_folder(path: Path) -> Card:
+    """A card for a diffusers folder: rules from its configs, defaults from its pipeline class."""
+    folder = ModelFolder.open(path)
+    rules = geometry(folder)
+    known = _table()["classes"].get(folder.pipeline)
+    defaults = known if known is not None else _generic(folder, rules)
+    return _snapped({**defaults, **rules, "pipeline": folder.pipeline}, str(path), path)
+
+
+def _registered(name: str, entry: dict[str, Any]) -> Card:
+    fields = {**_table()["classes"].get(entry["pipeline"], {}), **entry}
+    folder = tiny_weights() if name == "kinora-tiny" else None
+    if folder is not None and folder.is_dir():
+        fields = {**fields, **geometry(ModelFolder.open(folder))}
+    return Card(name=name, folder=folder, **fields)
+
+
+def tiny_weights() -> Path:
+    """Where the embedded model lies: package data of `pipelines/tiny`."""
+    try:
+        root = resources.files("kinora.pipelines.tiny")
+    except (ModuleNotFoundError, NotADirectoryError):
+        return Path(__file__).parent / "tiny" / "weights"
+    return Path(str(root / "weights"))
+
+
+def _generic(folder: ModelFolder, rules: dict[str, Any]) -> dict[str, Any]:
+    """Defaults for a pipeline class that the registry does not know."""
+    sample = folder.config("transformer").get("sample_size") or folder.config("unet").get(
+        "sample_size"
+    )
+    side = sample * rules.get("vae_spatial", 8) if isinstance(sample, int) else 512
+    video = rules.get("vae_temporal", 1) > 1
+    return {
+        "kind": "video" if video else "image",
+        "width": side,
+        "height": side,
+        "frames": 8 * rules["vae_temporal"] + 1 if video else 1,
+        "steps": 30,
+        "guidance": 5.0,
+        "estimates": ("width", "height", "frames", "fps", "steps", "guidance"),
+    }
+
+
+def _snapped(fields: dict[str, Any], name: str, path: Path) -> Card:
+    """The card with its default size and length moved to what the model takes."""
+    card = Card(name=name, folder=path, **fields)
+    width, height = card.nearest_size(card.width, card.height)
+    return card.model_copy(
+        update={"width": width, "height": height, "frames": card.nearest_frames(card.frames)}
+    )
+
+
+def _looks_like_repo(model: str) -> bool:
+    owner, _, rest = model.partition("/")
+    return bool(owner) and bool(rest) and "/" not in rest

@@ -1,0 +1,34 @@
+"""What `generate` yields while it works; its last item is a `Run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Stage = Literal["load", "text", "denoise", "decode", "save"]
+STAGES: tuple[Stage, ...] = ("load", "text", "denoise", "decode", "save")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A stage has begun (`step` 0) or a denoising step has ended.
+
+    `step` of `steps` counts within the stage (0 of 0 where a stage has no steps), `video` of
+    `videos` counts from 1; `elapsed_s` is since the run began and `eta_s` until it ends as far as
+    that is known (None until the first step has been timed).
+    """
+
+    stage: Stage
+    step: int
+    steps: int
+    elapsed_s: float
+    eta_s: float | None
+    video: int
+    videos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something the user should know that does not stop the run."""
+
+    text: str

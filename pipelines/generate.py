@@ -1,0 +1,317 @@
+"""`generate`: from a request to files, through a stock diffusers pipeline, in one worker thread."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Generator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import cards, files, memory, models, sidecar, vocabulary
+from .cards import Card
+from .errors import Cancelled, GenerationError, KinoraError, MemoryLimitError, OutputError
+from .events import Progress, Stage
+from .files import Destination
+from .request import Request, Resolved, resolve
+from .run import Output, Run, StageClock
+from .sidecar import Record
+from .worker import Channel, Event, stream
+
+_DOING: dict[Stage, str] = {
+    "load": "loading",
+    "text": "encoding the text",
+    "denoise": "denoising",
+    "decode": "decoding",
+    "save": "saving",
+}
+
+
+def generate(
+    request: Request, *, shelf: models.Shelf | None = None, original: Record | None = None
+) -> Generator[Event, None, None]:
+    """Make what `request` asks for; yields `Progress` and `Notice`, and last the `Run`.
+
+    Everything that can be refused is refused before the model is loaded. Closing the generator
+    stops within a step and leaves nothing of the unfinished video. `shelf` keeps the model for the
+    caller's next request. With `original`, the outputs say whether they equal it bit for bit.
+
+    Raises `KinoraError`: see `errors`; where latents were saved, `error.latents` names them.
+    """
+    return stream(lambda channel: _generate(request, shelf or models.Shelf(), channel, original))
+
+
+def _generate(
+    request: Request, shelf: models.Shelf, channel: Channel, original: Record | None
+) -> Run:
+    clock = StageClock("load")
+    from .chatter import relayed
+
+    card = cards.find(request.model)
+    resolved = resolve(request, card)
+    weights = models.locate(card)
+    place = models.place(card, resolved.device, resolved.dtype)
+    resolved = resolved.model_copy(update={"device": place.device, "dtype": place.dtype})
+    channel.emit(Progress("load", 0, 0, clock.elapsed_s, None, 1, resolved.num_videos))
+    _warn(card, resolved, channel)
+    _check_memory(weights, place, resolved, shelf, channel)
+    destination = files.prepare(resolved)
+    outputs: list[Output] = []
+    try:
+        _check_disk(destination, resolved, channel)
+        channel.check()
+        with relayed(channel.notice):
+            loaded = shelf.take(weights, place)
+            clock.device = place.device
+            job = _Job(channel, clock, resolved, loaded, destination, original)
+            job.compare()
+            for index in range(resolved.num_videos):
+                outputs.append(job.video(index))
+    finally:
+        if not outputs:
+            destination.withdraw()
+    here = sidecar.machine(place.device)
+    return Run(resolved, tuple(outputs), clock.total(), here.device, here.versions)
+
+
+def _warn(card: Card, resolved: Resolved, channel: Channel) -> None:
+    for text in (resolved.prompt, resolved.negative_prompt):
+        told = vocabulary.warning(card, text) if text else None
+        if told:
+            channel.notice(told)
+
+
+def _check_memory(
+    weights: models.Weights,
+    place: models.Place,
+    resolved: Resolved,
+    shelf: models.Shelf,
+    channel: Channel,
+) -> None:
+    predicted = memory.estimate(
+        weights.folder,
+        weights.files,
+        weights.card.grid(resolved.width, resolved.height, resolved.frames),
+        pixels=(resolved.frames, resolved.height, resolved.width),
+        dtype=place.dtype,
+        vae_dtype=place.vae_dtype,
+        resident=shelf.holds(weights, place),
+    )
+    free = memory.free_bytes(place.device)
+    needed = predicted.peak
+    if place.device != "cpu" and memory.host_free_bytes() < predicted.weights:
+        # The weights pass through the host's memory on their way to the device.
+        free, needed = memory.host_free_bytes(), predicted.weights
+    if needed <= free:
+        return
+    told = (
+        f"predicted peak memory {memory.gigabytes(needed)} ({predicted.explain()}) "
+        f"is above the {memory.gigabytes(free)} free for {place.device}"
+    )
+    if not resolved.force:
+        raise MemoryLimitError(
+            f"{told}: choose a smaller --size or --frames, or go on with --force"
+        )
+    channel.notice(f"{told}; going on, as --force asks")
+
+
+def _check_disk(destination: Destination, resolved: Resolved, channel: Channel) -> None:
+    """Refuse where not even one video's frames and latents would fit uncompressed."""
+    pixels = resolved.frames * resolved.height * resolved.width
+    needed = 3 * pixels + 4 * pixels  # 8-bit frames; latents are smaller than one float a pixel
+    free = files.free_disk_bytes(destination.folder)
+    if needed <= free:
+        return
+    told = (
+        f"{destination.folder} has {memory.gigabytes(free)} of disk free, "
+        f"one video may need {memory.gigabytes(needed)}"
+    )
+    if not resolved.force:
+        raise OutputError(f"{told}: free space, choose another --output, or go on with --force")
+    channel.notice(f"{told}; going on, as --force asks")
+
+
+@dataclass
+class _Job:
+    """One request on one loaded model."""
+
+    channel: Channel
+    clock: StageClock
+    resolved: Resolved
+    loaded: models.Loaded
+    destination: Destination
+    original: Record | None
+    step_times_s: list[float] = field(default_factory=list[float])
+    decode_s: float = 0.0
+
+    def compare(self) -> None:
+        """Tell what has changed since the original, if this repeats one."""
+        if self.original is None:
+            return
+        changed = sidecar.differences(self.original, self._model(), self._machine())
+        if changed:
+            self.channel.notice(f"since the original, this changed: {'; '.join(changed)}")
+
+    def video(self, index: int) -> Output:
+        """Make and save video `index`."""
+        from . import frames as frame_ops
+        from .latents import Calls, DecodeState, Latents, sha256
+        from .saving import Kept, keep_latents, save
+        from .taps import tapped, without_progress_bar
+
+        single = self.resolved.single(index)
+        kept: list[Kept] = []
+
+        def before_decode(calls: Calls, state: DecodeState) -> None:
+            self._progress("save", 0, 0, index)
+            _check_finite(calls, single)
+            latents = Latents(self._record(single, sha256(calls)), state, calls)
+            for earlier in kept:
+                earlier.discard()
+            kept[:] = [keep_latents(self.destination, latents, latents.record.latents_sha256)]
+            self._progress("decode", 0, 0, index)
+
+        pipe, clock = self.loaded.pipe, self.clock
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(without_progress_bar(pipe))
+                stack.enter_context(
+                    tapped(pipe, clock, check=self.channel.check, before_decode=before_decode)
+                )
+                self._progress("text", 0, 0, index)
+                clock.switch("denoise")
+                frames = frame_ops.from_result(pipe(**self._arguments(single, index)))
+            self._compare_shape(frames.shape, single)
+            if not kept:
+                raise GenerationError(
+                    f"{self.loaded.card.pipeline} did not decode through its vae: not supported"
+                )
+            self.decode_s = clock.peek()["decode"]
+            self._progress("save", 0, 0, index)
+            output = save(
+                self.destination,
+                self._record(single, kept[-1].sha256),
+                frames,
+                clock,
+                stem=kept[-1].stem,
+                kept=kept[-1].path if single.keep_latents else None,
+                original=self.original,
+            )
+        except Cancelled:
+            for each in kept:
+                each.discard()
+            raise
+        except KinoraError as error:
+            if not kept:
+                raise
+            raise type(error)(f"{error}; {kept[-1].remedy()}", latents=kept[-1].path) from error
+        except Exception as error:
+            raise self._failure(error, kept[-1] if kept else None) from error
+        if not single.keep_latents:
+            kept[-1].discard()
+        clock.switch("load")
+        return output
+
+    def _compare_shape(self, made: tuple[int, ...], single: Resolved) -> None:
+        """Tell if the pipeline has silently changed the size or the length."""
+        if made[:3] != (single.frames, single.height, single.width):
+            self.channel.notice(
+                f"{self.loaded.card.pipeline} made {made[0]} frames of {made[2]}x{made[1]} where "
+                f"{single.frames} of {single.width}x{single.height} were asked for"
+            )
+
+    def _arguments(self, single: Resolved, index: int) -> dict[str, Any]:
+        """What to call the pipeline with: only what its `__call__` accepts."""
+        import torch
+
+        wanted: dict[str, Any] = {
+            "prompt": single.prompt,
+            "height": single.height,
+            "width": single.width,
+            "num_frames": single.frames,
+            "frame_rate": int(single.fps) if single.fps == int(single.fps) else single.fps,
+            "num_inference_steps": single.steps,
+            "guidance_scale": single.guidance,
+            # On the CPU, so that a seed means the same noise on every device.
+            "generator": torch.Generator("cpu").manual_seed(single.seed),
+            "output_type": "pt",
+            "callback_on_step_end": self._on_step(index),
+            **self.loaded.card.call,
+        }
+        if single.negative_prompt is not None:
+            wanted["negative_prompt"] = single.negative_prompt
+        accepted = models.call_parameters(type(self.loaded.pipe))
+        return {name: value for name, value in wanted.items() if name in accepted}
+
+    def _on_step(self, index: int) -> Any:
+        """The pipeline's callback: progress after each step, and the place where a run stops."""
+        last_s = self.clock.elapsed_s
+
+        def on_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            nonlocal last_s
+            self.channel.check()
+            now_s = self.clock.elapsed_s
+            if step > 0:  # the first step includes the text and any warming up
+                self.step_times_s.append(now_s - last_s)
+            last_s = now_s
+            total = int(getattr(pipe, "num_timesteps", 0) or self.resolved.steps)
+            self._progress("denoise", step + 1, total, index)
+            return tensors
+
+        return on_step
+
+    def _progress(self, stage: Stage, step: int, steps: int, index: int) -> None:
+        videos = self.resolved.num_videos
+        eta_s = None
+        if stage == "denoise" and self.step_times_s:
+            left = steps - step + (videos - index - 1) * steps
+            per_step = statistics.median(self.step_times_s)
+            eta_s = left * per_step + (videos - index) * self.decode_s
+        self.channel.emit(
+            Progress(stage, step, steps, self.clock.elapsed_s, eta_s, index + 1, videos)
+        )
+
+    def _failure(self, error: Exception, kept: Any) -> GenerationError:
+        """An exception of the model as one line, with what was saved."""
+        reason = " ".join(str(error).split())[:300]
+        told = f"{self.loaded.card.name} failed while {_DOING[self.clock.stage]}: "
+        told += f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+        if type(error).__name__ == "OutOfMemoryError":
+            told += "; choose a smaller --size or --frames"
+        latents: Path | None = None if kept is None else kept.path
+        return GenerationError(
+            told if kept is None else f"{told}; {kept.remedy()}", latents=latents
+        )
+
+    def _model(self) -> sidecar.ModelRecord:
+        card = self.loaded.card
+        return sidecar.ModelRecord(
+            name=card.name,
+            pipeline=card.pipeline,
+            repo=card.repo,
+            fingerprint=self.loaded.fingerprint,
+            vae_dtype=self.loaded.place.vae_dtype,
+        )
+
+    def _machine(self) -> sidecar.Machine:
+        return sidecar.machine(self.loaded.place.device)
+
+    def _record(self, single: Resolved, latents_sha256: str) -> Record:
+        return Record(
+            request=single,
+            model=self._model(),
+            machine=self._machine(),
+            created=sidecar.now(),
+            latents_sha256=latents_sha256,
+            stages_s=self.clock.peek(),
+        )
+
+
+def _check_finite(calls: Any, single: Resolved) -> None:
+    import torch
+
+    bad = sum(int((~torch.isfinite(it)).sum()) for it in calls[-1].values())
+    if bad:
+        hint = "" if single.dtype == "float32" else "; try --dtype float32"
+        raise GenerationError(f"denoising gave {bad:,} values that are not finite numbers{hint}")

@@ -1,0 +1,201 @@
+"""What a user asks for (`Request`) and the same with every default filled in (`Resolved`)."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+from .cards import Card
+from .errors import RequestError, nearest
+
+Format = Literal["mp4", "gif", "webm", "png"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEFAULT_MODEL = "kinora-tiny"
+DEFAULT_OUTPUT = "outputs"
+EXAMPLE_PROMPT = "a red circle moving left over a black background"
+MAX_VIDEOS = 1000
+MAX_SEED = 2**63 - 1
+MAX_FPS = 240
+
+
+class Request(BaseModel):
+    """One call of `generate`. None means the model's own default.
+
+    Video `k` of `num_videos` is made with seed `seed + k` and a generator of its own, so it equals
+    the single video of a request with that seed. `output` is a file, or a folder in which files
+    are named after prompt and seed. `force` goes on where predicted memory or disk is too small.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str
+    negative_prompt: str | None = None
+    model: str = DEFAULT_MODEL
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    fps: float | None = None
+    seed: int = 0
+    num_videos: int = 1
+    output: str = DEFAULT_OUTPUT
+    format: Format | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    keep_latents: bool = False
+    force: bool = False
+
+
+class Resolved(BaseModel):
+    """A request with nothing left open; `device` and `dtype` are concrete once a model is placed.
+
+    Its fields are those of `Request`, so `resolved.request()` asks for it again.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str
+    negative_prompt: str | None
+    model: str
+    width: int
+    height: int
+    frames: int
+    steps: int
+    guidance: float
+    fps: float
+    seed: int
+    num_videos: int
+    output: str
+    format: Format
+    device: str
+    dtype: str
+    keep_latents: bool
+    force: bool
+
+    def request(self) -> Request:
+        """The request that asks for exactly this."""
+        return Request.model_validate(self.model_dump())
+
+    def single(self, index: int) -> Resolved:
+        """The request for video `index` (from 0) alone."""
+        return self.model_copy(update={"seed": self.seed + index, "num_videos": 1})
+
+
+def resolve(request: Request, card: Card) -> Resolved:
+    """Fill in what `request` leaves open from `card`, and check that `card` can take it.
+
+    Raises `RequestError` with the nearest allowed value. Needs no torch and reads no weights.
+    """
+    _check_text(request, card)
+    width, height = _size(request, card)
+    frames = _frames(request, card)
+    steps = card.steps if request.steps is None else request.steps
+    if steps < 1:
+        raise RequestError(f"steps must be at least 1, not {steps}")
+    guidance = card.guidance if request.guidance is None else request.guidance
+    if not math.isfinite(guidance) or guidance < 0:
+        raise RequestError(f"guidance must be a finite number from 0 up, not {guidance}")
+    fps = card.fps if request.fps is None else request.fps
+    if not 0 < fps <= MAX_FPS:
+        raise RequestError(f"fps must be above 0 and at most {MAX_FPS}, not {fps:g}")
+    _check_counts(request)
+    _check_device(request)
+    return Resolved(
+        prompt=request.prompt.strip(),
+        negative_prompt=request.negative_prompt,
+        model=request.model,
+        width=width,
+        height=height,
+        frames=frames,
+        steps=steps,
+        guidance=guidance,
+        fps=fps,
+        seed=request.seed,
+        num_videos=request.num_videos,
+        output=request.output,
+        format=_format(request, frames),
+        device=request.device,
+        dtype=request.dtype,
+        keep_latents=request.keep_latents,
+        force=request.force,
+    )
+
+
+def names_a_file(output: str) -> bool:
+    """Whether `output` means one file rather than a folder to put files into."""
+    path = Path(output)
+    return not output.endswith("/") and not path.is_dir() and path.suffix != ""
+
+
+def _check_text(request: Request, card: Card) -> None:
+    if not request.prompt.strip():
+        raise RequestError(
+            f'the prompt is empty: say what the video shows, for example "{EXAMPLE_PROMPT}"'
+        )
+    if request.negative_prompt and not card.negative:
+        raise RequestError(
+            f"{card.name} ({card.pipeline}) takes no negative prompt: leave --negative-prompt out"
+        )
+
+
+def _size(request: Request, card: Card) -> tuple[int, int]:
+    width = card.width if request.width is None else request.width
+    height = card.height if request.height is None else request.height
+    near = card.nearest_size(width, height)
+    if near != (width, height):
+        raise RequestError(
+            f"{card.name} cannot make {width}x{height}: {card.size_rule()}; "
+            f"the nearest is --size {near[0]}x{near[1]}"
+        )
+    return width, height
+
+
+def _frames(request: Request, card: Card) -> int:
+    frames = card.frames if request.frames is None else request.frames
+    near = card.nearest_frames(frames)
+    if near != frames:
+        raise RequestError(
+            f"{card.name} cannot make {frames} frames: {card.frames_rule()}; "
+            f"the nearest is --frames {near}"
+        )
+    return frames
+
+
+def _check_counts(request: Request) -> None:
+    if not 1 <= request.num_videos <= MAX_VIDEOS:
+        raise RequestError(f"num_videos must be 1 to {MAX_VIDEOS}, not {request.num_videos}")
+    if not 0 <= request.seed <= MAX_SEED - request.num_videos:
+        raise RequestError(f"seed must be 0 to {MAX_SEED - request.num_videos}, not {request.seed}")
+
+
+def _check_device(request: Request) -> None:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", request.device):
+        raise RequestError(f"device must be auto, cpu, cuda, cuda:N or mps, not {request.device!r}")
+    if request.dtype not in DTYPES:
+        close = nearest(request.dtype, DTYPES, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise RequestError(f"dtype must be {', '.join(DTYPES)}, not {request.dtype!r}{hint}")
+
+
+def _format(request: Request, frames: int) -> Format:
+    given = request.format
+    if names_a_file(request.output):
+        suffix = Path(request.output).suffix.lower().removeprefix(".")
+        ending: Format | None = next((known for known in FORMATS if known == suffix), None)
+        if ending is None:
+            raise RequestError(
+                f"--output {request.output} ends in .{suffix}, which Kinora does not write: "
+                f"use {', '.join('.' + name for name in FORMATS)}, or end a folder's name with /"
+            )
+        if given is not None and given != ending:
+            raise RequestError(f"--output {request.output} and --format {given} disagree: drop one")
+        return ending
+    if given is not None:
+        return given
+    return "png" if frames == 1 else "mp4"

@@ -1,0 +1,152 @@
+"""The record of one video: `NAME.json` beside it, and the same inside the container.
+
+The embedded copy lacks the time of the save stage, which begins with encoding it; everything else
+is equal. The sidecar's own save time ends where the two files are put on disk. A record holds all
+that is needed to make its video again.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import SidecarError
+from .events import Stage
+from .files import LATENTS_SUFFIX
+from .media import read_comment
+from .request import FORMATS, Resolved
+
+SCHEMA = "kinora.run/1"
+_PACKAGES = ("kinora", "torch", "diffusers", "transformers")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelRecord(_Part):
+    """Which weights made it; `fingerprint` is `folder.fingerprint`."""
+
+    name: str
+    pipeline: str
+    repo: str | None
+    fingerprint: str
+    vae_dtype: str
+
+
+class Machine(_Part):
+    """What the last bits of a result depend on besides the request."""
+
+    device: str
+    threads: int
+    versions: dict[str, str]
+
+
+class Record(_Part):
+    """The record of one video. Hashes are SHA-256 of raw values, not of the compressed file."""
+
+    schema_: Literal["kinora.run/1"] = Field(default=SCHEMA, alias="schema")
+    request: Resolved
+    model: ModelRecord
+    machine: Machine
+    created: str
+    latents_sha256: str
+    frames_sha256: str | None = None
+    stages_s: dict[Stage, float]
+
+    def to_text(self, indent: int | None = None) -> str:
+        """As JSON."""
+        return json.dumps(self.model_dump(by_alias=True), indent=indent, ensure_ascii=False)
+
+
+def machine(device: str) -> Machine:
+    """Describe this machine and its libraries."""
+    import torch
+
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name(torch.device(device))
+    else:
+        name = "Apple GPU" if device == "mps" else _cpu_name()
+    return Machine(device=name, threads=torch.get_num_threads(), versions=versions())
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on."""
+    found = {package: metadata.version(package) for package in _PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+def now() -> str:
+    """The time in UTC, as a record states it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read(path: Path) -> Record:
+    """The record of a sidecar, a media file or a latents file of ours.
+
+    Raises `SidecarError` in one line if there is none or it is malformed.
+    """
+    if not path.is_file():
+        raise SidecarError(f"there is no file {path}")
+    if path.suffix.lower() == ".json":
+        try:
+            return parse(path.read_text(encoding="utf-8"), path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise SidecarError(f"{path} cannot be read ({error})") from error
+    if path.name.endswith(LATENTS_SUFFIX):
+        raise SidecarError(f"{path} holds latents: finish them with `kinora decode {path}`")
+    if path.suffix.lower().removeprefix(".") in FORMATS:
+        return parse(read_comment(path), path)
+    raise SidecarError(f"{path} is neither a sidecar (.json) nor a video or image made by Kinora")
+
+
+def parse(text: str, origin: Path) -> Record:
+    """Check the JSON `text` that came from `origin`."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise SidecarError(f"{origin} holds no readable record: {error}") from None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise SidecarError(
+            f"{origin} is no Kinora sidecar: its schema is {schema!r}, not {SCHEMA!r}"
+        )
+    try:
+        return Record.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SidecarError(f"{origin} is a malformed sidecar: {where}: {first['msg']}") from None
+
+
+def differences(original: Record, model: ModelRecord, here: Machine) -> list[str]:
+    """Why a repeat may not equal the original: what has changed since, in words."""
+    changed: list[str] = []
+    if original.model.fingerprint != model.fingerprint:
+        changed.append("the model's weights")
+    for package, version in original.machine.versions.items():
+        if here.versions.get(package) != version:
+            changed.append(f"{package} {version} → {here.versions.get(package)}")
+    if original.machine.device != here.device:
+        changed.append(f"{original.machine.device} → {here.device}")
+    if original.machine.threads != here.threads:
+        changed.append(f"{original.machine.threads} → {here.threads} CPU threads")
+    return changed
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

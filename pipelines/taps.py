@@ -1,0 +1,111 @@
+"""Taps on one loaded pipeline for the length of one run, taken off again whatever happens.
+
+They time the text encoder, see every denoising step, and hold the latents back for saving just
+before the autoencoder decodes them. All are attributes of the instances (`pipe`, `pipe.vae`):
+classes and other pipelines stay untouched.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from .latents import Calls, DecodeState
+from .run import StageClock
+
+
+@contextmanager
+def tapped(
+    pipe: Any,
+    clock: StageClock,
+    *,
+    check: Callable[[], None],
+    before_decode: Callable[[Calls, DecodeState], None],
+) -> Generator[None, None, None]:
+    """Run the body with taps on `pipe`.
+
+    `check` is called before text encoding and each part of decoding and may raise to stop the run.
+    `before_decode` gets the tensors of every `vae.decode` call so far, before the last one runs.
+    """
+    calls: Calls = []
+    vae = pipe.vae
+    signature = inspect.signature(vae.decode)
+
+    def encode_prompt(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        check()
+        clock.switch("text")
+        try:
+            return original(*args, **kwargs)
+        finally:
+            clock.switch("denoise")
+
+    def decode(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        check()
+        given = signature.bind(*args, **kwargs).arguments
+        calls.append({key: it for key, it in given.items() if isinstance(it, torch.Tensor)})
+        clock.switch("save")
+        before_decode(calls, decode_state(pipe))
+        check()
+        clock.switch("decode")
+        return original(*args, **kwargs)
+
+    with ExitStack() as stack:
+        if hasattr(pipe, "encode_prompt"):
+            stack.enter_context(_replaced(pipe, "encode_prompt", encode_prompt))
+        stack.enter_context(_replaced(vae, "decode", decode))
+        decoder = getattr(vae, "decoder", None)
+        if isinstance(decoder, torch.nn.Module):
+            # A video decoder is called once for each chunk of frames: a place to stop at.
+            hook = decoder.register_forward_pre_hook(lambda *_: check())
+            stack.callback(hook.remove)
+        yield
+
+
+def decode_state(pipe: Any) -> DecodeState:
+    """What a later decode must know about the autoencoder of `pipe`, as it is now."""
+    processor = getattr(pipe, "video_processor", None) or getattr(pipe, "image_processor", None)
+    return DecodeState(
+        vae_dtype=str(pipe.vae.dtype).removeprefix("torch."),
+        tiling=bool(getattr(pipe.vae, "use_tiling", False)),
+        slicing=bool(getattr(pipe.vae, "use_slicing", False)),
+        normalised=bool(getattr(getattr(processor, "config", None), "do_normalize", True)),
+    )
+
+
+@contextmanager
+def _replaced(
+    owner: Any, name: str, replacement: Callable[..., Any]
+) -> Generator[None, None, None]:
+    """Shadow a method of one instance; what lay in the instance before comes back afterwards."""
+    original = getattr(owner, name)
+    had, before = name in vars(owner), vars(owner).get(name)
+
+    def tap(*args: Any, **kwargs: Any) -> Any:
+        return replacement(original, *args, **kwargs)
+
+    object.__setattr__(owner, name, tap)
+    try:
+        yield
+    finally:
+        if had:
+            object.__setattr__(owner, name, before)
+        else:
+            object.__delattr__(owner, name)
+
+
+@contextmanager
+def without_progress_bar(pipe: Any) -> Generator[None, None, None]:
+    """Keep diffusers' own progress bar off for the length of the run."""
+    had, before = hasattr(pipe, "_progress_bar_config"), getattr(pipe, "_progress_bar_config", None)
+    pipe._progress_bar_config = {"disable": True}
+    try:
+        yield
+    finally:
+        if had:
+            pipe._progress_bar_config = before
+        else:
+            del pipe._progress_bar_config

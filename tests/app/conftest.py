@@ -1,0 +1,56 @@
+"""The command line as a fixture: arguments in, exit status and both streams out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kinora.app.cli import main
+
+
+@dataclass(frozen=True)
+class Called:
+    """What one call of `kinora` did."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The machine-readable last line."""
+        return json.loads(self.out.splitlines()[-1])
+
+    @property
+    def complaint(self) -> str:
+        """The one line on stderr that begins with `kinora:`."""
+        lines = [line for line in self.err.splitlines() if line.startswith("kinora: ")]
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        return lines[0]
+
+
+Cli = Callable[..., Called]
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
+    """Call `kinora ARGS` in this process, in an empty working folder."""
+    monkeypatch.setattr("sys.warnoptions", ["error"])  # keep pytest's own warning filters
+    monkeypatch.setenv("COLUMNS", "200")
+    workdir = tmp_path / "work"
+    workdir.mkdir()
+    monkeypatch.chdir(workdir)
+
+    def call(*args: object) -> Called:
+        capfd.readouterr()
+        status = main([str(arg) for arg in args])
+        streams = capfd.readouterr()
+        return Called(status, streams.out, streams.err)
+
+    return call

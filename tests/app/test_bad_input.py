@@ -1,0 +1,304 @@
+"""Bad input: one clear line, exit status 2, no traceback, nothing lost, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kinora.pipelines import files, memory
+
+Cli = Callable[..., Any]
+SMALL = ("--size", "32x32", "--frames", "5", "--steps", "2")
+
+
+def everything(folder: Path) -> list[str]:
+    """All files below `folder`, also hidden ones."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ([""], ["the prompt is empty", "red circle"]),
+        (["  "], ["the prompt is empty"]),
+        ([], ["no PROMPT"]),
+        (["a", "--size", "33x32"], ["33x32", "multiples of 8", "--size 32x32"]),
+        (["a", "--size", "3x900000"], ["--size 8x8192"]),
+        (["a", "--size", "big"], ["WIDTHxHEIGHT", "'big'"]),
+        (["a", "--frames", "6"], ["4k+1", "--frames 5"]),
+        (["a", "--frames", "0"], ["--frames 1"]),
+        (["a", "--frames", "many"], ["--frames", "valid integer"]),
+        (["a", "--steps", "0"], ["steps must be at least 1"]),
+        (["a", "--guidance", "nan"], ["guidance"]),
+        (["a", "--guidance", "-1"], ["guidance"]),
+        (["a", "--fps", "0"], ["fps"]),
+        (["a", "--seed", "-1"], ["seed"]),
+        (["a", "--num-videos", "0"], ["num_videos"]),
+        (["a", "--device", "gpu"], ["device", "'gpu'"]),
+        (["a", "--device", "cuda:99"], ["no device cuda:99", "cpu"]),
+        (["a", "--dtype", "float"], ["float32", "did you mean"]),
+        (["a", "--format", "mp5"], ["did you mean mp4"]),
+        (["a", "--output", "x.avi"], [".avi", ".mp4", "end a folder's name with /"]),
+        (["a", "--output", "x.gif", "--format", "mp4"], ["disagree"]),
+        (["a", "--nonsense"], ["--nonsense", "kinora generate --help"]),
+    ],
+)
+def test_requests_that_no_run_could_fulfil(
+    cli: Cli, wan_folder: Path, args: list[str], told: list[str]
+) -> None:
+    called = cli("generate", *args, "--model", wan_folder, "--json")
+    assert called.status == 2
+    assert all(part in called.complaint for part in told), called.complaint
+    assert called.last["status"] == "error" and called.last["error"] in called.complaint
+    assert everything(Path.cwd()) == []
+
+
+def test_an_image_model_offers_one_frame(cli: Cli, model_folders: dict[str, Path]) -> None:
+    called = cli("generate", "a", "--model", model_folders["flux"], "--frames", 9)
+    assert called.status == 2 and "--frames 1" in called.complaint
+
+
+def test_a_negative_prompt_is_refused_where_it_would_be_ignored(
+    cli: Cli, model_folders: dict[str, Path]
+) -> None:
+    called = cli("generate", "a", "--model", model_folders["flux"], "--negative-prompt", "b")
+    assert called.status == 2 and "takes no negative prompt" in called.complaint
+
+
+def test_unknown_words_are_a_warning_with_the_nearest_known_ones(
+    cli: Cli, wan_folder: Path
+) -> None:
+    called = cli("generate", "a redd cirlce, Moving left", "--model", wan_folder, *SMALL)
+    assert called.status == 0
+    assert "'redd' (nearest: red" in called.err and "'cirlce' (nearest: circle" in called.err
+    assert "','" not in called.err and "Moving" not in called.err
+    shown = cli("models", "show", wan_folder)
+    assert "a black blue circle left moving over red right square" in shown.out
+
+
+def test_too_much_memory_is_refused_with_an_estimate_and_force_goes_on(
+    cli: Cli, wan_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def little() -> int:
+        return 10_000_000
+
+    monkeypatch.setattr(memory, "host_free_bytes", little)
+    ask = ("generate", "a red circle", "--model", wan_folder, *SMALL)
+    refused = cli(*ask)
+    assert refused.status == 2
+    assert all(part in refused.complaint for part in ("predicted", "GB", "free", "--force"))
+    assert everything(Path.cwd()) == []
+    forced = cli(*ask, "--force")
+    assert forced.status == 0 and "as --force asks" in forced.err
+
+
+def test_a_huge_request_is_refused_before_loading(cli: Cli, wan_folder: Path) -> None:
+    called = cli("generate", "a", "--model", wan_folder, "--size", "8192x8192", "--frames", 801)
+    assert called.status == 2 and "predicted peak memory" in called.complaint
+
+
+def test_names_and_folders_that_are_no_model(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    told = {
+        "kinora-tyni": ["did you mean kinora-tiny"],
+        "Wan-AI/Wan2.1-T2V-14B-Diffusers": ["did you mean wan2.1-14b"],
+        "qqqq": ["unknown model", "kinora models"],
+        tmp_path / "nowhere": ["no model folder"],
+        tmp_path / "empty": ["no model_index.json"],
+        tmp_path / "file": ["is a file"],
+    }
+    for model, parts in told.items():
+        called = cli("generate", "a", "--model", model)
+        assert called.status == 2
+        assert all(part in called.complaint for part in parts), called.complaint
+
+
+def test_absent_weights_name_the_download_and_its_size(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    called = cli("generate", "a", "--model", "wan2.1-1.3b")
+    assert called.status == 2
+    assert "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in called.complaint
+    assert "29 GB" in called.complaint
+
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def truncate(file: Path) -> None:
+    """Cut the last bytes off, as a broken download does."""
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda f: (f / "model_index.json").write_text("{"), ["model_index.json", "JSON"]),
+        (lambda f: (f / "model_index.json").write_text("[]"), ["no JSON object"]),
+        (lambda f: (f / "model_index.json").write_text("{}"), ["names no pipeline"]),
+        (lambda f: shutil.rmtree(f / "vae"), ["vae/ is missing"]),
+        (lambda f: (f / "vae/config.json").unlink(), ["vae/config.json is missing"]),
+        (lambda f: (f / WEIGHTS).unlink(), ["transformer/ holds no safetensors"]),
+        (lambda f: (f / WEIGHTS).rename(f / "transformer/x.bin"), ["pickled", "safetensors only"]),
+        (lambda f: truncate(f / WEIGHTS), ["truncated", "download it again"]),
+        (lambda f: (f / WEIGHTS).write_bytes(b"abc"), ["truncated"]),
+        (lambda f: (f / WEIGHTS).write_bytes(b"\2" + b"\0" * 7 + b"[]"), ["no readable"]),
+        (lambda f: (f / "vae/config.json").write_text("{}"), ["cannot be loaded", "shape"]),
+        (
+            lambda f: (f / "model_index.json").write_text(
+                (f / "model_index.json").read_text().replace('"WanPipeline"', '"WarpPipeline"')
+            ),
+            ["WarpPipeline", "diffusers"],
+        ),
+        (
+            lambda f: (f / "model_index.json").write_text(
+                (f / "model_index.json").read_text().replace('"WanPipeline"', '"WanVACEPipeline"')
+            ),
+            ["text alone"],
+        ),
+    ],
+)  # fmt: skip
+def test_damaged_model_folders(
+    cli: Cli, wan_folder: Path, tmp_path: Path, damage: Callable[[Path], object], told: list[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(wan_folder, folder)
+    damage(folder)
+    called = cli("generate", "a red circle", "--model", folder, *SMALL, "--output", "out")
+    assert called.status == 2
+    assert all(part in called.complaint for part in told), called.complaint
+    assert not Path("out").exists()
+
+
+def test_an_unwritable_output_is_refused_before_loading(
+    cli: Cli, wan_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("kinora.pipelines.models.load", forbidden)
+    Path("file").write_text("")
+    for output in ("file/x.mp4", "file/folder", "/proc/kinora/x.mp4"):
+        called = cli("generate", "a", "--model", wan_folder, *SMALL, "--output", output)
+        assert called.status == 2 and "is not writable" in called.complaint, called.complaint
+    assert everything(Path.cwd()) == ["file"]
+
+
+def test_a_disk_that_fills_while_writing_keeps_the_latents(
+    cli: Cli, wan_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(descriptor: int, data: bytes) -> None:
+        if b"kinora.latents" in data[:4000]:
+            return written(descriptor, data)
+        os.write(descriptor, data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    written = files.write_all
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_all", half)
+        called = cli("generate", "a", "--model", wan_folder, *SMALL, "--output", "out", "--json")
+    assert called.status == 2
+    assert "the disk is full" in called.complaint and "kinora decode" in called.complaint
+    kept = called.last["latents"]
+    assert everything(Path("out")) == [Path(kept).name]
+    assert cli("decode", kept, "--output", "out").status == 0
+    assert everything(Path("out")) == ["a-s0-2.json", "a-s0-2.mp4", Path(kept).name]
+
+
+def test_latents_that_do_not_fit_are_rescued_elsewhere(
+    cli: Cli, wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    rescue = tmp_path / "rescue"
+    rescue.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(rescue))
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_all", full)
+        called = cli("generate", "a", "--model", wan_folder, *SMALL, "--output", "out", "--json")
+    assert called.status == 2 and "the disk is full" in called.complaint
+    kept = Path(called.last["latents"])
+    assert everything(rescue) == [kept.name] and everything(Path.cwd()) == []
+    assert cli("decode", kept, "--output", "out").status == 0
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Generator[Path, None, None]:
+    """A file system of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_truly_full_disk(cli: Cli, wan_folder: Path, tiny_disk: Path) -> None:
+    filler = tiny_disk / "filler"
+    filler.write_bytes(bytes(52 * 1024))
+    ask = ("generate", "a", "--model", wan_folder, *SMALL, "--output", tiny_disk / "out", "--json")
+    early = cli(*ask)
+    assert early.status == 2 and "of disk free" in early.complaint
+    assert everything(tiny_disk) == ["filler"]
+    late = cli(*ask, "--force", "--format", "png")
+    assert late.status == 2 and "the disk is full" in late.complaint, late.err
+    kept = Path(late.last["latents"])
+    assert everything(tiny_disk) == ["filler", str(kept.relative_to(tiny_disk))]
+    filler.unlink()
+    assert cli("decode", kept, "--output", tiny_disk / "out").status == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("x.json", "{", "no readable record"),
+        ("x.json", "[1]", "no Kinora sidecar"),
+        ("x.json", '{"schema": "kinora.run/9"}', "kinora.run/9"),
+        ("x.json", '{"schema": "kinora.run/1", "request": {}}', "malformed sidecar: request"),
+        ("x.json", "\udcff", "cannot be read"),
+        ("x.mp4", "no video", "cannot be read as a media file"),
+        ("x.png", "no image", "cannot be read as a media file"),
+        ("x.txt", "text", "neither a sidecar"),
+    ],
+)
+def test_malformed_sidecars(cli: Cli, name: str, text: str, told: str) -> None:
+    Path(name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    called = cli("generate", "--from", name)
+    assert called.status == 2 and told in called.complaint, called.complaint
+    assert everything(Path.cwd()) == [name]
+
+
+def test_a_sidecar_with_one_wrong_value(cli: Cli, wan_folder: Path) -> None:
+    made = cli("generate", "a", "--model", wan_folder, *SMALL, "--json").last["outputs"][0]
+    path = Path(made["sidecar"])
+    content = json.loads(path.read_text())
+    content["request"]["steps"] = "two"
+    path.write_text(json.dumps(content))
+    called = cli("generate", "--from", path)
+    assert called.status == 2 and "request.steps" in called.complaint
+
+
+def test_from_something_that_is_not_there_or_with_a_prompt(cli: Cli) -> None:
+    assert "no file" in cli("generate", "--from", "nowhere.json").complaint
+    assert "leave them out" in cli("generate", "a", "--from", "nowhere.json").complaint
+
+
+def test_latents_that_are_none(cli: Cli) -> None:
+    Path("x.latents.safetensors").write_bytes(b"nothing")
+    assert "damaged or no latents" in cli("decode", "x.latents.safetensors").complaint
+    assert "kinora decode" in cli("generate", "--from", "x.latents.safetensors").complaint
+    assert "no file" in cli("decode", "nowhere").complaint

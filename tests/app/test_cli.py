@@ -1,0 +1,110 @@
+"""The rest of the command line: help, the registry, doctor, its frozen flags."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from kinora.app.cli import app
+from kinora.pipelines import cards
+
+Cli = Callable[..., Any]
+
+FLAGS = {
+    "generate": {
+        "prompt", "model", "size", "frames", "steps", "guidance", "negative-prompt", "seed",
+        "num-videos", "output", "format", "fps", "device", "dtype", "keep-latents", "force", "from",
+        "json",
+    },
+    "decode": {"latents", "model", "output", "format", "device", "json"},
+    "doctor": {"json"},
+    "models": {"json"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["generate", "--help"], ["decode", "-h"], ["models", "show", "--help"],
+     ["doctor", "--help"], ["models"], ["models", "show", "kinora-tiny"], ["generate", ""]],
+)  # fmt: skip
+def test_help_and_refusals_import_nothing_heavy(args: list[str]) -> None:
+    code = (
+        "import sys; from kinora.app.cli import main; main(sys.argv[1:]); "
+        "print([m for m in ('torch', 'numpy', 'diffusers', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout
+
+
+def test_flags_are_frozen() -> None:
+    """A new knob belongs into a recipe; whoever adds a flag changes this on purpose."""
+    group: Any = typer.main.get_command(app)
+    found = {
+        name: {max(param.opts, key=len).lstrip("-") for param in command.params}
+        for name, command in group.commands.items()
+    }
+    assert found == FLAGS
+
+
+def test_a_bare_call_shows_the_help(cli: Cli) -> None:
+    called = cli()
+    assert called.status == 0 and "Usage: kinora" in called.out
+
+
+def test_unknown_commands_and_options_are_one_line(cli: Cli) -> None:
+    assert "Did you mean 'generate'" in cli("genrate").complaint
+    assert cli("decode").status == 2
+
+
+def test_the_registry_lists_every_model(cli: Cli) -> None:
+    listed = cli("models")
+    assert all(name in listed.out for name in cards.names())
+    found = cli("models", "--json").last["models"]
+    assert [model["name"] for model in found] == cards.names()
+
+
+def test_brackets_in_a_licence_are_text(cli: Cli) -> None:
+    assert "FLUX.1 [dev] Non-Commercial" in cli("models", "show", "flux-dev").out
+
+
+def test_show_tells_rules_and_words(cli: Cli, wan_folder: Path) -> None:
+    shown = cli("models", "show", wan_folder)
+    assert "multiples of 8" in shown.out and "4k+1" in shown.out
+    content = cli("models", "show", wan_folder, "--json").last
+    assert content["words"] == sorted(content["words"]) and "circle" in content["words"]
+    refused = cli("models", "show", "wan2.1-1.4b", "--json")
+    assert refused.status == 2 and "wan2.1-1.3b" in refused.last["error"]
+
+
+def test_doctor_says_what_is_there_and_why_not(cli: Cli) -> None:
+    called = cli("doctor")
+    assert called.status == 0
+    assert all(line.split()[0] in ("PASS", "WARN") for line in called.out.splitlines())
+    report = cli("doctor", "--json").last
+    subjects = {finding["subject"]: finding for finding in report["findings"]}
+    assert report["works"] is True
+    assert {"torch", "diffusers", "memory", "disk", "triton", "encoders"} <= set(subjects)
+    assert all(finding["text"] for finding in report["findings"])
+
+
+def test_doctor_fails_where_a_library_is_missing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    def version(name: str) -> str:
+        if name == "av":
+            raise metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr("kinora.app.doctor.metadata.version", version)
+    called = cli("doctor", "--json")
+    assert called.status == 1
+    assert json.dumps("FAIL") in json.dumps(called.last) and called.last["works"] is False
