@@ -1,0 +1,54 @@
+"""Write a trained pipeline as the folder that is shipped.
+
+    python -m kinora.pipelines.tiny.train.export runs/dit/pipeline --out pipelines/tiny/weights
+
+Denoiser and autoencoder are stored in half precision (they load as float32 or whatever the caller
+asks for), the text encoder, which is small, in float32. Safetensors throughout.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline
+
+LIMIT_BYTES = 40_000_000
+
+
+def export(source: Path, out: Path, autoencoder: Path | None = None) -> int:
+    """Write the pipeline in `source` to `out`; returns the bytes written.
+
+    `autoencoder` names a folder with a better decoder for the same latents.
+
+    Raises:
+        ValueError: the result is larger than `LIMIT_BYTES`.
+    """
+    pipe = WanPipeline.from_pretrained(source, dtype=torch.float32)
+    if autoencoder:
+        better = AutoencoderKLWan.from_pretrained(autoencoder, dtype=torch.float32)
+        statistics = {name: pipe.vae.config[name] for name in ("latents_mean", "latents_std")}
+        better.register_to_config(**statistics)
+        pipe.register_modules(vae=better)
+    pipe.transformer.to(torch.float16)
+    pipe.vae.to(torch.float16)
+    pipe.save_pretrained(out)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    if size > LIMIT_BYTES:
+        raise ValueError(f"{out} holds {size:,} bytes; at most {LIMIT_BYTES:,} may be shipped")
+    return size
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Write a trained kinora-tiny for shipping.")
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--autoencoder", type=Path, help="folder of a better decoder")
+    options = parser.parse_args(argv)
+    size = export(options.source, options.out, options.autoencoder)
+    print(f"{options.out}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What both trainings share: a budget of minutes, resuming, averaging of weights, a log.
+
+A training is cut by time, not by steps, so that it fits the GPU time there is. Progress is the
+share of the budget used; schedules depend on it alone. A checkpoint holds all state, and a resumed
+run goes on from the saved progress with the saved random state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class Stateful(Protocol):
+    """Anything with torch's `state_dict` pair."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The options that both trainings have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, required=True, help="folder of log and checkpoints")
+    parser.add_argument("--minutes", type=float, required=True, help="wall time to train for")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--init", type=Path, help="start from the weights of this model folder")
+    parser.add_argument("--small", action="store_true", help="a toy size, to try the script out")
+    return parser
+
+
+def trapezoid(progress: float, warm: float = 0.02, decay: float = 0.35) -> float:
+    """Learning-rate factor at `progress` in 0 to 1: linear warm-up, flat, linear decay (WSD)."""
+    return max(0.0, min(1.0, progress / warm, (1 - progress) / decay))
+
+
+class Average:
+    """Exponential moving average of the parameters of `module`, as a state dict in float32.
+
+    The memory grows with the number of updates up to `decay`, so that early weights are forgotten.
+    """
+
+    def __init__(self, module: nn.Module, decay: float = 0.999) -> None:
+        self.decay, self.updates = decay, 0
+        self.source = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.values = {name: p.detach().clone() for name, p in self.source.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        blend = get_ema_multi_avg_fn(decay)
+        blend(list(self.values.values()), list(self.source.values()), self.updates)
+
+    @torch.no_grad()
+    def copy_to_source(self) -> None:
+        """Overwrite the trained parameters by their average."""
+        for name, parameter in self.source.items():
+            parameter.copy_(self.values[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "values": self.values}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        self.updates = state_dict["updates"]
+        for name, value in self.values.items():
+            value.copy_(state_dict["values"][name])
+
+
+@dataclass
+class Session:
+    """Budget, log and checkpoints of one training; iterate over it for its steps."""
+
+    out: Path
+    minutes: float
+    parts: Mapping[str, Stateful]
+    save_minutes: float = 5.0
+    log_steps: int = 50
+    step: int = 0
+    elapsed_s: float = 0.0
+    _pending: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def progress(self) -> float:
+        return min(1.0, self.elapsed_s / (60 * self.minutes))
+
+    def __iter__(self) -> Any:
+        """Yield the progress before each step; saves on the way and at the end."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.resume()
+        began, before, saved = time.monotonic(), self.elapsed_s, self.elapsed_s
+        while self.progress < 1:
+            yield self.progress
+            self.step += 1
+            self.elapsed_s = before + time.monotonic() - began
+            if self.elapsed_s - saved > 60 * self.save_minutes:
+                saved = self.elapsed_s
+                self.save()
+        self.save()
+
+    def log(self, scalars: dict[str, torch.Tensor]) -> None:
+        """Collect scalars without waiting for the device; write means every `log_steps` steps."""
+        for name, value in scalars.items():
+            self._pending.setdefault(name, []).append(value.detach())
+        if self.step % self.log_steps == self.log_steps - 1:
+            means = {
+                k: round(torch.stack(v).float().mean().item(), 6) for k, v in self._pending.items()
+            }
+            self._pending.clear()
+            self.write(**means)
+
+    def write(self, **values: Any) -> None:
+        """One line of JSON to the log and to standard output."""
+        line = json.dumps({"step": self.step, "seconds": round(self.elapsed_s, 1), **values})
+        print(line, flush=True)
+        with (self.out / "log.jsonl").open("a") as log:
+            log.write(line + "\n")
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.out / "checkpoint.pt"
+
+    def save(self) -> None:
+        """Write all state, so that at any moment either the old or the new checkpoint is whole."""
+        state = {
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+            "random": torch.get_rng_state(),
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+        }
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.checkpoint)
+
+    def resume(self) -> None:
+        """Take up the checkpoint in `out`, if there is one."""
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, weights_only=True)
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        torch.set_rng_state(state["random"])
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        self.write(resumed=True)

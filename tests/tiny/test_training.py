@@ -1,0 +1,198 @@
+"""The training scripts, at a toy size on the CPU, from nothing to a stock pipeline and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanPipeline
+
+from kinora.pipelines.tiny.train import autoencoder, denoiser, export
+from kinora.pipelines.tiny.train.muon import Muon, orthogonalise
+from kinora.pipelines.tiny.train.session import Average, Session, trapezoid
+
+
+def _log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an autoencoder in `vae/vae` and a pipeline in `dit/pipeline`."""
+    folder = tmp_path_factory.mktemp("trained")
+    common = ["--small", "--device", "cpu"]
+    autoencoder.main(["--out", str(folder / "vae"), "--minutes", "0.05", *common])
+    denoiser.main(
+        [
+            *("--out", str(folder / "dit"), "--minutes", "0.06"),
+            *("--autoencoder", str(folder / "vae" / "vae"), *common),
+        ]
+    )
+    return folder
+
+
+def test_the_autoencoder_learns(trained: Path):
+    rows = _log(trained / "vae")
+    assert rows[-1]["pixels"] < rows[0]["pixels"]
+
+
+def test_the_result_is_a_stock_pipeline(trained: Path):
+    pipe = WanPipeline.from_pretrained(trained / "dit" / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    made: Any = pipe(
+        "a red circle", height=32, width=48, num_frames=5, num_inference_steps=2, output_type="np"
+    )
+    assert made.frames.shape == (1, 5, 32, 48, 3)
+    assert made.frames.min() >= 0 and made.frames.max() <= 1
+
+
+def test_statistics_of_the_latents_are_recorded(trained: Path):
+    pipe: Any = WanPipeline.from_pretrained(trained / "dit" / "pipeline")
+    mean, deviation = pipe.vae.config["latents_mean"], pipe.vae.config["latents_std"]
+    assert any(abs(value) > 1e-6 for value in mean) and all(value > 0 for value in deviation)
+
+
+def test_the_decoder_can_be_trained_alone(trained: Path, tmp_path: Path):
+    before: Any = WanPipeline.from_pretrained(trained / "dit" / "pipeline")
+    autoencoder.main(
+        [
+            *("--init", str(trained / "vae" / "vae"), "--decoder-only"),
+            *("--out", str(tmp_path / "vae"), "--minutes", "0.02", "--device", "cpu", "--small"),
+        ]
+    )
+    out = tmp_path / "shipped"
+    export.main(
+        [
+            *(str(trained / "dit" / "pipeline"), "--out", str(out)),
+            *("--autoencoder", str(tmp_path / "vae" / "vae")),
+        ]
+    )
+    after: Any = WanPipeline.from_pretrained(out, dtype=torch.float32)
+    assert after.vae.config["latents_mean"] == before.vae.config["latents_mean"]
+    old, new = before.vae.state_dict(), after.vae.state_dict()
+    for name in old:
+        same = torch.allclose(old[name], new[name], rtol=1e-3, atol=1e-4)  # stored in half
+        assert same or name.startswith(("decoder.", "post_quant_conv."))
+    assert not torch.allclose(
+        old["decoder.conv_out.weight"], new["decoder.conv_out.weight"], atol=1e-4
+    )
+
+
+def test_export_refuses_what_is_too_large(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(export, "LIMIT_BYTES", 1000)
+    with pytest.raises(ValueError, match="at most 1,000 may be shipped"):
+        export.export(trained / "dit" / "pipeline", tmp_path / "out")
+
+
+class _Interrupt(Exception):  # noqa: N818 - no error, the test's own signal
+    pass
+
+
+def _drawing(folder: Path, clock: pytest.MonkeyPatch, stop_at: int | None = None) -> list[float]:
+    """A training that draws one random number a step; half a minute at a second a step."""
+    drawn: list[float] = []
+    torch.manual_seed(3)
+    session = Session(folder, 0.5, {"model": torch.nn.Linear(1, 1)}, save_minutes=5 / 60)
+    seconds = iter(range(10_000))
+    clock.setattr(
+        "kinora.pipelines.tiny.train.session.time.monotonic", lambda: float(next(seconds))
+    )
+    for _ in session:
+        if session.step == stop_at:
+            raise _Interrupt
+        drawn.append(torch.rand(()).item())
+    return drawn
+
+
+def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = _drawing(tmp_path / "whole", monkeypatch)
+    assert len(whole) == 30
+    with pytest.raises(_Interrupt):
+        _drawing(tmp_path / "cut", monkeypatch, stop_at=17)
+    rest = _drawing(tmp_path / "cut", monkeypatch)
+    assert _log(tmp_path / "cut")[0]["resumed"] is True
+    # It was last saved after 12 steps, and goes on from there with the same draws.
+    assert rest == whole[12:]
+
+
+def test_a_resumed_training_draws_what_it_would_have_drawn(tmp_path: Path):
+    model = torch.nn.Linear(2, 2)
+    session = Session(tmp_path, 1.0, {"model": model})
+    session.step, session.elapsed_s = 7, 12.5
+    torch.manual_seed(11)
+    session.save()
+    expected = torch.rand(4)
+    again = Session(tmp_path, 1.0, {"model": torch.nn.Linear(2, 2)})
+    again.resume()
+    assert (again.step, again.elapsed_s) == (7, 12.5)
+    assert torch.equal(torch.rand(4), expected)
+    restored = again.parts["model"].state_dict()
+    assert all(torch.equal(restored[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_checkpoint_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    session = Session(tmp_path, 1.0, {"model": torch.nn.Linear(1, 1)})
+    session.save()
+    good = session.checkpoint.read_bytes()
+
+    def half_written(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        session.save()
+    assert session.checkpoint.read_bytes() == good
+
+
+def test_learning_rate_schedule():
+    values = [trapezoid(i / 1000) for i in range(1001)]
+    assert values[0] == 0 and values[-1] == 0 and max(values) == 1
+    assert values[500] == 1
+    falling = values[660:]
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_average_follows_and_forgets():
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = Average(model, decay=0.9)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    for _ in range(100):
+        average.update()
+    average.copy_to_source()
+    torch.testing.assert_close(model.weight, torch.ones(1, 1), rtol=0, atol=1e-4)
+
+
+def test_muon_equals_torch():
+    torch.manual_seed(0)
+    shapes = [(32, 32), (32, 64), (64, 32), (32, 32)]
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    one = Muon(ours, lr=1e-2, weight_decay=0.01)
+    other = torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        for mine, yours in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn_like(mine)
+            yours.grad = mine.grad.clone()
+        one.step()
+        other.step()
+    for mine, yours in zip(ours, theirs, strict=True):
+        # Both iterate in bfloat16; ours in batches, which round differently.
+        torch.testing.assert_close(mine, yours, rtol=0, atol=2e-3)
+
+
+def test_orthogonalise_gives_nearly_equal_singular_values():
+    torch.manual_seed(1)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(3, 48, 96)))
+    assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_muon_is_for_matrices():
+    with pytest.raises(ValueError, match="Muon is for matrices"):
+        Muon([torch.nn.Parameter(torch.zeros(3))])
