@@ -6,6 +6,7 @@ Nothing here imports torch or reads weights.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from functools import cache
 from importlib import resources
@@ -25,7 +26,8 @@ class Card(BaseModel):
     """One model: facts, defaults and rules.
 
     `vae_spatial` and `vae_temporal` are pixels and frames per latent, `patch` latents per token
-    along (time, height, width), `frame_multiple` the step between lengths where that is not
+    along (time, height, width), `size_multiple` what the pipeline wants sizes to be divisible by
+    besides whole tokens, `frame_multiple` the step between lengths where that is not
     `vae_temporal`; sizes are in pixels, `download_gb` and `memory_gb` in 10^9 bytes.
     `estimates` names the fields that were not read off the repository itself.
     """
@@ -59,14 +61,21 @@ class Card(BaseModel):
 
     vae_spatial: int = 8
     vae_temporal: int = 1
+    size_multiple: int = 1
     frame_multiple: int | None = None
     patch: tuple[int, int, int] = (1, 1, 1)
     max_axis_tokens: int | None = None
 
     @property
+    def token_px(self) -> tuple[int, int]:
+        """Width and height of one token, in pixels."""
+        return self.vae_spatial * self.patch[2], self.vae_spatial * self.patch[1]
+
+    @property
     def multiple_px(self) -> tuple[int, int]:
         """What width and height must each be divisible by, in pixels."""
-        return self.vae_spatial * self.patch[2], self.vae_spatial * self.patch[1]
+        across, down = self.token_px
+        return math.lcm(across, self.size_multiple), math.lcm(down, self.size_multiple)
 
     @property
     def frame_stride(self) -> int:
@@ -75,19 +84,22 @@ class Card(BaseModel):
 
     def grid(self, width: int, height: int, frames: int) -> TokenGrid:
         """Tokens of a clip of `frames` frames of `width` x `height` pixels."""
-        across, down = self.multiple_px
+        across, down = self.token_px
         latent_frames = (frames - 1) // self.vae_temporal + 1
         return TokenGrid(-(-latent_frames // self.patch[0]), height // down, width // across)
 
     def nearest_size(self, width: int, height: int) -> tuple[int, int]:
         """The allowed (width, height) nearest to the one given."""
-        across, down = self.multiple_px
-        return self._snap(width, across), self._snap(height, down)
+        most = self._most_px()
+        return tuple(  # pyright: ignore[reportReturnType]
+            multiple * max(1, min((given + multiple // 2) // multiple, limit // multiple))
+            for given, multiple, limit in zip((width, height), self.multiple_px, most, strict=True)
+        )
 
-    def _snap(self, given: int, multiple: int) -> int:
-        limit = self.max_axis_tokens
-        count = max(1, (given + multiple // 2) // multiple)
-        return multiple * (count if limit is None else min(count, limit))
+    def _most_px(self) -> tuple[int, int]:
+        """The largest width and height for which the model has positions."""
+        limit = self.max_axis_tokens or 10**9
+        return self.token_px[0] * limit, self.token_px[1] * limit
 
     def nearest_frames(self, frames: int) -> int:
         """The allowed number of frames nearest to the one given."""
@@ -103,8 +115,8 @@ class Card(BaseModel):
     def size_rule(self) -> str:
         """The rule for sizes, as the end of a sentence."""
         across, down = self.multiple_px
-        limit = self.max_axis_tokens
-        most = f" and at most {limit * across}x{limit * down}" if limit else ""
+        limit = self._most_px()
+        most = f" and at most {limit[0]}x{limit[1]}" if self.max_axis_tokens else ""
         if across == down:
             return f"width and height must be multiples of {across}{most}"
         return f"width must be a multiple of {across}, height of {down}{most}"

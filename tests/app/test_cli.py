@@ -78,7 +78,7 @@ def test_brackets_in_a_licence_are_text(cli: Cli) -> None:
 
 def test_show_tells_rules_and_words(cli: Cli, wan_folder: Path) -> None:
     shown = cli("models", "show", wan_folder)
-    assert "multiples of 8" in shown.out and "4k+1" in shown.out
+    assert "multiples of 16" in shown.out and "4k+1" in shown.out
     content = cli("models", "show", wan_folder, "--json").last
     assert content["words"] == sorted(content["words"]) and "circle" in content["words"]
     refused = cli("models", "show", "wan2.1-1.4b", "--json")

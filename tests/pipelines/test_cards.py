@@ -74,10 +74,10 @@ def test_limits_of_the_position_embedding_hold() -> None:
 @pytest.mark.parametrize(
     ("family", "multiple", "stride", "kind"),
     [
-        ("wan", 8, 4, "video"),
+        ("wan", 16, 4, "video"),
         ("cogvideox", 16, 8, "video"),
         ("flux", 4, 1, "image"),
-        ("sdxl", 2, 1, "image"),
+        ("sdxl", 8, 1, "image"),
     ],
 )
 def test_folders_give_their_own_rules(

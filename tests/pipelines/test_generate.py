@@ -293,3 +293,26 @@ def test_a_shelf_loads_once_and_changes_models(
     for request in (ask(), ask(seed=1), flux, flux, ask()):
         finish(request, shelf=shelf)
     assert loaded == ["flux", "wan"]
+
+
+@pytest.mark.parametrize("family", ["wan", "cogvideox", "flux", "sdxl"])
+def test_a_pipeline_takes_the_smallest_sizes_that_its_card_allows(
+    family: str, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    card = cards.find(str(model_folders[family]))
+    across, down = card.multiple_px
+    # Odd multiples: a pipeline that wants more than whole tokens would refuse them.
+    width, height = card.nearest_size(3 * across, 5 * down)
+    assert (width, height) == (3 * across, 5 * down)
+    request = Request(
+        prompt="a red circle",
+        model=str(model_folders[family]),
+        width=width,
+        height=height,
+        frames=card.nearest_frames(3),
+        steps=1,
+        output=str(tmp_path),
+    )
+    events = list(generate(request))
+    assert isinstance(events[-1], Run)
+    assert not [event for event in events if isinstance(event, Notice)]
