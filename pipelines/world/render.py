@@ -33,13 +33,35 @@ def render(
     Returns:
         `[B, 3, F, height, width]` float32 sRGB in 0 to 1.
     """
+    objects, cover = paint(
+        scenes, frames=frames, height=height, width=width, fps=fps, device=device
+    )
+    behind = [background(scene.background, height, width, device) for scene in scenes]
+    return torch.stack(behind)[:, :, None] * (1 - cover) + objects
+
+
+def paint(
+    scenes: Sequence[Scene],
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    fps: float = FPS,
+    device: torch.device | str = "cpu",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The objects of scenes alone, to be laid over any background; arguments as for `render`.
+
+    Returns:
+        Their colours times their cover, `[B, 3, F, height, width]`, and their cover in 0 to 1,
+        `[B, 1, F, height, width]`, both float32.
+    """
     short = min(height, width)
     # Pixel centres, in units of the shorter side from the middle of the frame.
     y = (torch.arange(height, device=device) + 0.5 - height / 2) / short
     x = (torch.arange(width, device=device) + 0.5 - width / 2) / short
     time = torch.arange(frames, device=device) / fps
-    video = torch.stack([background(scene.background, height, width, device) for scene in scenes])
-    video = video[:, :, None].repeat(1, 1, frames, 1, 1)
+    objects = torch.zeros(len(scenes), 3, frames, height, width, device=device)
+    covered = torch.zeros(len(scenes), 1, frames, height, width, device=device)
     for layer in range(max(len(scene.bodies) for scene in scenes)):
         for shape in SHAPES:
             rows = [
@@ -53,8 +75,9 @@ def render(
             cover = _coverage(shape, bodies, time, x, y, short)[:, None]
             colours = torch.stack([_unit(COLOURS[body.thing.colour], device) for body in bodies])
             index = torch.tensor(rows, device=device)
-            video[index] = torch.lerp(video[index], colours[:, :, None, None, None], cover)
-    return video
+            objects[index] = torch.lerp(objects[index], colours[:, :, None, None, None], cover)
+            covered[index] = torch.lerp(covered[index], torch.ones_like(cover), cover)
+    return objects, covered
 
 
 def background(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,27 @@ def _log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+CLOCK = "kinora.pipelines.tiny.train.session.time.monotonic"
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def steps_are_seconds() -> Iterator[None]:
+    """A clock that only training steps move, a second each: the same run on any machine."""
+    seconds = iter(range(100_000))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CLOCK, lambda: float(next(seconds)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, steps_are_seconds: None) -> Path:
     """A folder with an autoencoder in `vae/vae` and a pipeline in `dit/pipeline`."""
     folder = tmp_path_factory.mktemp("trained")
     common = ["--small", "--device", "cpu"]
-    autoencoder.main(["--out", str(folder / "vae"), "--minutes", "0.05", *common])
+    autoencoder.main(["--out", str(folder / "vae"), "--minutes", "1", *common])
     denoiser.main(
         [
-            *("--out", str(folder / "dit"), "--minutes", "0.06"),
+            *("--out", str(folder / "dit"), "--minutes", "2"),
             *("--autoencoder", str(folder / "vae" / "vae"), *common),
         ]
     )
@@ -35,8 +48,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_autoencoder_learns(trained: Path):
-    rows = _log(trained / "vae")
-    assert rows[-1]["pixels"] < rows[0]["pixels"]
+    psnr_db = [row["psnr"] for row in _log(trained / "vae")]
+    assert len(psnr_db) == 12
+    assert sum(psnr_db[-3:]) / 3 > sum(psnr_db[:3]) / 3 + 2
+
+
+def test_the_denoiser_learns(trained: Path):
+    losses = [row["loss 1x32x32"] for row in _log(trained / "dit") if "loss 1x32x32" in row]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_the_result_is_a_stock_pipeline(trained: Path):
@@ -55,12 +74,12 @@ def test_statistics_of_the_latents_are_recorded(trained: Path):
     assert any(abs(value) > 1e-6 for value in mean) and all(value > 0 for value in deviation)
 
 
-def test_the_decoder_can_be_trained_alone(trained: Path, tmp_path: Path):
+def test_the_decoder_can_be_trained_alone(trained: Path, tmp_path: Path, steps_are_seconds: None):
     before: Any = WanPipeline.from_pretrained(trained / "dit" / "pipeline")
     autoencoder.main(
         [
             *("--init", str(trained / "vae" / "vae"), "--decoder-only"),
-            *("--out", str(tmp_path / "vae"), "--minutes", "0.02", "--device", "cpu", "--small"),
+            *("--out", str(tmp_path / "vae"), "--minutes", "0.2", "--device", "cpu", "--small"),
         ]
     )
     out = tmp_path / "shipped"
@@ -84,9 +103,29 @@ def test_the_decoder_can_be_trained_alone(trained: Path, tmp_path: Path):
 def test_export_refuses_what_is_too_large(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model_index.json").write_text("the good one")
     monkeypatch.setattr(export, "LIMIT_BYTES", 1000)
     with pytest.raises(ValueError, match="at most 1,000 may be shipped"):
-        export.export(trained / "dit" / "pipeline", tmp_path / "out")
+        export.export(trained / "dit" / "pipeline", out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "model_index.json").read_text() == "the good one"
+
+
+def test_export_keeps_the_model_card(trained: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    export.export(trained / "dit" / "pipeline", out)
+    (out / "README.md").write_text("card")
+    export.export(trained / "dit" / "pipeline", out)
+    assert (out / "README.md").read_text() == "card"
+    assert (out / "vae" / "diffusion_pytorch_model.safetensors").exists()
+
+
+def test_training_the_decoder_alone_needs_an_encoder(tmp_path: Path):
+    with pytest.raises(SystemExit) as stopped:
+        autoencoder.main(["--decoder-only", "--out", str(tmp_path), "--minutes", "1"])
+    assert stopped.value.code == 2
 
 
 class _Interrupt(Exception):  # noqa: N818 - no error, the test's own signal
@@ -99,9 +138,7 @@ def _drawing(folder: Path, clock: pytest.MonkeyPatch, stop_at: int | None = None
     torch.manual_seed(3)
     session = Session(folder, 0.5, {"model": torch.nn.Linear(1, 1)}, save_minutes=5 / 60)
     seconds = iter(range(10_000))
-    clock.setattr(
-        "kinora.pipelines.tiny.train.session.time.monotonic", lambda: float(next(seconds))
-    )
+    clock.setattr(CLOCK, lambda: float(next(seconds)))
     for _ in session:
         if session.step == stop_at:
             raise _Interrupt
@@ -191,6 +228,17 @@ def test_orthogonalise_gives_nearly_equal_singular_values():
     torch.manual_seed(1)
     values = torch.linalg.svdvals(orthogonalise(torch.randn(3, 48, 96)))
     assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_muon_takes_filters_as_matrices():
+    torch.manual_seed(2)
+    filters = torch.nn.Parameter(torch.randn(8, 4, 3, 3))
+    matrix = torch.nn.Parameter(filters.detach().clone().flatten(1))
+    filters.grad = torch.randn_like(filters)
+    matrix.grad = filters.grad.flatten(1)
+    Muon([filters]).step()
+    Muon([matrix]).step()
+    torch.testing.assert_close(filters.flatten(1), matrix)
 
 
 def test_muon_is_for_matrices():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kinora.pipelines.tiny.architecture import new_autoencoder
-from kinora.pipelines.tiny.train.whole_clip import decode, encode, whole_clip
+from kinora.pipelines.tiny.train.whole_clip import channels_last, decode, encode, whole_clip
 
 RESIDUAL: dict[str, Any] = {"base_dim": 8}
 PLAIN: dict[str, Any] = {
@@ -57,3 +57,18 @@ def test_gradients_reach_every_weight_that_is_used():
     decode(model, encode(model, torch.rand(1, 3, 5, 32, 32))).square().sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert not without
+
+
+def test_channels_last_changes_nothing_but_rounding():
+    torch.manual_seed(0)
+    plain = whole_clip(new_autoencoder(**RESIDUAL).eval())
+    fast = whole_clip(new_autoencoder(**RESIDUAL).eval())
+    fast.load_state_dict(plain.state_dict())
+    channels_last(fast)
+    video = torch.rand(1, 3, 5, 32, 32) * 2 - 1
+    with torch.no_grad():
+        latents = encode(plain, video)
+        torch.testing.assert_close(encode(fast, video), latents, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            decode(fast, latents), decode(plain, latents), rtol=1e-3, atol=1e-4
+        )

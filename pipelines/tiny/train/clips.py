@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...world.grammar import phrase
-from ...world.render import render
+from ...world.render import background, paint, render
 from ...world.scene import Description, Scene, sample_scene
 from ...world.split import sample_split
 
@@ -33,13 +33,30 @@ def sample_clips(rng: random.Random, clip: Clip, count: int) -> list[Scene]:
         things = rng.choice((1, 2, 2))
         description = sample_split(rng, "train", things=things, still_image=clip.is_image)
         scene = sample_scene(rng, description, frames=clip.frames, aspect=clip.width / clip.height)
-        scenes.append(scene)
+        # One frame shows no motion, so its caption must not tell the one that was drawn for it.
+        bodies = zip(scene.bodies, description.things, strict=True)
+        scenes.append(replace(scene, bodies=tuple(replace(b, thing=t) for b, t in bodies)))
     return scenes
 
 
 def draw(scenes: list[Scene], clip: Clip, device: torch.device | str) -> torch.Tensor:
     """`[B, 3, frames, height, width]` float32 in -1 to 1."""
     video = render(scenes, frames=clip.frames, height=clip.height, width=clip.width, device=device)
+    return video * 2 - 1
+
+
+def crowd(
+    scenes: list[Scene], clip: Clip, device: torch.device | str, guests: int = 3
+) -> torch.Tensor:
+    """Like `draw`, with the objects of `guests` other scenes of the batch over each, mirrored."""
+    size = {"frames": clip.frames, "height": clip.height, "width": clip.width}
+    objects, cover = paint(scenes, **size, device=device)
+    behind = [background(scene.background, clip.height, clip.width, device) for scene in scenes]
+    video = torch.stack(behind)[:, :, None] * (1 - cover) + objects
+    for guest in range(1, guests + 1):
+        mirrored = [-1] if guest % 2 else [-2]
+        over = objects.roll(guest, dims=0).flip(mirrored)
+        video = video * (1 - cover.roll(guest, dims=0).flip(mirrored)) + over
     return video * 2 - 1
 
 

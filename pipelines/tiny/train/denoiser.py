@@ -32,9 +32,9 @@ from ..architecture import (
     new_tokenizer,
 )
 from .clips import Clip, caption, draw, sample_clips
-from .muon import Muon
+from .muon import muon_and_adamw, set_learning_rate, take_step
 from .session import Average, Session, arguments, trapezoid
-from .whole_clip import encode, fuse_norms, whole_clip
+from .whole_clip import channels_last, encode, whole_clip
 
 STOCK_TEXT_LENGTH = 512
 """What `WanPipeline` pads to unless told otherwise. Cross-attention sees the padding, so a quarter
@@ -109,23 +109,9 @@ def sample_times(count: int, shift: float, device: torch.device) -> torch.Tensor
     return shift * s / (1 + (shift - 1) * s)
 
 
-def new_optimizers(parts: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks of the denoiser, AdamW for everything else."""
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in parts.named_parameters():
-        inner = ".blocks." in name and parameter.ndim == 2
-        (matrices if inner else others).append(parameter)
-    return [
-        Muon(matrices, lr=LEARNING_RATE, weight_decay=0.01),
-        torch.optim.AdamW(
-            others,
-            lr=LEARNING_RATE,
-            betas=(0.9, 0.98),
-            weight_decay=0.0,
-            fused=others[0].is_cuda,
-        ),
-    ]
+def is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """The matrices inside the denoiser's blocks, which Muon trains."""
+    return ".blocks." in name and parameter.ndim == 2
 
 
 class _Parts(nn.Module):
@@ -160,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.device(options.device)
     autoencoder, encoder, parts, tokenizer = _load(options, device)
     if device.type == "cuda":
-        fuse_norms(encoder)
+        channels_last(encoder)
         parts.denoiser.compile_repeated_blocks(fullgraph=True)
         # A block is compiled for every kind of clip and caption length, and then for any batch.
         torch.compiler.config.recompile_limit = 64
@@ -171,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     autoencoder.register_to_config(
         latents_mean=mean.flatten().tolist(), latents_std=deviation.flatten().tolist()
     )
-    optimizers, average = new_optimizers(parts), Average(parts)
+    optimizers, average = muon_and_adamw(parts, is_inner_matrix, LEARNING_RATE), Average(parts)
     stateful = {"parts": parts, "average": average}
     stateful |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(optimizers)}
     session = Session(options.out, options.minutes, stateful, log_steps=5 if options.small else 50)
@@ -180,15 +166,11 @@ def main(argv: list[str] | None = None) -> None:
     for progress in session:
         rng = random.Random(f"{options.seed}/{session.step}")
         pool = rng.choices(pools, [share(pool.plan, progress) for pool in pools])[0]
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * trapezoid(progress)
+        set_learning_rate(optimizers, LEARNING_RATE * trapezoid(progress))
         loss = _loss(parts, pool, tokenizer, rng, mean, deviation)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        take_step(optimizers)
         average.update()
         clip = pool.plan.clip
         session.log({"norm": norm, f"loss {clip.frames}x{clip.height}x{clip.width}": loss})

@@ -9,7 +9,10 @@ asks for), the text encoder, which is small, in float32. Safetensors throughout.
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
@@ -33,10 +36,22 @@ def export(source: Path, out: Path, autoencoder: Path | None = None) -> int:
         pipe.register_modules(vae=better)
     pipe.transformer.to(torch.float16)
     pipe.vae.to(torch.float16)
-    pipe.save_pretrained(out)
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    if size > LIMIT_BYTES:
-        raise ValueError(f"{out} holds {size:,} bytes; at most {LIMIT_BYTES:,} may be shipped")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
+        draft = Path(folder)
+        pipe.save_pretrained(draft)
+        size = sum(file.stat().st_size for file in draft.rglob("*") if file.is_file())
+        if size > LIMIT_BYTES:
+            raise ValueError(
+                f"{source} makes {size:,} bytes; at most {LIMIT_BYTES:,} may be shipped"
+            )
+        # What stands in `out` already and is no part of the pipeline (the model card) stays.
+        for part in draft.iterdir():
+            old = out / part.name
+            if old.is_dir():
+                shutil.rmtree(old)
+            out.mkdir(exist_ok=True)
+            os.replace(part, old)
     return size
 
 

@@ -11,7 +11,7 @@ scalable for LLM training". Differs from them: nothing but the stacking.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,10 +21,10 @@ _ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal, for 2-D parameters.
+    """Momentum, made orthogonal, for matrices and convolutions.
 
     Args:
-        parameters: matrices `[m, n]`.
+        parameters: matrices `[m, n]`, or filters `[m, …]`, which are taken as matrices of m rows.
         lr: on the scale of AdamW's, for an update of AdamW's usual size.
         momentum: of the running mean of gradients (Nesterov's form).
         weight_decay: decoupled.
@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, defaults)
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.ndim != 2:
+                if parameter.ndim < 2:
                     raise ValueError(f"Muon is for matrices, {tuple(parameter.shape)} given")
 
     @torch.no_grad()
@@ -64,11 +64,42 @@ class Muon(torch.optim.Optimizer):
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(gradients)
         state["momentum"].lerp_(gradients, 1 - group["momentum"])
-        updates = orthogonalise(gradients.lerp(state["momentum"], group["momentum"]))
-        size = 0.2 * max(parameters[0].shape) ** 0.5
+        ahead = gradients.lerp(state["momentum"], group["momentum"])
+        updates = orthogonalise(ahead.flatten(2)).view_as(ahead)
+        rows = parameters[0].shape[0]
+        size = 0.2 * max(rows, parameters[0].numel() // rows) ** 0.5
         for parameter, update in zip(parameters, updates, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(update, alpha=-group["lr"] * size)
+
+
+def muon_and_adamw(
+    module: torch.nn.Module, inner: Callable[[str, torch.nn.Parameter], bool], lr: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the trained parameters for which `inner(name, parameter)`, AdamW for the rest."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in named if inner(name, p)]
+    others = [p for name, p in named if not inner(name, p)]
+    return [
+        Muon(matrices, lr=lr, weight_decay=0.01),
+        torch.optim.AdamW(
+            others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=others[0].is_cuda
+        ),
+    ]
+
+
+def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
+    """For every group of every optimizer."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+
+def take_step(optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Update with all of them and drop the gradients."""
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,12 @@ def arguments(description: str) -> argparse.ArgumentParser:
     """The options that both trainings have."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True, help="folder of log and checkpoints")
-    parser.add_argument("--minutes", type=float, required=True, help="wall time to train for")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        required=True,
+        help="wall time to train for, once the clips are there",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--init", type=Path, help="start from the weights of this model folder")
@@ -136,7 +141,7 @@ class Session:
         state = {
             "step": self.step,
             "elapsed_s": self.elapsed_s,
-            "random": torch.get_rng_state(),
+            "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
         }
         partial = self.checkpoint.with_suffix(".partial")
@@ -147,9 +152,11 @@ class Session:
         """Take up the checkpoint in `out`, if there is one."""
         if not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
-        torch.set_rng_state(state["random"])
+        here, *devices = state["random"]
+        torch.set_rng_state(here)
+        torch.cuda.set_rng_state_all(devices)
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         self.write(resumed=True)

@@ -34,15 +34,19 @@ def whole_clip(autoencoder: AutoencoderKLWan) -> AutoencoderKLWan:
     return autoencoder
 
 
-def fuse_norms(autoencoder: AutoencoderKLWan) -> None:
-    """Compile the norms and lay weights out as tensor cores want them: halves the time on a GPU."""
+def channels_last(autoencoder: AutoencoderKLWan) -> None:
+    """Channels innermost, as tensor cores want them, and a norm for that: twice as fast on a GPU.
+
+    `WanRMS_norm` is a handful of passes over memory; on channels that lie side by side it is one
+    call of torch's RMS norm. Same numbers to rounding.
+    """
     for module in autoencoder.modules():
         if isinstance(module, nn.Conv3d):
             module.weight.data = module.weight.contiguous(memory_format=torch.channels_last_3d)
         elif isinstance(module, nn.Conv2d):
             module.weight.data = module.weight.contiguous(memory_format=torch.channels_last)
         elif isinstance(module, WanRMS_norm):
-            module.compile(dynamic=True)
+            module.forward = MethodType(_rms_norm, module)
 
 
 def encode(autoencoder: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
@@ -62,6 +66,14 @@ def decode(autoencoder: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor
     """The reverse of `encode`, not clamped."""
     states = autoencoder.decoder(autoencoder.post_quant_conv(latents), first_chunk=True)
     return unpatchify(states, autoencoder.config["patch_size"] or 1)
+
+
+def _rms_norm(self: WanRMS_norm, x: torch.Tensor) -> torch.Tensor:
+    """`WanRMS_norm.forward` with channels innermost; x `[B, C, …]`."""
+    with torch.autocast(x.device.type, enabled=False):  # which would make it float32
+        weight = self.gamma.flatten().to(x.dtype)
+        normed = F.rms_norm(x.movedim(1, -1), (x.shape[1],), weight, eps=1e-12)
+    return normed.movedim(-1, 1)
 
 
 def _resample(self: WanResample, x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
