@@ -114,7 +114,7 @@ def is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
     return ".blocks." in name and parameter.ndim == 2
 
 
-class _Parts(nn.Module):
+class Parts(nn.Module):
     """What is trained, as one module."""
 
     def __init__(self, text_encoder: UMT5EncoderModel, denoiser: WanTransformer3DModel) -> None:
@@ -124,18 +124,26 @@ class _Parts(nn.Module):
 
 def _load(
     options: Any, device: torch.device
-) -> tuple[AutoencoderKLWan, AutoencoderKLWan, _Parts, Any]:
+) -> tuple[AutoencoderKLWan, AutoencoderKLWan, Parts, Any]:
     tokenizer = new_tokenizer()
     if options.init:
         pipe = WanPipeline.from_pretrained(options.init, dtype=torch.float32)
-        parts = _Parts(pipe.text_encoder, pipe.transformer)  # pyright: ignore[reportArgumentType]
+        parts = Parts(pipe.text_encoder, pipe.transformer)  # pyright: ignore[reportArgumentType]
     else:
         small = SMALL if options.small else {}
-        parts = _Parts(new_text_encoder(tokenizer), new_denoiser(**small))
+        parts = Parts(new_text_encoder(tokenizer), new_denoiser(**small))
     shipped = AutoencoderKLWan.from_pretrained(options.autoencoder, dtype=torch.float32)
     working = AutoencoderKLWan.from_pretrained(options.autoencoder, dtype=torch.float32)
     nn.Module.to(whole_clip(working), device)
     return shipped, working.eval(), parts.to(device).train(), tokenizer
+
+
+def compile_blocks(parts: Parts, device: torch.device) -> None:
+    """Compile the denoiser's blocks where that pays; each runs for every kind of clip."""
+    if device.type == "cuda":
+        # A block is compiled for every kind of clip and caption length, and then for any batch.
+        torch.compiler.config.recompile_limit = 64
+        parts.denoiser.compile_repeated_blocks(fullgraph=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -147,9 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     autoencoder, encoder, parts, tokenizer = _load(options, device)
     if device.type == "cuda":
         channels_last(encoder)
-        parts.denoiser.compile_repeated_blocks(fullgraph=True)
-        # A block is compiled for every kind of clip and caption length, and then for any batch.
-        torch.compiler.config.recompile_limit = 64
+    compile_blocks(parts, device)
     plans = SMALL_POOLS if options.small else POOLS
     pools = [fill_pool(encoder, plan, options.seed, device) for plan in plans]
     del encoder
@@ -167,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
         rng = random.Random(f"{options.seed}/{session.step}")
         pool = rng.choices(pools, [share(pool.plan, progress) for pool in pools])[0]
         set_learning_rate(optimizers, LEARNING_RATE * trapezoid(progress))
-        loss = _loss(parts, pool, tokenizer, rng, mean, deviation)
+        loss = flow_loss(parts, pool, tokenizer, rng, mean, deviation)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
         take_step(optimizers)
@@ -191,8 +197,8 @@ def _channel_statistics(pools: list[Pool]) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, deviation
 
 
-def _loss(
-    parts: _Parts,
+def flow_loss(
+    parts: Parts,
     pool: Pool,
     tokenizer: Any,
     rng: random.Random,
