@@ -45,7 +45,7 @@ DAMAGE: tuple[tuple[str, float], ...] = (
     *(("noise", 25), ("reverse", 1), ("freeze", 1), ("mirror", 1), ("jitter", 4)),
     *(("flicker", 0.15), ("gray_frames", 1), ("static", 1)),
 )
-_CHANNELS = {"growing": 2, "shrinking": 2, "spinning": 3}
+_COLUMNS = {"up": 1, "down": 1, "growing": 2, "shrinking": 2, "spinning": 3}
 
 
 def draw(scene: Scene, frames: int, side: int) -> Any:
@@ -80,7 +80,8 @@ def table(scenes: list[Scene], frames: int, side: int) -> None:
 def margins(scenes: list[Scene], frames: int, side: int) -> None:
     """The worst case of everything that a threshold decides, beside the threshold."""
     print(
-        f"\n{'worst case':14} dice>={tracks.LEAST_DICE} lead>0  colour<={blobs.FARTHEST_COLOUR:.0f}"
+        f"\n{'worst case':14} dice>={tracks.LEAST_DICE} lead>0  "
+        f"colour<={blobs.FARTHEST_COLOUR:.0f} (thin {blobs.FARTHEST_THIN_COLOUR:.0f})"
     )
     for name, strength in (("truth", 0.0), *DAMAGE[:7], ("flicker", 0.15)):
         worst: dict[str, list[float]] = {}
@@ -95,15 +96,23 @@ def margins(scenes: list[Scene], frames: int, side: int) -> None:
             worst.setdefault("share", []).append(least)
             residuals = [frame.backdrop.residual for frame in seen.frames]
             worst.setdefault("residual", []).append(max(residuals))
+            named = [frame.backdrop.name is not None for frame in seen.frames]
+            worst.setdefault("named", []).append(statistics.mean(named))
             for body in scene.bodies:
                 _margins_of(body, seen, frames, worst)
         print(
             f"{name + f' {strength:g}':14} {min(worst['dice']):10.3f} {min(worst['lead']):6.3f} "
             f"{max(worst['colour']):8.1f}"
+            f"  stretch {max(worst['stretch']):.3f} (<= {tracks.LARGEST_STRETCH})"
             f"  residual {max(worst['residual']):.1f} (<= {backdrops.LARGEST_RESIDUAL:.0f})"
             f"  area {min(worst['area']):.4f} (>= {blobs.LEAST_AREA})"
             f"  moving {min(worst['moving']):.2f} (>= 1)  still {max(worst['still']):.3f} (< 1)"
-            f"  second/first {max(worst['second']):.3f} (< 1)  rms {max(worst['rms']):.3f} (<= 1)"
+            f"  second {max(worst['second']):.3f} (< 1)"
+            f"  rest {max(worst['rest']):.3f} (<= {tracks.LARGEST_REST})"
+            f"  pace {min(worst['slowest']):.2f} (>= {tracks.PACE[0]})"
+            f" {max(worst['fastest']):.2f} (<= {tracks.PACE[1]})"
+            f"  back {max(worst['back']):.3f} (<= {tracks.LARGEST_RETURN})"
+            f"  background named {min(worst['named']):.2f} (>= {scores.LEAST_SHARE})"
             f"  share {min(worst['share']):.2f} (>= {scores.LEAST_SHARE})",
             flush=True,
         )
@@ -118,20 +127,24 @@ def _margins_of(body: Body, seen: Perception, frames: int, worst: dict[str, list
     shape = list(SHAPES).index(body.thing.shape)
     own, others = track.dice[:, shape], np.delete(track.dice, shape, axis=1)
     change, rest = tracks.changes(track, frames)
-    strengths = [math.hypot(float(change[0]), float(change[1])), *map(float, np.abs(change[2:]))]
+    strengths = list(tracks.strengths(change))
     colour = np.array(lab(COLOURS[body.thing.colour]))
     found = {
         "dice": float(own.min()),
         "lead": float((own - others.max(1)).min()),
         "colour": max(float(np.linalg.norm(blob.lab - colour)) for blob in track.blobs),
         "area": min(math.pi * blob.radius**2 for blob in track.blobs),
-        "rms": float(rest.max()),
+        "stretch": float(track.stretch.max()),
     }
     if body.thing.motion == "still":
-        found["still"] = max(strengths)
+        found |= {"still": max(strengths), "rest": float(rest.max())}
     else:
-        first = strengths.pop(max(_CHANNELS.get(str(body.thing.motion), 1) - 1, 0))
-        found |= {"moving": first, "second": max(strengths) / max(first, 1e-6)}
+        column = _COLUMNS.get(str(body.thing.motion), 0)
+        first = strengths.pop(max(column - 1, 0))
+        slowest, fastest, back = tracks.pace(track, column)
+        found |= {"moving": first, "second": max(strengths)}
+        found |= {"slowest": slowest, "fastest": fastest, "back": back}
+        found["rest"] = float(np.delete(rest, column).max())
     for name, value in found.items():
         worst.setdefault(name, []).append(value)
 

@@ -19,16 +19,19 @@ from .outlines import sample
 
 # ΔE from the background from which on a pixel belongs to an object: half of the least there is.
 FOREGROUND = LEAST_DELTA_E / 2
-# Area in squared shorter sides from which on a blob counts: 40 % of the smallest object of the
-# world (a star of radius 0.065), so that debris is no object and half an object is one.
+# Area in squared shorter sides from which on a blob counts: a quarter of the smallest object of the
+# world (a star of radius 0.085), so that debris is no object and half an object is one.
 LEAST_AREA = 0.0021
 _LEAST_PIXELS = 6
 # Largest share of a frame that objects cover: one of radius 0.27, the largest, covers 0.23.
 LARGEST_COVER = 0.5
 # More blobs than this in a frame are debris.
 MOST_BLOBS = 8
-# ΔE; a farther colour has no name in this world (colours are at least 40 apart).
-FARTHEST_COLOUR = 30.0
+# ΔE; a farther colour has no name in this world (colours are at least 40 apart). At 128, H.264 at
+# crf 18 comes to 8, at crf 28 or a change of exposure by 15 % to 16, a blur of sigma 1.5 to 18, an
+# autoencoder of 31 dB to 19. Where an object is thin, blur mixes its colour with the background.
+FARTHEST_COLOUR, FARTHEST_THIN_COLOUR = 22.0, 30.0
+_THIN_PX = 4.0  # depth of its deepest pixel below which a blob is thin
 # A blob is split where a second palette colour holds at least this share of its inside.
 _LEAST_SHARE = 0.2
 # Parts of each side of the frame for which the background's colour is kept.
@@ -140,7 +143,7 @@ def _parts(blob: Mask, smooth: Array, least: float) -> list[Mask]:
 
     Only the core counts: towards the outline colours mix with the background and pass by others.
     """
-    core = _core(blob)
+    core, _ = _core(blob)
     colours = smooth[core]
     middle = np.median(colours, axis=0)
     if (((colours - middle) ** 2).sum(-1) < FOREGROUND**2).mean() > 1 - _LEAST_SHARE:
@@ -163,10 +166,14 @@ def _parts(blob: Mask, smooth: Array, least: float) -> list[Mask]:
     return parts or [blob]
 
 
-def _core(blob: Mask) -> Mask:
-    """The pixels at least half as deep in the blob as the deepest; outwards, colours mix."""
+def _core(blob: Mask) -> tuple[Mask, float]:
+    """The pixels at least half as deep in the blob as the deepest, and how deep that one is.
+
+    Outwards, colours mix.
+    """
     depth = cv2.distanceTransform(np.pad(blob, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    return depth >= 0.5 * depth.max()
+    deepest = float(depth.max())
+    return depth >= 0.5 * deepest, deepest
 
 
 def _measure(index: int, label: int, box: _Box, canvas: tuple[Bytes, Array, Labels]) -> Blob:
@@ -179,11 +186,12 @@ def _measure(index: int, label: int, box: _Box, canvas: tuple[Bytes, Array, Labe
     )
     image, back, labels = canvas[0][region], canvas[1][region], canvas[2][region]
     blob = labels == label
-    inside = _core(blob)
+    inside, deepest = _core(blob)
     rgb = np.median(image[inside], axis=0).astype(np.float32) / np.float32(255)
     middle = to_lab(rgb[None, None])[0, 0]
     gaps = np.sqrt(((_PALETTE - middle) ** 2).sum(-1))
     nearest = int(gaps.argmin())
+    named = gaps[nearest] <= (FARTHEST_COLOUR if deepest >= _THIN_PX else FARTHEST_THIN_COLOUR)
     off = np.sqrt(((to_lab(image[inside][None])[0] - _PALETTE[nearest]) ** 2).sum(-1))
     # sRGB mixes linearly at an outline, so the way from background to object is the coverage.
     step = rgb - back
@@ -206,7 +214,7 @@ def _measure(index: int, label: int, box: _Box, canvas: tuple[Bytes, Array, Labe
         radius=radius_px / short,
         radius_px=radius_px,
         lab=middle,
-        colour=tuple(COLOURS)[nearest] if gaps[nearest] <= FARTHEST_COLOUR else None,
+        colour=tuple(COLOURS)[nearest] if named else None,
         off_colour=float(off.mean()),
         outline=sample(cover, x, y, radius_px),
     )

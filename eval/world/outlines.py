@@ -36,6 +36,7 @@ def _grid() -> tuple[Array, Array]:
 
 
 _X, _Y = _grid()
+_SQUARES = (_X**2 + _Y**2).astype(np.float32)
 # Share of the disc that a sample at each radius stands for.
 _WEIGHT = (2 * np.arange(RADII) + 1).astype(np.float32)[:, None] / (RADII**2 * ANGLES)
 
@@ -119,6 +120,18 @@ def likeness(one: Array, other: Array) -> Array:
     spectra = [np.fft.rfft(samples, axis=-1).astype(np.complex64) for samples in (one, other)]
     energy = ((one**2 + other**2) * _WEIGHT).sum((-1, -2))
     return (2 * _overlap(spectra[0], spectra[1]) / np.maximum(energy, 1e-6)).astype(np.float32)
+
+
+def stretch(samples: Array) -> Array:
+    """How far coverages `[N, RADII, ANGLES]` are from equally wide in all directions, `[N]`.
+
+    `(a² - b²) / (a² + b²)` of the ellipse `a : b` with the same second moments. All shapes of the
+    world look the same after some turn of at most 120°, which makes it 0 for them.
+    """
+    turning = np.exp(2j * np.arange(ANGLES) * 2 * math.pi / ANGLES).astype(np.complex64)
+    spread = samples * _WEIGHT * _SQUARES
+    widths = np.maximum(spread.sum((-1, -2)), 1e-6)
+    return (np.abs((spread * turning).sum((-1, -2))) / widths).astype(np.float32)
 
 
 def turn(samples: Array, shape: str) -> Array:

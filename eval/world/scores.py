@@ -31,6 +31,7 @@ LEAST_SHARE = 0.9
 # Distance along a relation's axis, in shorter sides; the least that the world shows is 0.17.
 LEAST_APART = 0.06
 NOT_ASKED = "not asked"
+STILL_IMAGE = "one frame: a still image cannot show the motion asked for"
 _RELATION_AXIS: dict[str, tuple[int, int]] = {
     "left of": (1, 0),
     "right of": (-1, 0),
@@ -185,12 +186,14 @@ def _motion(seen: Perception, asked: Description, sights: list[_Sight]) -> float
     return _share(right)
 
 
-def _all_correct(told: Mapping[str, float | str], sights: list[_Sight]) -> float:
+def _all_correct(told: Mapping[str, float | str], sights: list[_Sight]) -> float | str:
     """1 if every asked atom holds (things bound to shape and colour, number, relation, background
-    in `LEAST_SHARE` of the frames, every motion), else 0."""
+    in `LEAST_SHARE` of the frames, every motion), else 0; none where a motion cannot be seen."""
+    moved = told["world.motion"]
+    if moved == quality.ONE_FRAME:
+        return STILL_IMAGE
     atoms = ("count", "spatial_relationship", "scene")
     shares = [told[f"world.{atom}"] for atom in atoms]
     shares.append(_share([sight.bound for sight in sights]))
     held = all(share >= LEAST_SHARE for share in shares if isinstance(share, float))
-    moved = told["world.motion"]
     return float(held and (isinstance(moved, str) or math.isclose(moved, 1.0)))

@@ -6,7 +6,8 @@
     object     = "a" name [ motion ]
     name       = colour shape
 
-The background stands in one place at most; `parse(phrase(d)) == d` for every description `d`.
+The background stands in one place at most, the two names of the last clause in either order;
+`parse(phrase(d)) == d` for every description `d`.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ _RELATION_PHRASES: dict[str, tuple[str, ...]] = {
     "right of": ("right of", "to the right of"),
     "above": ("above", "over"),
     "below": ("below", "under"),
+}
+_OPPOSITE = {
+    **{"left of": "right of", "right of": "left of"},
+    **{"above": "below", "below": "above"},
 }
 _BACKGROUND_NAMES: dict[str, tuple[str, ...]] = {
     name: (("gray", "grey") if name == "gray" else (name,)) for name in BACKGROUNDS
@@ -126,8 +131,8 @@ def parse(caption: str) -> Description:
     """The description that `caption` states.
 
     Raises:
-        ValueError: the caption is not of this grammar; the message names the first word that does
-            not fit and the nearest known one.
+        ValueError: the caption is not of this grammar (the message names the first word that does
+            not fit and the nearest known one), or what it describes is not in this world.
     """
     tokens = _tokens(caption)
     reader = _Reader(tokens)
@@ -179,40 +184,37 @@ class _Reader:
             for _, after_comma in self._one_of(_COMMA, after_first):
                 for relation, after_relation in self._one_of(_RELATION_PHRASES, after_comma):
                     for second, after_second in self._thing(after_relation):
-                        if first.colour == second.colour:
-                            continue
                         for background, end in self._trailing(after_second, leading):
                             yield Description((first, second), relation, background), end
 
     def _pair(
         self, things: tuple[Thing, Thing], start: int, leading: str | None
     ) -> Iterator[_Match[Description]]:
-        if things[0].colour == things[1].colour:
-            return
         for background, after in self._trailing(start, leading):
             yield Description(things, None, background), after
             for relation, end in self._clause(things, after):
                 yield Description(things, relation, background), end
 
     def _clause(self, things: tuple[Thing, Thing], start: int) -> Iterator[_Match[str]]:
-        """`, the red circle is left of the blue square`, naming both things in their order."""
+        """`, the red circle is left of the blue square`; the relation is first to second, also
+        where the clause names the second thing first."""
 
         def named(thing: Thing) -> dict[None, tuple[str]]:
             return {None: (f"{thing.colour} {thing.shape}",)}
 
-        before = (_COMMA, _THE, named(things[0]), _IS)
-        for after_is in self._sequence(before, start):
-            for relation, after_relation in self._one_of(_RELATION_PHRASES, after_is):
-                for end in self._sequence((_THE, named(things[1])), after_relation):
-                    yield relation, end
+        for one, other in (things, things[::-1]):
+            before = (_COMMA, _THE, named(one), _IS)
+            for after_is in self._sequence(before, start):
+                for said, after_relation in self._one_of(_RELATION_PHRASES, after_is):
+                    relation = said if one is things[0] else _OPPOSITE[said]
+                    for end in self._sequence((_THE, named(other)), after_relation):
+                        yield relation, end
 
     def _thing(self, start: int) -> Iterator[_Match[Thing]]:
         for _, after_article in self._one_of(_A, start):
             for colour, after_colour in self._one_of(_COLOUR_WORDS, after_article):
                 for shape, after_shape in self._one_of(_SHAPE_WORDS, after_colour):
                     for motion, end in self._optional(_MOTION_PHRASES, after_shape):
-                        if motion == "spinning" and SHAPES[shape].symmetry == 0:
-                            raise ValueError(str(_spinning_error(shape, colour)))
                         yield Thing(shape, colour, motion), end
 
     def _trailing(self, start: int, leading: str | None) -> Iterator[_Match[str | None]]:
@@ -250,11 +252,3 @@ class _Reader:
                 self.furthest = max(self.furthest, start + length)
                 if length == len(wanted):
                     yield value, start + length
-
-
-def _spinning_error(shape: str, colour: str) -> ValueError:
-    try:
-        Thing(shape, colour, "spinning")
-    except ValueError as error:
-        return error
-    raise AssertionError(f"a {shape} may spin")

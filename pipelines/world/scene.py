@@ -15,6 +15,8 @@ from .shapes import SHAPES
 
 FPS = 16
 MARGIN = 0.02
+LEAST_RADIUS = 0.085
+"""Of a body at any moment: 11 pixels at 128, where a ring still has a hole one can see."""
 
 MOTIONS = ("left", "right", "up", "down", "still", "growing", "shrinking", "spinning")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -183,7 +185,7 @@ def _place(rng: random.Random, thing: Thing, box: _Box, duration: float) -> Body
     width, height = x1 - x0 - 2 * MARGIN, y1 - y0 - 2 * MARGIN
     room = min(width, height)
     # Small enough that a motion across the narrow side still has as much room as the body.
-    radius = rng.uniform(0.2, 0.26) * room if room < 0.6 else rng.uniform(0.11, 0.19)
+    radius = rng.uniform(0.22, 0.26) * room if room < 0.6 else rng.uniform(0.11, 0.19)
     body = Body(thing, 0.0, 0.0, radius)
     reach = radius
     travel_x = travel_y = 0.0
@@ -197,8 +199,8 @@ def _place(rng: random.Random, thing: Thing, box: _Box, duration: float) -> Body
     elif motion in ("growing", "shrinking"):
         # 1.6 to 2 times as large after two seconds; longer clips change more slowly.
         change = math.log(rng.uniform(1.6, 2.0)) * min(duration / 2, 1.0)
-        small, large = radius * math.exp(-change / 2), radius * math.exp(change / 2)
-        large = min(large, room / 2)
+        small = max(radius * math.exp(-change / 2), LEAST_RADIUS)
+        large = min(small * math.exp(change), room / 2)
         rate = math.log(large / small) / duration
         start, growth = (small, rate) if motion == "growing" else (large, -rate)
         body = replace(body, radius=start, growth=growth)

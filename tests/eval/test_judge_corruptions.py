@@ -27,7 +27,8 @@ VIDEO_CASES: dict[str, tuple[float, set[str], set[str]]] = {
     "reverse": (1, {"motion", "all_correct"}, set()),
     "freeze": (1, {"motion", "all_correct", "dynamic_degree"}, set()),
     "mirror": (1, {"motion", "spatial_relationship", "all_correct"}, set()),
-    "jitter": (4, {"motion_smoothness"}, {"dynamic_degree"}),
+    # Shaken by more than it moves in a frame, an object no longer moves steadily.
+    "jitter": (4, {"motion_smoothness"}, {"dynamic_degree", "motion", "all_correct"}),
     "flicker": (
         0.15,
         {"background_consistency", "temporal_flickering", "subject_consistency"},

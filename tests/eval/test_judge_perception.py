@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from kinora.eval.world import judge, perceive
+from kinora.eval.world.corruptions import blur, h264
+from kinora.eval.world.tracks import LARGEST_STRETCH
 from kinora.pipelines.world.palette import COLOURS
-from kinora.pipelines.world.scene import Body, Scene, Thing
+from kinora.pipelines.world.scene import LEAST_RADIUS, Body, Scene, Thing
 
 Draw = Callable[[Scene, int, int, int], Any]
 RED = COLOURS["red"]
@@ -34,18 +36,37 @@ def _ellipse(ratio: float) -> list[tuple[float, float]]:
     "points",
     [
         _ellipse(1.7),
+        _ellipse(22 / 16),
+        _ellipse(20 / 17),
+        [(176, 196), (336, 196), (336, 316), (176, 316)],
         [(136, 196), (376, 196), (376, 316), (136, 316)],
         [(136, 236), (376, 236), (376, 276), (136, 276)],
         [(156, 156), (216, 156), (216, 296), (356, 296), (356, 356), (156, 356)],
         _ellipse(1)[:45],
     ],
-    ids=["ellipse", "rectangle", "bar", "corner", "half disc"],
+    ids=[
+        *("long ellipse", "ellipse", "near circle", "near square"),
+        *("rectangle", "bar", "corner", "half disc"),
+    ],
 )
 def test_other_shapes_have_no_name(points: list[tuple[float, float]]) -> None:
     result = judge(_paint(points), "a red circle on a black background")
     assert (result["world.count"], result["world.color"], result["world.scene"]) == (1.0, 1.0, 1.0)
     assert perceive(_paint(points)).tracks[0].shapes == [None]
     assert result["world.object_class"] == result["world.all_correct"] == 0.0
+
+
+@pytest.mark.parametrize("side", [64, 128, 256])
+@pytest.mark.parametrize("shape", ["triangle", "star"])
+def test_turning_and_blur_stretch_nothing(draw: Draw, shape: str, side: int) -> None:
+    for radius in (LEAST_RADIUS, 0.19):
+        body = Body(Thing(shape, "red", "spinning"), 0.013, 0.007, radius, angle=0.3, spin=1.9)
+        video = draw(Scene((body,), "black"), 17, side, side)
+        half = video.copy()
+        half[:, :, : side // 2] = blur(video, 1.5)[:, :, : side // 2]
+        for drawn in (video, half, h264(video, 18)):
+            stretch = perceive(drawn).tracks[0].stretch.max()
+            assert stretch < (0.75 if side == 64 else 0.5) * LARGEST_STRETCH
 
 
 def test_a_round_polygon_is_a_circle() -> None:
@@ -62,6 +83,51 @@ def test_another_flat_background_is_no_scene(draw: Draw) -> None:
         result = judge(video, f"a yellow star on a {asked} background")
         assert result["world.scene"] == result["world.all_correct"] == 0.0
         assert result["world.object_class"] == result["world.count"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rgb", "asked", "right"),
+    [
+        ((20, 20, 20), "black", 1.0),
+        ((34, 34, 34), "black", 0.0),
+        ((50, 50, 50), "black", 0.0),
+        ((30, 8, 8), "black", 0.0),
+        ((120, 120, 120), "gray", 1.0),
+        ((95, 95, 95), "gray", 0.0),
+        ((165, 165, 165), "gray", 0.0),
+        ((142, 128, 114), "gray", 0.0),
+        ((235, 235, 235), "white", 1.0),
+        ((195, 195, 195), "white", 0.0),
+        ((248, 240, 214), "white", 0.0),
+    ],
+)
+def test_how_far_a_background_keeps_its_name(
+    rgb: tuple[int, int, int], asked: str, right: float
+) -> None:
+    video = np.full((1, 128, 128, 3), rgb, np.uint8)
+    video[:, 40:88, 40:88] = COLOURS["blue"]
+    result = judge(video, f"a blue square on a {asked} background")
+    assert (result["world.scene"], result["world.all_correct"]) == (right, right)
+    assert result["world.count"] == result["world.color"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rgb", "right"),
+    [
+        ((255, 90, 30), 0.0),
+        ((160, 30, 40), 0.0),
+        ((255, 60, 120), 0.0),
+        ((205, 40, 45), 1.0),
+        ((232, 40, 36), 1.0),
+        ((198, 27, 36), 1.0),
+    ],
+)
+def test_how_far_a_colour_keeps_its_name(rgb: tuple[int, int, int], right: float) -> None:
+    video = np.full((1, 128, 128, 3), 8, np.uint8)
+    video[:, 40:88, 40:88] = rgb
+    result = judge(video, "a red square on a black background")
+    assert (result["world.color"], result["world.all_correct"]) == (right, right)
+    assert result["world.object_class"] == result["world.scene"] == 1.0
 
 
 def test_stripes_without_contrast_are_no_stripes(draw: Draw) -> None:

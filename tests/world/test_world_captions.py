@@ -60,6 +60,17 @@ def test_words_are_sorted_and_name_everything() -> None:
     assert {"grey", "gray", ",", "a", "an", "left", "above"} <= set(known)
 
 
+def test_a_relation_may_be_told_from_the_second_thing() -> None:
+    both = "a red circle and a blue square over a black background, "
+    opposites = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    for relation, opposite in opposites.items():
+        told = parse(f"{both}the blue square is {relation} the red circle")
+        assert told == parse(f"{both}the red circle is {opposite} the blue square")
+        assert told.relation == opposite and told.things[0].colour == "red"
+        canonical = f"{both}the red circle is {opposite} the blue square"
+        assert phrase(told) == canonical
+
+
 @pytest.mark.parametrize(
     ("caption", "said"),
     [
@@ -67,7 +78,8 @@ def test_words_are_sorted_and_name_everything() -> None:
         ("a red", "at its end"),
         ("a red circle moving", "at its end"),
         ("red circle", "at 'red'"),
-        ("a red circle and a red square", "does not follow"),
+        ("a red circle and a red square", "two red objects; their colours must differ"),
+        ("a red ring, above a red star", "two red objects; their colours must differ"),
         ("a red circle over a black background moving left", "at 'moving'"),
         ("a red circle spinning", "looks the same when it spins"),
         ("a red circel", "'circel' is no word of this world; the nearest is 'circle'"),
@@ -136,8 +148,10 @@ def test_splits_are_disjoint_and_repeatable() -> None:
         assert all(held_out) if split == "held-out" else not any(held_out)
     assert not drawn["train"] & drawn["test"]
     # A checkpoint's numbers depend on the split, so it must not differ between processes.
-    captions = ("a red star moving left", "a blue star spinning", "a red circle moving left")
+    captions = ("a red star moving left", "a blue star spinning", "a blue star moving left")
     assert [split_of(parse(caption)) for caption in captions] == ["test", "train", "held-out"]
+    # The README's first command asks for what training has seen.
+    assert split_of(parse("a red circle moving left over a black background")) == "train"
 
 
 def test_the_rest_of_a_split_is_a_tenth() -> None:

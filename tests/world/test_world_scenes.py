@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -18,7 +19,7 @@ from kinora.pipelines.world.palette import (
     delta_e,
     lab,
 )
-from kinora.pipelines.world.render import background, render
+from kinora.pipelines.world.render import background, paint, render
 from kinora.pipelines.world.scene import (
     FPS,
     HEADINGS,
@@ -186,6 +187,40 @@ def test_a_batch_equals_its_parts() -> None:
     assert float(together.min()) >= 0 and float(together.max()) <= 1
     for scene, video in zip(scenes, together, strict=True):
         assert torch.equal(render([scene], frames=9, height=48, width=64)[0], video)
+
+
+def test_a_video_is_its_objects_laid_over_its_background() -> None:
+    scenes = _scenes(6)
+    video = render(scenes, frames=9, height=48, width=64)
+    objects, cover = paint(scenes, frames=9, height=48, width=64)
+    assert objects.shape == video.shape and cover.shape == (6, 1, 9, 48, 64)
+    assert objects.dtype == cover.dtype == torch.float32
+    assert float(cover.min()) == 0 and float(cover.max()) == 1
+    behind = torch.stack([background(scene.background, 48, 64) for scene in scenes])[:, :, None]
+    assert torch.allclose(video, behind * (1 - cover) + objects, atol=1e-6)
+    assert bool((objects[(cover == 0).expand_as(objects)] == 0).all())
+
+
+def test_objects_that_do_not_overlap_cover_their_union() -> None:
+    scenes = [scene for scene in _scenes(12) if len(scene.bodies) == 2]
+    assert scenes
+    objects, cover = paint(scenes, frames=9, height=48, width=64)
+    parts = ([replace(s, bodies=s.bodies[i : i + 1]) for s in scenes] for i in range(2))
+    alone = [paint(part, frames=9, height=48, width=64) for part in parts]
+    assert not bool(((alone[0][1] > 0) & (alone[1][1] > 0)).any())
+    assert torch.allclose(cover, torch.maximum(alone[0][1], alone[1][1]), atol=1e-6)
+    assert torch.allclose(objects, alone[0][0] + alone[1][0], atol=1e-6)
+
+
+def test_later_objects_lie_over_earlier_ones() -> None:
+    below, above = _one("square").bodies[0], _one("circle", radius=0.2).bodies[0]
+    above = replace(above, thing=Thing("circle", "blue"))
+    scene = Scene((below, above), "white")
+    objects, cover = paint([scene], frames=1, height=48, width=64)
+    alone, top = paint([replace(scene, bodies=(above,))], frames=1, height=48, width=64)
+    under, wide = paint([replace(scene, bodies=(below,))], frames=1, height=48, width=64)
+    assert torch.allclose(objects, under * (1 - top) + alone, atol=1e-6)
+    assert torch.allclose(cover, 1 - (1 - wide) * (1 - top), atol=1e-6)
 
 
 def test_resolutions_agree() -> None:
