@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import warnings
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .ending import EXIT_FAULT, ended, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,13 +21,7 @@ if TYPE_CHECKING:
     from ..pipelines.sidecar import Record
     from ..pipelines.worker import Event
 
-# The parent of every complaint about the command line. Typer has click inside, under a private name
-# that depends on its version; BadParameter is its public child.
-_UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
-
 _COMMANDS = ("generate", "decode", "models", "doctor")
-EXIT_REFUSED = 2
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="kinora",
@@ -157,7 +152,7 @@ def models(context: typer.Context, as_json: Json = False) -> None:
 
     found = [cards.find(name) for name in cards.names()]
     if as_json:
-        _print_json({"models": [card.model_dump(mode="json") for card in found]})
+        print_json({"models": [card.model_dump(mode="json") for card in found]})
     else:
         show_models(found, _stdout())
 
@@ -169,16 +164,12 @@ def show(
 ) -> None:
     """Tell everything about one model: rules, defaults, licence, and the words it knows."""
     from ..pipelines import cards, vocabulary
-    from ..pipelines.errors import KinoraError
     from .terminal import show_card
 
-    try:
-        card = cards.find(name)
-        words = vocabulary.words(card)
-    except KinoraError as error:
-        raise _refused(error, as_json) from error
+    card = cards.find(name)
+    words = vocabulary.words(card)
     if as_json:
-        _print_json({"model": card.model_dump(mode="json"), "words": words})
+        print_json({"model": card.model_dump(mode="json"), "words": words})
         return
     remark = "any"
     if card.folder is None:
@@ -198,46 +189,31 @@ def doctor(as_json: Json = False) -> None:
 
     findings = examine()
     if as_json:
-        _print_json(to_json(findings))
+        print_json(to_json(findings))
     else:
         show_findings([(it.verdict, it.subject, it.text) for it in findings], _stdout())
     if not works(findings):
-        raise typer.Exit(1)
+        raise typer.Exit(EXIT_FAULT)
 
 
 def _follow(start: Any, as_json: bool) -> None:
-    """Run a job to its end, showing progress; known errors and Ctrl-C become exit codes."""
+    """Run a job to its end, showing progress, and print its result."""
     from rich.console import Console
 
-    from ..pipelines.errors import KinoraError
     from .terminal import follow, show_run
 
-    try:
-        with closing(start()) as events:
-            run = follow(events, Console(stderr=True))
-    except KinoraError as error:
-        raise _refused(error, as_json) from error
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        if as_json:
-            _print_json({"status": "stopped"})
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with closing(start()) as events:
+        run = follow(events, Console(stderr=True))
     show_run(run, Console(stderr=True) if as_json else _stdout())
     if as_json:
-        _print_json({"status": "done", **run.to_json()})
-
-
-def _refused(error: Any, as_json: bool) -> typer.Exit:
-    print(f"kinora: {error}", file=sys.stderr)
-    if as_json:
-        latents = None if error.latents is None else str(error.latents)
-        kind = type(error).__name__
-        _print_json({"status": "error", "kind": kind, "error": str(error), "latents": latents})
-    return typer.Exit(EXIT_REFUSED)
+        print_json({"status": "done", **run.to_json()})
 
 
 def _request(given: dict[str, Any], source: Path | None) -> tuple[Request, Record | None]:
-    """The request of the command line, or that of a sidecar with what was given put over it."""
+    """The request of the command line, or that of a sidecar with what was given put over it.
+
+    With it, the record of the sidecar.
+    """
     from ..pipelines.errors import RequestError
     from ..pipelines.request import DEFAULT_OUTPUT, Request, names_a_file
     from ..pipelines.sidecar import read
@@ -250,20 +226,19 @@ def _request(given: dict[str, Any], source: Path | None) -> tuple[Request, Recor
         return Request.model_validate(given), None
     fixed = sorted({"prompt", "num_videos"} & set(given))
     if fixed:
-        raise RequestError(f"--from has its own {' and '.join(fixed)}: leave them out")
+        them = "them" if fixed[1:] else "it"
+        raise RequestError(f"--from has its own {' and '.join(fixed)}: leave {them} out")
     record = read(source)
     before = {**record.request.model_dump(), "output": DEFAULT_OUTPUT, "force": False}
     if names_a_file(str(given.get("output", DEFAULT_OUTPUT))):
         before["format"] = None  # the file's ending decides
-    content = ("model", "width", "height", "frames", "steps", "guidance", "negative_prompt", "seed")
-    same = all(given.get(name, before[name]) == before[name] for name in content)
-    return Request.model_validate({**before, **given}), record if same else None
+    return Request.model_validate({**before, **given}), record
 
 
 def _size(text: str) -> dict[str, int]:
     from ..pipelines.errors import RequestError
 
-    match = re.fullmatch(r"\s*(\d+)\s*[xX×*]\s*(\d+)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]{1,9})\s*[xX×*]\s*([0-9]{1,9})\s*", text)
     if match is None:
         raise RequestError(f"--size must be WIDTHxHEIGHT in pixels, such as 128x128, not {text!r}")
     return {"width": int(match[1]), "height": int(match[2])}
@@ -295,29 +270,18 @@ def _stdout() -> Console:
     return Console()
 
 
-def _print_json(content: dict[str, Any]) -> None:
-    print(json.dumps(content, ensure_ascii=False), flush=True)
-
-
 def main(argv: list[str] | None = None) -> int:
     """The `kinora` command; returns its exit status."""
     if not sys.warnoptions:
         # Python warnings are for developers; what a user should know arrives as a notice.
         warnings.simplefilter("ignore")
     given = sys.argv[1:] if argv is None else argv
-    try:
-        status = app(args=given or ["--help"], prog_name="kinora", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        print("stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except _UsageError as error:
-        message = " ".join(cast("Any", error).format_message().split())
-        command = f"kinora {given[0]}" if given[0] in _COMMANDS else "kinora"
-        print(f"kinora: {message}; `{command} --help` tells more", file=sys.stderr)
-        if "--json" in given:
-            _print_json({"status": "error", "kind": "UsageError", "error": message})
-        return EXIT_REFUSED
-    return status if isinstance(status, int) else 0
+    command = f"kinora {given[0]}" if given and given[0] in _COMMANDS else "kinora"
+    return ended(
+        lambda: app(args=given or ["--help"], prog_name="kinora", standalone_mode=False),
+        as_json="--json" in given,
+        hint=f"`{command} --help` tells more",
+    )
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def show_run(run: Run, console: Console) -> None:
     for output in run.outputs:
         console.print(str(output.path), markup=False, highlight=False, soft_wrap=True)
         if output.latents is not None:
-            console.print(f"latents: {output.latents}", markup=False, highlight=False)
+            told = f"latents: {output.latents}"
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
         if output.identical is not None:
             told = (
                 "identical to the original, bit for bit"

@@ -7,6 +7,7 @@ Nothing here imports torch or reads weights.
 from __future__ import annotations
 
 import math
+import os
 import tomllib
 from functools import cache
 from importlib import resources
@@ -17,9 +18,10 @@ from pydantic import BaseModel, ConfigDict
 
 from ..accel.grid import TokenGrid
 from .errors import ModelError, nearest
-from .folder import ModelFolder, geometry
+from .folder import ModelFolder, geometry, reading
 
 CallValue = bool | int | float | str
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Card(BaseModel):
@@ -29,6 +31,7 @@ class Card(BaseModel):
     along (time, height, width), `size_multiple` what the pipeline wants sizes to be divisible by
     besides whole tokens, `frame_multiple` the step between lengths where that is not
     `vae_temporal`; sizes are in pixels, `download_gb` and `memory_gb` in 10^9 bytes.
+    `prompt_tokens` is where the pipeline cuts a prompt without saying so; most do say so.
     `estimates` names the fields that were not read off the repository itself.
     """
 
@@ -55,9 +58,10 @@ class Card(BaseModel):
     steps: int
     guidance: float
     negative: bool = True
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Precision = "bfloat16"
     vae_dtype: Literal["float32"] | None = None
     call: dict[str, CallValue] = {}
+    prompt_tokens: int | None = None
 
     vae_spatial: int = 8
     vae_temporal: int = 1
@@ -157,11 +161,12 @@ def find(model: str) -> Card:
     entry = _table()["models"].get(model)
     if entry is not None:
         return _registered(model, entry)
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return from_folder(path)
-    if path.exists():
-        raise ModelError(f"{model} is a file: give the folder that holds model_index.json")
+    path = Path(os.path.expanduser(model))  # a user who does not exist is no error here
+    with reading(path):
+        if path.is_dir():
+            return from_folder(path)
+        if path.exists():
+            raise ModelError(f"{model} is a file: give the folder that holds model_index.json")
     if "/" in model and (model.startswith((".", "/", "~")) or not _looks_like_repo(model)):
         raise ModelError(f"there is no model folder at {model}: check the path")
     by_repo = [name for name in names() if _table()["models"][name].get("repo") == model]
@@ -174,7 +179,11 @@ def find(model: str) -> Card:
 
 
 def from_folder(path: Path) -> Card:
-    """A card for a diffusers folder: rules from its configs, defaults from its pipeline class."""
+    """A card for a diffusers folder: rules from its configs, defaults from its pipeline class.
+
+    It is named after the folder's absolute path, which means the same from anywhere.
+    """
+    path = Path(os.path.realpath(path))
     folder = ModelFolder.open(path)
     rules = geometry(folder)
     known = _table()["classes"].get(folder.pipeline)
@@ -185,8 +194,10 @@ def from_folder(path: Path) -> Card:
 def _registered(name: str, entry: dict[str, Any]) -> Card:
     fields = {**_table()["classes"].get(entry["pipeline"], {}), **entry}
     folder = tiny_weights() if name == "kinora-tiny" else None
-    if folder is not None and folder.is_dir():
-        fields = {**fields, **geometry(ModelFolder.open(folder))}
+    if folder is not None:
+        with reading(folder):
+            if folder.is_dir():
+                fields = {**fields, **geometry(ModelFolder.open(folder))}
     return Card(name=name, folder=folder, **fields)
 
 

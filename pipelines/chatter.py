@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 _LIBRARIES = ("diffusers", "transformers")
 # Kinora does without torchvision on purpose; the libraries remark on it at import.
 _KNOWN = ("torchvision",)
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class _Relay(logging.Handler):
@@ -21,7 +23,7 @@ class _Relay(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Say it, unless it was said before or is about what Kinora does without."""
-        text = record.getMessage()
+        text = _STYLE.sub("", record.getMessage())
         if text not in self._said and not any(word in text for word in _KNOWN):
             self._said.add(text)
             self._say(f"{record.name.partition('.')[0]}: {text}")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import cards, files, models, sidecar
-from .errors import GenerationError, ModelError, OutputError
-from .events import Progress
+from .errors import GenerationError, OutputError
+from .events import Progress, Stage
+from .folder import fingerprint
 from .request import DEFAULT_OUTPUT, Format, Request, resolve
 from .run import Run, StageClock
 from .worker import Channel, Event, stream
+
+if TYPE_CHECKING:
+    from .latents import Latents
 
 
 def decode(
@@ -53,23 +57,37 @@ def _decode(
     weights = models.locate(card)
     place = models.place(card, device, before.dtype)
     request = request.model_copy(update={"device": place.device})
-    destination = files.prepare(request)
+    destination = files.prepare(request, with_latents=False)
     clock.device = place.device
     try:
+        vae_dtype = saved.record.model.vae_dtype
+        made_with = sidecar.model(card, fingerprint(weights.files), vae_dtype)
+        here = sidecar.machine(place.device)
+        changed = sidecar.differences(saved.record, made_with, here)
+        if changed:
+            channel.notice(f"since the latents were saved, this changed: {'; '.join(changed)}")
+        channel.check()
         with relayed(channel.notice):
             vae = _autoencoder(weights, saved, place.device)
         channel.check()
         clock.switch("decode")
         channel.emit(Progress("decode", 0, 0, clock.elapsed_s, None, 1, 1))
         frames = frame_ops.from_decoded(
-            _run(vae, saved.calls, place.device), normalised=saved.state.normalised
+            _run(vae, saved, place.device), normalised=saved.state.normalised
         )
+        told = frame_ops.changed_shape(frames, request, card.pipeline)
+        if told is not None:
+            channel.notice(told)
         channel.check()
-        here = sidecar.machine(place.device)
-        record = saved.record.model_copy(update={"request": request, "machine": here})
+        now = {"request": request, "model": made_with, "machine": here, "created": sidecar.now()}
+        record = saved.record.model_copy(update=now)
+        spent = saved.record.stages_s.items()
+        earlier: dict[Stage, float] = {
+            stage: s for stage, s in spent if stage in ("text", "denoise")
+        }
         stem = files.reserve(destination, destination.stem_for(request))
         try:
-            result = save(destination, record, frames, clock, stem=stem, kept=path, original=None)
+            result = save(destination, record, frames, clock, stem=stem, kept=path, earlier=earlier)
         except OutputError as error:
             raise OutputError(f"{error}; the latents stay in {path}", latents=path) from error
     except BaseException:
@@ -78,26 +96,14 @@ def _decode(
     return Run(request, (result,), clock.total(), here.device, here.versions)
 
 
-def _autoencoder(weights: models.Weights, saved: Any, device: str) -> Any:
+def _autoencoder(weights: models.Weights, saved: Latents, device: str) -> Any:
     """The autoencoder alone, as it was at the moment of decoding."""
-    import diffusers
     import torch
 
-    folder = weights.folder
-    name = folder.parts.get("vae", "")
-    found: Any = getattr(diffusers, name, None)
-    if found is None:
-        raise ModelError(f"{folder.path} has no autoencoder that diffusers knows (vae: {name!r})")
-    loaded_as = getattr(torch, saved.record.model.vae_dtype)
-    options: dict[str, Any] = {"dtype": loaded_as, "use_safetensors": True}
-    if weights.variant is not None:
-        options["variant"] = weights.variant
-    try:
-        vae = found.from_pretrained(str(folder.path / "vae"), local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{folder.path / 'vae'} cannot be loaded: {reason}") from error
-    vae = vae.to(torch.device(device), dtype=getattr(torch, saved.state.vae_dtype))
+    vae = models.load_part(weights, "vae", saved.record.model.vae_dtype).to(torch.device(device))
+    decoded_as = getattr(torch, saved.state.vae_dtype)
+    if vae.dtype != decoded_as:
+        vae = vae.to(decoded_as)
     if saved.state.tiling:
         vae.enable_tiling()
     if saved.state.slicing:
@@ -105,18 +111,21 @@ def _autoencoder(weights: models.Weights, saved: Any, device: str) -> Any:
     return vae
 
 
-def _run(vae: Any, calls: Any, device: str) -> Any:
+def _run(vae: Any, saved: Latents, device: str) -> Any:
     import torch
+
+    from .frames import check_finite
 
     try:
         with torch.no_grad():
             parts = [
                 vae.decode(**{key: it.to(device) for key, it in call.items()}, return_dict=False)[0]
-                for call in calls
+                for call in saved.calls
             ]
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise GenerationError(
             f"decoding failed: {type(error).__name__}: {reason}; the latents are untouched"
         ) from error
+    check_finite(parts, "decoding", saved.state.vae_dtype)
     return parts[0] if len(parts) == 1 else torch.cat(parts)

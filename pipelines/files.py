@@ -12,14 +12,16 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import OutputError
-from .request import Format, Resolved, names_a_file
+from .request import Resolved, names_a_file
 
 LATENTS_SUFFIX = ".latents.safetensors"
+MOST_OF_A_NAME = 10**4  # files of one name that are numbered apart
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
 
@@ -28,14 +30,15 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 class Destination:
     """Where the files of a run go.
 
-    `stem` is None where names are made from prompt and seed. `made` lists folders that did not
-    exist before, outermost first, so that a run which leaves nothing can take them away again.
+    `stem` is None where names are made from prompt and seed. `suffixes` are those of the files of
+    one video, the media file's first. `made` lists folders that did not exist before, outermost
+    first, so that a run which leaves nothing can take them away again.
     """
 
     folder: Path
     stem: str | None
-    format: Format
-    made: tuple[Path, ...]
+    suffixes: tuple[str, ...]
+    made: tuple[Path, ...] = ()
 
     def stem_for(self, resolved: Resolved) -> str:
         """The wished-for file name, without suffix, of one video."""
@@ -50,18 +53,31 @@ class Destination:
                 return
 
 
-def prepare(resolved: Resolved) -> Destination:
+def prepare(resolved: Resolved, *, with_latents: bool = True) -> Destination:
     """Make the output folder and prove that it can be written to, before any model is loaded.
 
-    Raises `OutputError` if it cannot, or if `output` names a file that exists already.
+    Raises `OutputError` if it cannot, or if `output` names a file that exists already, or one whose
+    sidecar or latents do.
     """
-    path = Path(resolved.output).expanduser()
+    path = Path(os.path.expanduser(resolved.output))
+    if str(path).startswith("~"):
+        raise OutputError(f"{path.parts[0]} is nobody here: write ./{path} for a folder so named")
     single = names_a_file(resolved.output)
     folder = path.parent if single else path
-    if single and path.exists():
-        raise OutputError(f"{path} exists already and is never overwritten: choose another name")
+    suffixes = (path.suffix if single else f".{resolved.format}", ".json")
+    if with_latents:
+        suffixes += (LATENTS_SUFFIX,)
+    destination = Destination(folder, path.stem if single else None, suffixes)
     made: list[Path] = []
     try:
+        for suffix in suffixes:
+            # The longest name that may follow; the file system refuses one too long here.
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.stat(folder / f"{destination.stem_for(resolved)}-{MOST_OF_A_NAME}{suffix}")
+            if single and os.path.lexists(taken := path.with_suffix(suffix)):
+                raise OutputError(
+                    f"{taken} exists already and is never overwritten: choose another --output"
+                )
         for part in [*reversed(folder.parents), folder]:
             if not part.exists():
                 part.mkdir()
@@ -69,10 +85,10 @@ def prepare(resolved: Resolved) -> Destination:
         handle, probe = tempfile.mkstemp(prefix=".kinora-", dir=folder)
         os.close(handle)
         os.unlink(probe)
-    except OSError as error:
-        Destination(folder, None, resolved.format, tuple(made)).withdraw()
-        raise explain(error, folder) from error
-    return Destination(folder, path.stem if single else None, resolved.format, tuple(made))
+    except (OSError, UnicodeEncodeError) as error:
+        replace(destination, made=tuple(made)).withdraw()
+        raise explain(error, path if single else folder) from error
+    return replace(destination, made=tuple(made))
 
 
 def free_disk_bytes(folder: Path) -> int:
@@ -103,24 +119,25 @@ def publish(folder: Path, stem: str, contents: Mapping[str, bytes]) -> dict[str,
             draft.unlink(missing_ok=True)
 
 
-def taken(folder: Path, stem: str, suffixes: Mapping[str, bytes]) -> bool:
+def taken(folder: Path, stem: str, suffixes: Iterable[str]) -> bool:
     """Whether any file of a set would fall on an existing one."""
-    return any((folder / f"{stem}{suffix}").exists() for suffix in suffixes)
+    return any(os.path.lexists(folder / f"{stem}{suffix}") for suffix in suffixes)
 
 
 def reserve(destination: Destination, stem: str) -> str:
-    """A stem that is free for video, sidecar and latents alike."""
-    wanted = {f".{destination.format}": b"", ".json": b"", LATENTS_SUFFIX: b""}
+    """A stem that is free for all files of a video."""
     number = 1
     name = stem
-    while taken(destination.folder, name, wanted):
+    while taken(destination.folder, name, destination.suffixes):
         number += 1
         name = f"{stem}-{number}"
     return name
 
 
-def explain(error: OSError, where: Path) -> OutputError:
+def explain(error: OSError | UnicodeEncodeError, where: Path) -> OutputError:
     """The one line for a failed write."""
+    if isinstance(error, UnicodeEncodeError):
+        return OutputError(f"{str(where)!a} is no name for a file here ({error.reason})")
     if error.errno in _FULL:
         return OutputError(f"the disk is full: {where} cannot be written; free space and try again")
     reason = error.strerror or str(error)

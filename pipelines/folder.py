@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +16,8 @@ from .errors import ModelError
 _WEIGHTLESS = ("tokenizer", "scheduler", "feature_extractor", "image_processor", "processor")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _FULL_HASH_BYTES = 256 * 2**20
+# Where a component's class may come from: naming any other module would run that module's code.
+_LIBRARIES = ("diffusers", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,9 @@ class ModelFolder:
     def open(cls, path: Path) -> ModelFolder:
         """Read the index of `path`. Raises `ModelError` if there is none or it is not JSON."""
         index = path / "model_index.json"
-        if not index.is_file():
-            raise ModelError(f"{path} is no diffusers model: it has no model_index.json")
+        with reading(index):
+            if not index.is_file():
+                raise ModelError(f"{path} is no diffusers model: it has no model_index.json")
         content = read_object(index)
         pipeline = content.get("_class_name")
         if not isinstance(pipeline, str):
@@ -53,8 +58,14 @@ class ModelFolder:
             if not isinstance(value, list):
                 continue
             entry = cast("list[object]", value)
-            if len(entry) == 2 and isinstance(entry[1], str):
-                parts[name] = entry[1]
+            if len(entry) != 2 or not isinstance(entry[1], str):
+                continue
+            if entry[0] not in _LIBRARIES:
+                raise ModelError(
+                    f"{index} takes its {name} from {entry[0]!r}: Kinora loads components of "
+                    f"{' and '.join(_LIBRARIES)} only"
+                )
+            parts[name] = entry[1]
         if not parts:
             raise ModelError(f"{index} lists no components: the folder is damaged")
         return cls(path, pipeline, parts)
@@ -62,7 +73,8 @@ class ModelFolder:
     def config(self, part: str) -> dict[str, Any]:
         """The config of a component; empty where it has none."""
         file = self.path / part / "config.json"
-        return read_object(file) if part in self.parts and file.is_file() else {}
+        with reading(file):
+            return read_object(file) if part in self.parts and file.is_file() else {}
 
     def check(self) -> tuple[list[WeightFile], str | None]:
         """Verify that every component is there and whole.
@@ -70,6 +82,10 @@ class ModelFolder:
         Returns the weight files, and the variant ("fp16") if only that one is present. Raises
         `ModelError` naming the first component that is missing, truncated or pickle-only.
         """
+        with reading(self.path):
+            return self._check()
+
+    def _check(self) -> tuple[list[WeightFile], str | None]:
         for part in self.parts:
             if not (self.path / part).is_dir():
                 raise ModelError(f"{self.path} is incomplete: the folder {part}/ is missing")
@@ -114,11 +130,23 @@ class ModelFolder:
         raise ModelError(f"{self.path} is incomplete: {part}/ holds no safetensors file")
 
 
+@contextmanager
+def reading(path: Path) -> Generator[None, None, None]:
+    """Turn what the file system refuses into a `ModelError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ModelError(f"{error.filename or path} cannot be read ({reason})") from None
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; `ModelError` if it is not one."""
+    with reading(path):
+        raw = path.read_bytes()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(raw)
+    except (ValueError, RecursionError) as error:
         raise ModelError(
             f"{path} cannot be read as JSON ({error}): the folder is damaged"
         ) from None
@@ -142,7 +170,7 @@ def read_header(part: str, path: Path) -> WeightFile:
         header.pop("__metadata__", None)
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
         numel = sum(math.prod(entry["shape"]) for entry in header.values())
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise ModelError(f"{path} has no readable safetensors header: download it again") from None
     if size != 8 + length + end:
         raise ModelError(
@@ -161,7 +189,7 @@ def fingerprint(files: list[WeightFile]) -> str:
     for file in sorted(files, key=lambda item: (item.part, item.path.name)):
         digest.update(f"{file.part}/{file.path.name}:{file.bytes}\n".encode())
         if full:
-            with file.path.open("rb") as stream:
+            with reading(file.path), file.path.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         else:
             digest.update(file.header_sha256.encode())
@@ -169,7 +197,23 @@ def fingerprint(files: list[WeightFile]) -> str:
 
 
 def geometry(folder: ModelFolder) -> dict[str, Any]:
-    """`Card` fields for sizes and lengths, as the folder's own configs give them."""
+    """`Card` fields for sizes and lengths, as the folder's own configs give them.
+
+    Raises `ModelError` where they are of no use.
+    """
+    try:
+        fields = _geometry(folder)
+    except (TypeError, ValueError, IndexError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{folder.path} has a damaged config.json: {error}") from None
+    for name, value in fields.items():
+        if min(value if isinstance(value, tuple) else (value,)) < 1:
+            raise ModelError(f"{folder.path} has a damaged config.json: {name} is {value}")
+    return fields
+
+
+def _geometry(folder: ModelFolder) -> dict[str, Any]:
     vae, denoiser = folder.config("vae"), folder.config("transformer")
     fields: dict[str, Any] = {}
     blocks = vae.get("block_out_channels")
@@ -196,8 +240,8 @@ def geometry(folder: ModelFolder) -> dict[str, Any]:
 def _patch(folder: ModelFolder, denoiser: dict[str, Any]) -> tuple[int, int, int]:
     patch = denoiser.get("patch_size", 1)
     if isinstance(patch, list):
-        values = cast("list[int]", patch)
-        return (values[0], values[1], values[2]) if len(values) == 3 else (1, values[0], values[1])
+        *first, down, across = (int(value) for value in cast("list[Any]", patch))
+        return (*first, 1)[0], down, across
     side = int(patch or 1)
     if folder.pipeline.startswith("Flux"):
         side *= 2  # the pipeline packs 2×2 latents into one token outside the transformer

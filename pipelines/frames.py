@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from .errors import GenerationError
+
 if TYPE_CHECKING:
     from .media import Frames
+    from .request import Resolved
 
 
 def from_result(result: Any) -> Frames:
@@ -38,6 +42,28 @@ def to_uint8(pictures: torch.Tensor) -> Frames:
     """`[F, 3, height, width]` in [0, 1] to uint8 `[F, height, width, 3]`, rounded to nearest."""
     scaled = pictures.detach().float().mul(255).round().clamp(0, 255).to(torch.uint8)
     return scaled.movedim(1, -1).contiguous().cpu().numpy()
+
+
+def check_finite(tensors: Iterable[torch.Tensor], doing: str, dtype: str) -> None:
+    """Raises `GenerationError` if `doing`, in precision `dtype`, gave infinities or NaN.
+
+    They would not show in 8-bit frames: NaN is black there and infinity white.
+    """
+    bad = sum(int((~torch.isfinite(it)).sum()) for it in tensors)
+    if bad:
+        hint = "" if dtype == "float32" else "; try --dtype float32"
+        raise GenerationError(f"{doing} gave {bad:,} values that are not finite numbers{hint}")
+
+
+def changed_shape(frames: Frames, asked: Resolved, pipeline: str) -> str | None:
+    """One line if `pipeline` has silently changed the size or the length, else None."""
+    count, height, width = frames.shape[:3]
+    if (count, height, width) == (asked.frames, asked.height, asked.width):
+        return None
+    return (
+        f"{pipeline} made {count} frames of {width}x{height} where "
+        f"{asked.frames} of {asked.width}x{asked.height} were asked for"
+    )
 
 
 def sha256(frames: Frames) -> str:

@@ -26,6 +26,8 @@ _DOING: dict[Stage, str] = {
     "decode": "decoding",
     "save": "saving",
 }
+# Bounds for what a pixel takes in a file; noise takes 3.0, 1.4, 0.7 and 0.8 (9 frames of 128²).
+_FILE_BYTES_PER_PIXEL = {"png": 3, "gif": 2, "mp4": 1, "webm": 1}
 
 
 def generate(
@@ -52,33 +54,35 @@ def _generate(
     resolved = resolve(request, card)
     weights = models.locate(card)
     place = models.place(card, resolved.device, resolved.dtype)
+    channel.check()
     resolved = resolved.model_copy(update={"device": place.device, "dtype": place.dtype})
     channel.emit(Progress("load", 0, 0, clock.elapsed_s, None, 1, resolved.num_videos))
-    _warn(card, resolved, channel)
-    _check_memory(weights, place, resolved, shelf, channel)
-    destination = files.prepare(resolved)
+    _warn(weights, resolved, channel)
     outputs: list[Output] = []
-    try:
-        _check_disk(destination, resolved, channel)
-        channel.check()
-        with relayed(channel.notice):
-            loaded = shelf.take(weights, place)
-            clock.device = place.device
-            job = _Job(channel, clock, resolved, loaded, destination, original)
-            job.compare()
-            for index in range(resolved.num_videos):
-                outputs.append(job.video(index))
-    finally:
-        if not outputs:
-            destination.withdraw()
+    with shelf.reserved(channel.check):
+        _check_memory(weights, place, resolved, shelf, channel)
+        destination = files.prepare(resolved)
+        try:
+            _check_disk(destination, resolved, channel)
+            with relayed(channel.notice):
+                loaded = shelf.take(weights, place, channel.check)
+                clock.device = place.device
+                job = _Job(channel, clock, resolved, card, loaded, destination, original)
+                job.compare()
+                for index in range(resolved.num_videos):
+                    outputs.append(job.video(index))
+        finally:
+            if not outputs:
+                destination.withdraw()
     here = sidecar.machine(place.device)
     return Run(resolved, tuple(outputs), clock.total(), here.device, here.versions)
 
 
-def _warn(card: Card, resolved: Resolved, channel: Channel) -> None:
-    for text in (resolved.prompt, resolved.negative_prompt):
-        told = vocabulary.warning(card, text) if text else None
-        if told:
+def _warn(weights: models.Weights, resolved: Resolved, channel: Channel) -> None:
+    card = weights.card
+    for text in filter(None, (resolved.prompt, resolved.negative_prompt)):
+        unknown = vocabulary.warning(card, text)
+        for told in filter(None, (unknown, vocabulary.cut(card, weights.folder, text))):
             channel.notice(told)
 
 
@@ -117,15 +121,18 @@ def _check_memory(
 
 
 def _check_disk(destination: Destination, resolved: Resolved, channel: Channel) -> None:
-    """Refuse where not even one video's frames and latents would fit uncompressed."""
+    """Refuse where the videos might not fit, and the latents of one or, if kept, of all."""
     pixels = resolved.frames * resolved.height * resolved.width
-    needed = 3 * pixels + 4 * pixels  # 8-bit frames; latents are smaller than one float a pixel
+    videos = resolved.num_videos
+    # Latents are less than one float a pixel.
+    needed = videos * pixels * _FILE_BYTES_PER_PIXEL[resolved.format]
+    needed += (videos if resolved.keep_latents else 1) * pixels * 4
     free = files.free_disk_bytes(destination.folder)
     if needed <= free:
         return
     told = (
         f"{destination.folder} has {memory.gigabytes(free)} of disk free, "
-        f"one video may need {memory.gigabytes(needed)}"
+        f"{'one video' if videos == 1 else f'{videos} videos'} may need {memory.gigabytes(needed)}"
     )
     if not resolved.force:
         raise OutputError(f"{told}: free space, choose another --output, or go on with --force")
@@ -139,6 +146,7 @@ class _Job:
     channel: Channel
     clock: StageClock
     resolved: Resolved
+    card: Card
     loaded: models.Loaded
     destination: Destination
     original: Record | None
@@ -147,7 +155,7 @@ class _Job:
 
     def compare(self) -> None:
         """Tell what has changed since the original, if this repeats one."""
-        if self.original is None:
+        if self.original is None or not sidecar.repeats(self.original, self.resolved):
             return
         changed = sidecar.differences(self.original, self._model(), self._machine())
         if changed:
@@ -165,7 +173,7 @@ class _Job:
 
         def before_decode(calls: Calls, state: DecodeState) -> None:
             self._progress("save", 0, 0, index)
-            _check_finite(calls, single)
+            frame_ops.check_finite(calls[-1].values(), "denoising", single.dtype)
             latents = Latents(self._record(single, sha256(calls)), state, calls)
             for earlier in kept:
                 earlier.discard()
@@ -182,10 +190,12 @@ class _Job:
                 self._progress("text", 0, 0, index)
                 clock.switch("denoise")
                 frames = frame_ops.from_result(pipe(**self._arguments(single, index)))
-            self._compare_shape(frames.shape, single)
+            changed = frame_ops.changed_shape(frames, single, self.card.pipeline)
+            if changed is not None:
+                self.channel.notice(changed)
             if not kept:
                 raise GenerationError(
-                    f"{self.loaded.card.pipeline} did not decode through its vae: not supported"
+                    f"{self.card.pipeline} did not decode through its vae: not supported"
                 )
             self.decode_s = clock.peek()["decode"]
             self._progress("save", 0, 0, index)
@@ -213,14 +223,6 @@ class _Job:
         clock.switch("load")
         return output
 
-    def _compare_shape(self, made: tuple[int, ...], single: Resolved) -> None:
-        """Tell if the pipeline has silently changed the size or the length."""
-        if made[:3] != (single.frames, single.height, single.width):
-            self.channel.notice(
-                f"{self.loaded.card.pipeline} made {made[0]} frames of {made[2]}x{made[1]} where "
-                f"{single.frames} of {single.width}x{single.height} were asked for"
-            )
-
     def _arguments(self, single: Resolved, index: int) -> dict[str, Any]:
         """What to call the pipeline with: only what its `__call__` accepts."""
         import torch
@@ -237,7 +239,7 @@ class _Job:
             "generator": torch.Generator("cpu").manual_seed(single.seed),
             "output_type": "pt",
             "callback_on_step_end": self._on_step(index),
-            **self.loaded.card.call,
+            **self.card.call,
         }
         if single.negative_prompt is not None:
             wanted["negative_prompt"] = single.negative_prompt
@@ -275,7 +277,7 @@ class _Job:
     def _failure(self, error: Exception, kept: Any) -> GenerationError:
         """An exception of the model as one line, with what was saved."""
         reason = " ".join(str(error).split())[:300]
-        told = f"{self.loaded.card.name} failed while {_DOING[self.clock.stage]}: "
+        told = f"{self.card.name} failed while {_DOING[self.clock.stage]}: "
         told += f"{type(error).__name__}: {reason}" if reason else type(error).__name__
         if type(error).__name__ == "OutOfMemoryError":
             told += "; choose a smaller --size or --frames"
@@ -285,14 +287,7 @@ class _Job:
         )
 
     def _model(self) -> sidecar.ModelRecord:
-        card = self.loaded.card
-        return sidecar.ModelRecord(
-            name=card.name,
-            pipeline=card.pipeline,
-            repo=card.repo,
-            fingerprint=self.loaded.fingerprint,
-            vae_dtype=self.loaded.place.vae_dtype,
-        )
+        return sidecar.model(self.card, self.loaded.fingerprint, self.loaded.place.vae_dtype)
 
     def _machine(self) -> sidecar.Machine:
         return sidecar.machine(self.loaded.place.device)
@@ -306,12 +301,3 @@ class _Job:
             latents_sha256=latents_sha256,
             stages_s=self.clock.peek(),
         )
-
-
-def _check_finite(calls: Any, single: Resolved) -> None:
-    import torch
-
-    bad = sum(int((~torch.isfinite(it)).sum()) for it in calls[-1].values())
-    if bad:
-        hint = "" if single.dtype == "float32" else "; try --dtype float32"
-        raise GenerationError(f"denoising gave {bad:,} values that are not finite numbers{hint}")

@@ -15,8 +15,9 @@ from typing import Any, Literal, cast
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .cards import Precision
 from .errors import SidecarError
-from .sidecar import Record
+from .sidecar import Record, check_file
 
 Calls = list[dict[str, torch.Tensor]]
 """Tensor arguments by name, one dict for each call of `vae.decode`."""
@@ -29,7 +30,7 @@ class DecodeState(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    vae_dtype: str
+    vae_dtype: Precision
     tiling: bool
     slicing: bool
     normalised: bool
@@ -80,8 +81,7 @@ def read(path: Path) -> Latents:
     """Read a latents file. Raises `SidecarError` if it is not there, damaged or not ours."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise SidecarError(f"there is no file {path}")
+    check_file(path)
     try:
         with cast("Any", safe_open(path, framework="pt")) as file:
             metadata = file.metadata() or {}
@@ -93,9 +93,18 @@ def read(path: Path) -> Latents:
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise SidecarError(f"{path} was not written by this version of Kinora: {reason}") from None
-    count = 1 + max((int(key.partition(".")[0]) for key in tensors), default=-1)
-    calls: Calls = [{} for _ in range(count)]
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        calls[int(index)][name] = tensor
+    calls = _calls(tensors)
+    if calls is None or sha256(calls) != known.record.latents_sha256:
+        raise SidecarError(f"{path} is damaged: its tensors are not those that its record names")
     return Latents(known.record, known.decode, calls)
+
+
+def _calls(tensors: dict[str, torch.Tensor]) -> Calls | None:
+    """The tensors by call; None if their names are not those that `to_bytes` gives."""
+    calls: Calls = []
+    for index in range(len(tensors)):
+        start = f"{index}."
+        found = {key[len(start) :]: it for key, it in tensors.items() if key.startswith(start)}
+        if found:
+            calls.append(found)
+    return calls if calls and sum(map(len, calls)) == len(tensors) else None

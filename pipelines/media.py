@@ -1,8 +1,9 @@
 """Media files: frames to bytes and back, with Kinora's record inside the container.
 
-gif and png go through imageio's pillow plugin, and all reading through imageio. mp4 and webm are
-encoded with av itself, because imageio's pyav plugin passes no options to the encoder: with it, crf
-0 and crf 45 give the same bytes (imageio 2.38, av 18.1).
+png goes through imageio's pillow plugin, and all reading through imageio. mp4 and webm are encoded
+with av itself, because imageio's pyav plugin passes no options to the encoder: with it, crf 0 and
+crf 45 give the same bytes (imageio 2.38, av 18.1). gif is put together from Pillow's parts, because
+Pillow merges equal frames into one, and a clip in which something stands still would be shorter.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def encode(frames: Frames, media: Format, fps: float, comment: str) -> bytes:
         raise ValueError(f"frames must be uint8 [F, height, width, 3], not {frames.shape}")
     if media in ENCODERS:
         return _encode_video(frames, media, fps, comment)
-    return _encode_pillow(frames, media, fps, comment)
+    return (
+        _encode_gif(frames, fps, comment) if media == "gif" else _encode_png(frames, fps, comment)
+    )
 
 
 def read_frames(path: Path) -> Frames:
@@ -108,22 +111,48 @@ def _encode_video(frames: Frames, media: str, fps: float, comment: str) -> bytes
     return buffer.getvalue()
 
 
-def _encode_pillow(frames: Frames, media: str, fps: float, comment: str) -> bytes:
+def _encode_png(frames: Frames, fps: float, comment: str) -> bytes:
     import imageio.v3 as iio
     from PIL.PngImagePlugin import PngInfo
 
+    text = PngInfo()
+    text.add_itxt(_PNG_KEY, comment, zip=True)
+    options: dict[str, Any] = {"duration": 1000 / fps, "pnginfo": text}
     buffer = io.BytesIO()
-    options: dict[str, Any] = {"duration": 1000 / fps}
-    if media == "gif":
-        options |= {"duration": max(10, round(100 / fps) * 10), "loop": 0}
-        options["comment"] = comment.encode()
-    else:
-        text = PngInfo()
-        text.add_itxt(_PNG_KEY, comment, zip=True)
-        options["pnginfo"] = text
-    with cast("Any", iio.imopen(buffer, "w", plugin="pillow", extension=f".{media}")) as file:
+    with cast("Any", iio.imopen(buffer, "w", plugin="pillow", extension=".png")) as file:
         if len(frames) == 1:
             file.write(frames[0], is_batch=False, **options)
         else:
-            file.write(frames, is_batch=True, **options)
+            # Without transparency both ways of blending mean the same, but Pillow merges equal
+            # frames only where they also agree in this.
+            blend = [index % 2 for index in range(len(frames))]
+            file.write(frames, is_batch=True, blend=blend, **options)
     return buffer.getvalue()
+
+
+def _encode_gif(frames: Frames, fps: float, comment: str) -> bytes:
+    from PIL import Image
+    from PIL.GifImagePlugin import getdata, getheader
+
+    duration_ms = max(10, round(100 / fps) * 10)
+    parts: list[bytes] = []
+    for index, frame in enumerate(frames):
+        top, bottom, left, right = _changed_box(frames, index)
+        picture = Image.fromarray(frame[top:bottom, left:right])
+        picture = picture.convert("P", palette=Image.Palette.ADAPTIVE)
+        if index == 0:
+            parts += getheader(picture, info={"loop": 0, "comment": comment.encode()})[0]
+        parts += getdata(picture, (left, top), duration=duration_ms, include_color_table=index > 0)
+    return b"".join([*parts, b";"])
+
+
+def _changed_box(frames: Frames, index: int) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of what differs from the frame before; one pixel at least."""
+    import numpy as np
+
+    if index == 0:
+        return 0, frames.shape[1], 0, frames.shape[2]
+    rows, columns = np.nonzero((frames[index] != frames[index - 1]).any(axis=-1))
+    if not len(rows):
+        return 0, 1, 0, 1
+    return int(rows.min()), int(rows.max()) + 1, int(columns.min()), int(columns.max()) + 1

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import gc
 import inspect
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast
 
-from .cards import Card
+from .cards import Card, Precision
 from .errors import ModelError
-from .folder import ModelFolder, WeightFile, fingerprint
+from .folder import ModelFolder, WeightFile, fingerprint, reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,50 +35,61 @@ class Place:
     """Where a model runs and in which precision."""
 
     device: str
-    dtype: str
-    vae_dtype: str
+    dtype: Precision
+    vae_dtype: Precision
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A pipeline ready to run. `fingerprint` names the weights it was loaded from."""
+    """A pipeline ready to run. `fingerprint` names the weights it was loaded from.
 
-    weights: Weights
+    It knows no card: two cards, with defaults of their own, can name the same folder.
+    """
+
+    folder: Path
     place: Place
     pipe: Any
     fingerprint: str
 
-    @property
-    def card(self) -> Card:
-        """The model's card."""
-        return self.weights.card
+
+def _no_check() -> None:
+    """For whoever does not want to stop."""
 
 
 class Shelf:
-    """Holds one loaded model for whoever makes several requests; the caller owns it."""
+    """Holds one loaded model for whoever makes several requests; the caller owns it.
+
+    A pipeline can serve one run at a time: hold it `reserved` from `holds` to the end of the run.
+    """
 
     def __init__(self) -> None:
         self._held: Loaded | None = None
+        self._lock = Lock()
+
+    @contextmanager
+    def reserved(self, check: Callable[[], None]) -> Generator[None, None, None]:
+        """Keep other runs off the shelf; while waiting for one, `check` may raise to give up."""
+        while not self._lock.acquire(timeout=0.1):
+            check()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def holds(self, weights: Weights, place: Place) -> bool:
         """Whether this model is here, at this place."""
         held = self._held
-        return held is not None and _same(held, weights, place)
+        return held is not None and (held.folder, held.place) == (weights.folder.path, place)
 
-    def take(self, weights: Weights, place: Place) -> Loaded:
+    def take(self, weights: Weights, place: Place, check: Callable[[], None] = _no_check) -> Loaded:
         """The model from the shelf, or loaded now in place of the one that was there."""
-        held = self._held
-        if held is not None and _same(held, weights, place):
-            return held
-        if held is not None:
-            self._held = held = None
+        if self._held is not None and self.holds(weights, place):
+            return self._held
+        if self._held is not None:
+            self._held = None
             gc.collect()
-        self._held = loaded = load(weights, place)
+        self._held = loaded = load(weights, place, check)
         return loaded
-
-
-def _same(held: Loaded, weights: Weights, place: Place) -> bool:
-    return held.weights.folder.path == weights.folder.path and held.place == place
 
 
 def locate(card: Card) -> Weights:
@@ -84,8 +98,9 @@ def locate(card: Card) -> Weights:
     Raises `ModelError`: absent (with the command that fetches them and their size), or damaged.
     """
     path = card.folder if card.folder is not None else _snapshot(card)
-    if path is None or not path.is_dir():
-        raise ModelError(_absent(card))
+    with reading(path or Path()):
+        if path is None or not path.is_dir():
+            raise ModelError(_absent(card))
     folder = ModelFolder.open(path)
     files, variant = folder.check()
     return Weights(card, folder, files, variant)
@@ -136,27 +151,75 @@ def place(card: Card, device: str, dtype: str) -> Place:
         raise ModelError(f"there is no device {device} here: choose from {', '.join(there)}")
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else card.dtype
-    return Place(device, dtype, card.vae_dtype or dtype)
+    precision = cast("Precision", dtype)
+    return Place(device, precision, card.vae_dtype or precision)
 
 
-def load(weights: Weights, place: Place) -> Loaded:
-    """Load the stock pipeline. Raises `ModelError` with the library's reason in one line."""
+def load(weights: Weights, place: Place, check: Callable[[], None] = _no_check) -> Loaded:
+    """Load the stock pipeline; `check` is called between its parts and may raise to stop.
+
+    Raises `ModelError` with the library's reason in one line, or if a weight is not in the files:
+    the libraries would go on with a random one.
+    """
     import torch
 
-    pipeline = pipeline_class(weights.folder)
-    dtypes = {"default": getattr(torch, place.dtype), "vae": getattr(torch, place.vae_dtype)}
-    options: dict[str, Any] = {"dtype": dtypes, "use_safetensors": True, "local_files_only": True}
+    check()
+    folder = weights.folder
+    pipeline = pipeline_class(folder)
+    check()
+    takes = inspect.signature(pipeline.__init__).parameters
+    parts: dict[str, Any] = {}
+    for name in dict.fromkeys(file.part for file in weights.files if file.part in takes):
+        dtype = place.vae_dtype if name == "vae" else place.dtype
+        parts[name] = load_part(weights, name, dtype)
+        check()
+    if "add_watermarker" in takes:
+        parts["add_watermarker"] = False  # frames must not depend on an optional package
+    with _loading(folder.path):
+        pipe = pipeline.from_pretrained(str(folder.path), local_files_only=True, **parts)
+        check()
+        pipe.to(torch.device(place.device))
+    check()
+    return Loaded(folder.path, place, pipe, fingerprint(weights.files))
+
+
+def load_part(weights: Weights, name: str, dtype: Precision) -> Any:
+    """One component with weights, on the CPU. Raises `ModelError` unless the files hold all."""
+    import diffusers
+    import torch
+    import transformers
+
+    path, wanted = weights.folder.path / name, weights.folder.parts.get(name, "")
+    found: Any = getattr(diffusers, wanted, None) or getattr(transformers, wanted, None)
+    kinds = (diffusers.ModelMixin, transformers.PreTrainedModel)
+    if not (inspect.isclass(found) and issubclass(found, kinds)):
+        raise ModelError(f"{path} wants to be a {wanted}, which diffusers and transformers lack")
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    options |= {"local_files_only": True, "output_loading_info": True}
     if weights.variant is not None:
         options["variant"] = weights.variant
-    if "add_watermarker" in inspect.signature(pipeline.__init__).parameters:
-        options["add_watermarker"] = False  # frames must not depend on an optional package
+    with _loading(path):
+        part, info = cast("Any", found).from_pretrained(str(path), **options)
+    missing = sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"])))
+    if missing:
+        others = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise ModelError(
+            f"{path} is incomplete: its files lack the weight {missing[0]}{others}; "
+            "download it again"
+        )
+    return part
+
+
+@contextmanager
+def _loading(path: Path) -> Generator[None, None, None]:
+    """Turn what the libraries raise into a `ModelError` of one line."""
     try:
-        pipe = pipeline.from_pretrained(str(weights.folder.path), **options)
+        yield
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{weights.folder.path} cannot be loaded: {reason}") from error
-    pipe.to(torch.device(place.device))
-    return Loaded(weights, place, pipe, fingerprint(weights.files))
+        if "trust_remote_code" in reason:
+            reason = "it needs code of its own, and Kinora runs none that comes with a model"
+        raise ModelError(f"{path} cannot be loaded: {reason}") from error
 
 
 def pipeline_class(folder: ModelFolder) -> Any:
@@ -164,10 +227,10 @@ def pipeline_class(folder: ModelFolder) -> Any:
     import diffusers
 
     found = getattr(diffusers, folder.pipeline, None)
-    if found is None or not inspect.isclass(found):
+    if not (inspect.isclass(found) and issubclass(found, diffusers.DiffusionPipeline)):
         raise ModelError(
             f"{folder.path} needs the pipeline {folder.pipeline}, "
-            f"which diffusers {diffusers.__version__} does not have"
+            f"which is none of diffusers {diffusers.__version__}"
         )
     if "vae" not in folder.parts:
         raise ModelError(f"{folder.pipeline} has no autoencoder (vae), which Kinora decodes with")

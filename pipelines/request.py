@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,7 +21,7 @@ DEFAULT_OUTPUT = "outputs"
 EXAMPLE_PROMPT = "a red circle moving left over a black background"
 MAX_VIDEOS = 1000
 MAX_SEED = 2**63 - 1
-MAX_FPS = 240
+MIN_FPS, MAX_FPS = 0.1, 240
 
 
 class Request(BaseModel):
@@ -55,7 +56,8 @@ class Request(BaseModel):
 class Resolved(BaseModel):
     """A request with nothing left open; `device` and `dtype` are concrete once a model is placed.
 
-    Its fields are those of `Request`, so `resolved.request()` asks for it again.
+    Its fields are those of `Request`, so `resolved.request()` asks for it again. A model that was
+    given as a folder is named by its absolute path.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -102,14 +104,14 @@ def resolve(request: Request, card: Card) -> Resolved:
     if not math.isfinite(guidance) or guidance < 0:
         raise RequestError(f"guidance must be a finite number from 0 up, not {guidance}")
     fps = card.fps if request.fps is None else request.fps
-    if not 0 < fps <= MAX_FPS:
-        raise RequestError(f"fps must be above 0 and at most {MAX_FPS}, not {fps:g}")
+    if not MIN_FPS <= fps <= MAX_FPS:
+        raise RequestError(f"fps must be {MIN_FPS} to {MAX_FPS}, not {fps:g}")
     _check_counts(request)
     _check_device(request)
     return Resolved(
         prompt=request.prompt.strip(),
         negative_prompt=request.negative_prompt,
-        model=request.model,
+        model=card.name,
         width=width,
         height=height,
         frames=frames,
@@ -129,11 +131,18 @@ def resolve(request: Request, card: Card) -> Resolved:
 
 def names_a_file(output: str) -> bool:
     """Whether `output` means one file rather than a folder to put files into."""
-    path = Path(output)
-    return not output.endswith("/") and not path.is_dir() and path.suffix != ""
+    path = os.path.expanduser(output)
+    return not output.endswith("/") and not os.path.isdir(path) and Path(path).suffix != ""
 
 
 def _check_text(request: Request, card: Card) -> None:
+    texts = {"prompt": request.prompt, "negative prompt": request.negative_prompt or ""}
+    for what, text in {**texts, "output": request.output, "model's path": card.name}.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            near = ascii(text[max(0, error.start - 20) : error.end])
+            raise RequestError(f"the {what} is no UTF-8 text, near {near}") from None
     if not request.prompt.strip():
         raise RequestError(
             f'the prompt is empty: say what the video shows, for example "{EXAMPLE_PROMPT}"'

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import frames as frame_ops
 from .errors import OutputError
+from .events import Stage
 from .files import LATENTS_SUFFIX, Destination, publish, reserve, write_all
 from .latents import Latents, to_bytes
 from .media import encode
+from .request import Resolved
 from .run import Output, StageClock
-from .sidecar import Record
+from .sidecar import Record, repeats
 
 if TYPE_CHECKING:
     from .media import Frames
@@ -80,16 +83,22 @@ def save(
     *,
     stem: str,
     kept: Path | None,
-    original: Record | None,
+    original: Record | None = None,
+    earlier: Mapping[Stage, float] = {},
 ) -> Output:
     """Write media file and sidecar. Raises `OutputError`; then neither is there.
 
-    `record` needs no hashes of frames and no times yet. `kept` are latents that stay.
+    `record` needs no hashes of frames and no times yet. `kept` are latents that stay, `earlier` the
+    seconds that other runs spent on this video.
     """
     digest = frame_ops.sha256(frames)
     clock.switch("save")
-    request, suffix = record.request, f".{record.request.format}"
-    spent = {stage: round(s, 3) for stage, s in clock.peek().items() if stage != "save"}
+    request, suffix = record.request, destination.suffixes[0]
+    spent = {
+        stage: round(earlier.get(stage, 0.0) + s, 3)
+        for stage, s in clock.peek().items()
+        if stage != "save"
+    }
     embedded = record.model_copy(update={"frames_sha256": digest, "stages_s": spent})
     media = encode(frames, request.format, request.fps, embedded.to_text())
     saving_s = round(clock.peek()["save"], 3)
@@ -104,5 +113,11 @@ def save(
         stages_s=clock.lap(),
         latents_sha256=record.latents_sha256,
         frames_sha256=digest,
-        identical=None if original is None else original.frames_sha256 == digest,
+        identical=_identical(original, request, digest),
     )
+
+
+def _identical(original: Record | None, request: Resolved, digest: str) -> bool | None:
+    if original is None or original.frames_sha256 is None or not repeats(original, request):
+        return None
+    return original.frames_sha256 == digest

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+import stat
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -17,6 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .cards import Card, Precision
 from .errors import SidecarError
 from .events import Stage
 from .files import LATENTS_SUFFIX
@@ -24,6 +26,11 @@ from .media import read_comment
 from .request import FORMATS, Resolved
 
 SCHEMA = "kinora.run/1"
+# The fields of a request that decide what a video shows.
+_CONTENT = (
+    *("prompt", "negative_prompt", "model", "width", "height", "frames", "steps", "guidance"),
+    "seed",
+)
 _PACKAGES = ("kinora", "torch", "diffusers", "transformers")
 
 
@@ -38,7 +45,7 @@ class ModelRecord(_Part):
     pipeline: str
     repo: str | None
     fingerprint: str
-    vae_dtype: str
+    vae_dtype: Precision
 
 
 class Machine(_Part):
@@ -64,6 +71,17 @@ class Record(_Part):
     def to_text(self, indent: int | None = None) -> str:
         """As JSON."""
         return json.dumps(self.model_dump(by_alias=True), indent=indent, ensure_ascii=False)
+
+
+def model(card: Card, fingerprint: str, vae_dtype: Precision) -> ModelRecord:
+    """Describe the weights of `card`."""
+    return ModelRecord(
+        name=card.name,
+        pipeline=card.pipeline,
+        repo=card.repo,
+        fingerprint=fingerprint,
+        vae_dtype=vae_dtype,
+    )
 
 
 def machine(device: str) -> Machine:
@@ -94,8 +112,7 @@ def read(path: Path) -> Record:
 
     Raises `SidecarError` in one line if there is none or it is malformed.
     """
-    if not path.is_file():
-        raise SidecarError(f"there is no file {path}")
+    check_file(path)
     if path.suffix.lower() == ".json":
         try:
             return parse(path.read_text(encoding="utf-8"), path)
@@ -108,16 +125,28 @@ def read(path: Path) -> Record:
     raise SidecarError(f"{path} is neither a sidecar (.json) nor a video or image made by Kinora")
 
 
+def check_file(path: Path) -> None:
+    """Raises `SidecarError` if `path` is no file, saying what it is instead."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise SidecarError(f"there is no file {path}") from None
+    except OSError as error:
+        raise SidecarError(f"{path} cannot be read ({error.strerror or error})") from None
+    if stat.S_ISDIR(mode):
+        raise SidecarError(f"{path} is a folder: give a file")
+
+
 def parse(text: str, origin: Path) -> Record:
     """Check the JSON `text` that came from `origin`."""
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SidecarError(f"{origin} holds no readable record: {error}") from None
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA:
         raise SidecarError(
-            f"{origin} is no Kinora sidecar: its schema is {schema!r}, not {SCHEMA!r}"
+            f"{origin} is no Kinora sidecar: its schema is {schema!r:.80}, not {SCHEMA!r}"
         )
     try:
         return Record.model_validate(content)
@@ -125,6 +154,11 @@ def parse(text: str, origin: Path) -> Record:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise SidecarError(f"{origin} is a malformed sidecar: {where}: {first['msg']}") from None
+
+
+def repeats(original: Record, request: Resolved) -> bool:
+    """Whether `request`, for one video, asks for what `original` shows."""
+    return all(getattr(original.request, name) == getattr(request, name) for name in _CONTENT)
 
 
 def differences(original: Record, model: ModelRecord, here: Machine) -> list[str]:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 
+from .cards import Precision
+from .frames import check_finite
 from .latents import Calls, DecodeState
 from .run import StageClock
 
@@ -30,6 +33,7 @@ def tapped(
 
     `check` is called before text encoding and each part of decoding and may raise to stop the run.
     `before_decode` gets the tensors of every `vae.decode` call so far, before the last one runs.
+    Raises `GenerationError` where decoding gives values that are no finite numbers.
     """
     calls: Calls = []
     vae = pipe.vae
@@ -51,7 +55,9 @@ def tapped(
         before_decode(calls, decode_state(pipe))
         check()
         clock.switch("decode")
-        return original(*args, **kwargs)
+        decoded = original(*args, **kwargs)
+        check_finite([decoded[0]], "decoding", decode_state(pipe).vae_dtype)
+        return decoded
 
     with ExitStack() as stack:
         if hasattr(pipe, "encode_prompt"):
@@ -69,11 +75,15 @@ def decode_state(pipe: Any) -> DecodeState:
     """What a later decode must know about the autoencoder of `pipe`, as it is now."""
     processor = getattr(pipe, "video_processor", None) or getattr(pipe, "image_processor", None)
     return DecodeState(
-        vae_dtype=str(pipe.vae.dtype).removeprefix("torch."),
+        vae_dtype=cast("Precision", str(pipe.vae.dtype).removeprefix("torch.")),
         tiling=bool(getattr(pipe.vae, "use_tiling", False)),
         slicing=bool(getattr(pipe.vae, "use_slicing", False)),
         normalised=bool(getattr(getattr(processor, "config", None), "do_normalize", True)),
     )
+
+
+class _Tap(partial[Any]):
+    """What stands in for a method while it is tapped."""
 
 
 @contextmanager
@@ -82,12 +92,11 @@ def _replaced(
 ) -> Generator[None, None, None]:
     """Shadow a method of one instance; what lay in the instance before comes back afterwards."""
     original = getattr(owner, name)
+    if isinstance(original, _Tap):
+        # Taps of two runs would come off in the wrong order and stay on for good.
+        raise RuntimeError(f"{type(owner).__name__}.{name} is tapped: its pipeline runs already")
     had, before = name in vars(owner), vars(owner).get(name)
-
-    def tap(*args: Any, **kwargs: Any) -> Any:
-        return replacement(original, *args, **kwargs)
-
-    object.__setattr__(owner, name, tap)
+    object.__setattr__(owner, name, _Tap(replacement, original))
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The words a model was taught, where its tokenizer is a plain list of words."""
+"""What a model makes of a prompt's words: which ones it was never taught, and where it cuts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import difflib
 from typing import Any, cast
 
 from .cards import Card
-from .folder import ModelFolder, read_object
+from .errors import ModelError
+from .folder import ModelFolder, read_object, reading
 
 
 def words(card: Card) -> list[str] | None:
@@ -17,10 +18,13 @@ def words(card: Card) -> list[str] | None:
     found = _word_level(card)
     if found is None:
         return None
-    content, _ = found
-    special = {str(entry["content"]) for entry in content.get("added_tokens", ())}
-    special.add(str(content["model"].get("unk_token", "")))
-    return sorted(set(cast("dict[str, int]", content["model"]["vocab"])) - special)
+    content, path = found
+    try:
+        special = {str(entry["content"]) for entry in content.get("added_tokens") or ()}
+        known = {str(word) for word in content["model"]["vocab"]}
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{path} is damaged: {type(error).__name__} {error}") from None
+    return sorted(known - special - {str(content["model"].get("unk_token", ""))})
 
 
 def unknown_words(card: Card, text: str) -> dict[str, list[str]]:
@@ -28,11 +32,9 @@ def unknown_words(card: Card, text: str) -> dict[str, list[str]]:
     found = _word_level(card)
     if found is None:
         return {}
-    from tokenizers import Tokenizer
-
     content, path = found
     unknown = str(content["model"].get("unk_token", ""))
-    encoded = Tokenizer.from_file(path).encode(text, add_special_tokens=False)
+    encoded = _tokenizer(path).encode(text, add_special_tokens=False)
     spans = encoded.offsets
     missing = [
         text[start:end]
@@ -58,13 +60,44 @@ def warning(card: Card, text: str) -> str | None:
     return f"{card.name} does not know {told}; `kinora models show {card.name}` lists its words"
 
 
-def _word_level(card: Card) -> tuple[dict[str, Any], str] | None:
-    if card.folder is None or not card.folder.is_dir():
+def cut(card: Card, folder: ModelFolder, text: str) -> str | None:
+    """One line if the model's pipeline would drop the end of `text` without a word, else None."""
+    file = folder.path / "tokenizer" / "tokenizer.json"
+    with reading(file):
+        if card.prompt_tokens is None or not file.is_file():
+            return None
+    tokenizer = _tokenizer(str(file))
+    tokenizer.no_truncation()
+    count = len(tokenizer.encode(text).ids)
+    if count <= card.prompt_tokens:
         return None
-    folder = ModelFolder.open(card.folder)
-    for part in sorted(folder.parts):
-        file = folder.path / part / "tokenizer.json"
-        if part.startswith("tokenizer") and file.is_file():
+    return (
+        f"{card.name} reads the first {card.prompt_tokens} tokens of a prompt; "
+        f"this one has {count}, and the rest is ignored"
+    )
+
+
+def _tokenizer(path: str) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(path)
+    except Exception as error:  # the library raises nothing narrower
+        raise ModelError(f"{path} is damaged: {error}") from None
+
+
+def _word_level(card: Card) -> tuple[dict[str, Any], str] | None:
+    """The content and path of the tokenizer file of a model that knows words only."""
+    if card.folder is None:
+        return None
+    with reading(card.folder):
+        if not card.folder.is_dir():
+            return None
+        folder = ModelFolder.open(card.folder)
+        for part in sorted(folder.parts):
+            file = folder.path / part / "tokenizer.json"
+            if not part.startswith("tokenizer") or not file.is_file():
+                continue
             content = read_object(file)
             model = content.get("model")
             if isinstance(model, dict) and cast("dict[str, Any]", model).get("type") == "WordLevel":

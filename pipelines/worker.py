@@ -12,6 +12,7 @@ from .events import Notice, Progress
 from .run import Run
 
 Event = Progress | Notice | Run
+THREAD = "kinora-run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,9 @@ def stream(job: Callable[[Channel], Run]) -> Generator[Event, None, None]:
         except BaseException as error:
             channel.queue.put(_Failed(error))
 
-    thread = threading.Thread(target=work, name="kinora-run", daemon=True)
-    thread.start()
+    thread = threading.Thread(target=work, name=THREAD, daemon=True)
     try:
+        thread.start()
         while True:
             event = channel.queue.get()
             if isinstance(event, _Failed):
@@ -70,4 +71,10 @@ def stream(job: Callable[[Channel], Run]) -> Generator[Event, None, None]:
                 return
     finally:
         channel.stop()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
+
+
+def running() -> bool:
+    """Whether a job is still at work: a second Ctrl-C ends the wait for it."""
+    return any(thread.name == THREAD for thread in threading.enumerate())

@@ -46,6 +46,8 @@ def imports(path: Path) -> Iterator[str]:
             # `from .. import x` and `from . import x` import modules: name each of them.
             module = [node.module] if node.module else [alias.name for alias in node.names]
             yield from (".".join(["kinora", *above, name]) for name in module)
+        elif isinstance(node, ast.ImportFrom) and node.module == "kinora":
+            yield from (f"kinora.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module or ""
 
@@ -86,12 +88,16 @@ def test_the_rule_of_imports(part: str, wanted: str, allowed: bool):
     assert may_import(part, wanted) is allowed
 
 
-def test_relative_imports_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_imports_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     source = tmp_path / "kernels" / "deep" / "file.py"
     source.parent.mkdir(parents=True)
-    source.write_text("from ...app import cli\nfrom . import near\nfrom ..plan import P\nimport av")
+    source.write_text(
+        "from ...app import cli\nfrom . import near\nfrom ..plan import P\nimport av\n"
+        "from kinora import app\nfrom kinora.eval import world"
+    )
     found = ["kinora.app", "kinora.kernels.deep.near", "kinora.kernels.plan", "av"]
+    found += ["kinora.app", "kinora.eval"]
     assert list(imports(source)) == found
 
 

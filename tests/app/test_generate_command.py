@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +90,39 @@ def test_a_changed_model_is_named_when_repeating(cli: Cli, wan_folder: Path) -> 
     assert "the model's weights" in again.err and "differs from the original" in again.out
 
 
+def test_a_repeat_is_compared_with_what_it_repeats_only(cli: Cli, wan_folder: Path) -> None:
+    made = cli("generate", "a red circle", "--model", wan_folder, *SMALL, "--frames", 5, "--json")
+    path = Path(made.last["outputs"][0]["sidecar"])
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "frames_sha256": None}))
+    assert cli("generate", "--from", path, "--json").last["outputs"][0]["identical"] is None
+    content["request"]["num_videos"] = 3
+    path.write_text(json.dumps(content))
+    outputs = cli("generate", "--from", path, "--json").last["outputs"]
+    assert [output["identical"] for output in outputs] == [True, None, None]
+
+
+def test_a_model_given_by_a_relative_path_is_found_from_elsewhere(
+    cli: Cli, wan_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(wan_folder.parent)
+    made = cli("generate", "a red circle", "--model", "wan", *SMALL, "--frames", 5,
+               "--output", tmp_path / "x.mp4", "--json").last["outputs"][0]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for options in ((), ("--model", os.path.relpath(wan_folder))):
+        again = cli("generate", "--from", made["sidecar"], *options, "--json")
+        assert again.last["outputs"][0]["identical"] is True, again.err
+
+
+def test_a_set_of_files_is_refused_as_one(cli: Cli, wan_folder: Path) -> None:
+    ask = ("generate", "a red circle", "--model", wan_folder, *SMALL, "--frames", 5, "--output")
+    assert cli(*ask, "X.MP4").status == 0
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["X.MP4", "X.json"]
+    refused = cli(*ask, "X.gif")
+    assert refused.status == 2 and "X.json exists already" in refused.complaint
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["X.MP4", "X.json"]
+
+
 def test_nothing_is_ever_overwritten(cli: Cli, wan_folder: Path) -> None:
     ask = ("generate", "a red circle", "--model", wan_folder, *SMALL, "--frames", 5, "--json")
     paths = [cli(*ask).last["outputs"][0]["path"] for _ in range(3)]
@@ -122,25 +152,3 @@ def test_one_frame_of_a_video_model_is_an_image(cli: Cli, wan_folder: Path) -> N
     called = cli("generate", "a red circle", "--model", wan_folder, *SMALL, "--frames", 1, "--json")
     path = Path(called.last["outputs"][0]["path"])
     assert path.suffix == ".png" and media.read_frames(path).shape == (1, 32, 32, 3)
-
-
-def test_ctrl_c_stops_within_a_step_and_leaves_nothing(wan_folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "kinora.app", "generate", "a red circle", "--model",
-               str(wan_folder), "--size", "32x32", "--frames", "5", "--steps", "1000",
-               "--output", str(tmp_path / "out"), "--json"]  # fmt: skip
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
-        assert process.stderr is not None and process.stdout is not None
-        for line in process.stderr:
-            if "step 100/1000" in line:
-                break
-        process.send_signal(signal.SIGINT)
-        err = process.stderr.read()
-        out = process.stdout.read()
-    assert process.returncode == 130, err
-    assert "Traceback" not in err and "step 300/1000" not in err
-    assert json.loads(out.splitlines()[-1]) == {"status": "stopped"}
-    assert not (tmp_path / "out").exists()

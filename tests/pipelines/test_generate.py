@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from kinora.pipelines import cards, frames, media, models, sidecar
+from kinora.pipelines import cards, files, frames, media, models, sidecar
+from kinora.pipelines.chatter import relayed
 from kinora.pipelines.decode import decode
-from kinora.pipelines.errors import GenerationError, KinoraError
+from kinora.pipelines.errors import GenerationError, KinoraError, OutputError
 from kinora.pipelines.events import STAGES, Notice, Progress
 from kinora.pipelines.generate import generate
 from kinora.pipelines.request import Request
@@ -252,6 +254,25 @@ def test_a_length_that_the_pipeline_changes_is_told(
     assert any("made 8 frames" in text and "5 of 32x32" in text for text in notices)
 
 
+def test_the_disk_is_asked_for_all_videos(
+    ask: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def free(folder: Path) -> int:
+        return 100_000
+
+    monkeypatch.setattr(files, "free_disk_bytes", free)
+    finish(ask(num_videos=2))
+    with pytest.raises(OutputError, match="1000 videos may need"):
+        list(generate(ask(num_videos=1000)))
+
+
+def test_styled_warnings_lose_their_style() -> None:
+    said: list[str] = []
+    with relayed(said.append):
+        logging.getLogger("transformers").warning("\x1b[1mbold\x1b[0m text")
+    assert said == ["transformers: bold text"]
+
+
 def test_library_warnings_become_notices(
     ask: Callable[..., Request], model_folders: dict[str, Path]
 ) -> None:
@@ -284,9 +305,9 @@ def test_a_shelf_loads_once_and_changes_models(
     loaded: list[str] = []
     load = models.load
 
-    def counting(weights: models.Weights, place: models.Place) -> models.Loaded:
+    def counting(weights: models.Weights, *rest: Any) -> models.Loaded:
         loaded.append(weights.folder.path.name)
-        return load(weights, place)
+        return load(weights, *rest)
 
     monkeypatch.setattr(models, "load", counting)
     flux = ask(model=str(model_folders["flux"]), frames=1)

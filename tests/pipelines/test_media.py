@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -42,6 +43,23 @@ def test_frames_and_record_survive(
     # The median: halved colour planes blur the disc's edge, which is much of so small a picture.
     error = np.median(np.abs(back[:, : shape[1], : shape[2]].astype(float) - frames))
     assert error <= TOLERANCE[media_format]
+
+
+@pytest.mark.parametrize("media_format", FORMATS)
+def test_frames_that_repeat_are_kept(tmp_path: Path, media_format: Format) -> None:
+    """Pillow would merge them: a clip in which something stands still would lose its length."""
+    moving = clip(3, 32, 48)
+    frames = np.concatenate([moving[:1]] * 4 + [moving] + [moving[2:]] * 5)
+    for given in (frames, frames[:4]):
+        path = tmp_path / f"{len(given)}.{media_format}"
+        path.write_bytes(media.encode(given, media_format, 10.0, COMMENT))
+        back = media.read_frames(path)
+        assert len(back) == len(given) and media.read_comment(path) == COMMENT
+        error = np.median(np.abs(back.astype(float) - given))
+        assert error <= TOLERANCE[media_format]
+        with av.open(path) as container:  # what others see
+            times = [float(frame.time or 0) for frame in container.decode(video=0)]
+        assert np.allclose(np.diff(times), 0.1) and len(times) == len(given)
 
 
 @pytest.mark.parametrize(("media_format", "rate"), [("mp4", 16.0), ("webm", 23.976), ("mp4", 8.0)])

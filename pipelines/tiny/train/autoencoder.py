@@ -25,7 +25,7 @@ from .session import Average, Session, arguments, trapezoid
 from .whole_clip import channels_last, decode, encode, whole_clip
 
 LATENT_NOISE = 0.1
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 1.5e-3
 BATCHES: tuple[tuple[Clip, int, float], ...] = (
     (Clip(17, 128, 128), 32, 0.5),
     (Clip(33, 128, 128), 16, 0.2),

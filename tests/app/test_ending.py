@@ -1,0 +1,164 @@
+"""How a command ends: streams that break, signals, faults of our own, files without permission."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Cli = Callable[..., Any]
+KINORA = (sys.executable, "-m", "kinora.app")
+SMALL = ("--size", "32x32", "--frames", "5", "--steps", "2")
+
+
+def test_a_fault_is_one_line_and_a_traceback_on_demand(
+    cli: Cli, wan_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr("kinora.pipelines.cards.find", broken)
+    for ask in (("generate", "a", "--json"), ("models", "--json")):
+        called = cli(*ask)
+        assert called.status == 1 and "ZeroDivisionError: by zero" in called.complaint
+        assert called.last["status"] == "error"
+    monkeypatch.setenv("KINORA_DEBUG", "1")
+    assert "Traceback" in cli("generate", "a").err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_stdout_is_one_line() -> None:
+    for ask in (["models"], ["models", "--json"], ["models", "show", "kinora-tiny"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([*KINORA, *ask], stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 2
+        assert done.stderr == "kinora: stdout cannot be written (No space left on device)\n"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*KINORA, "models"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_ascii_stdout_takes_every_text() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ask = [*KINORA, "models", "show", "wan2.1-1.3b"]
+    done = subprocess.run(ask, env=environment, capture_output=True, text=True, check=True)
+    assert r"9, \u2026" in done.stdout and done.stderr == ""
+
+
+def test_a_broken_stderr_does_not_end_the_run(
+    cli: Cli, wan_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as broken, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", broken)
+        called = cli("generate", "a red circle", "--model", wan_folder, *SMALL, "--json")
+    assert called.status == 0 and Path(called.last["outputs"][0]["path"]).is_file()
+
+
+def started(wan_folder: Path, tmp_path: Path, *size: str) -> subprocess.Popen[str]:
+    """A run that would take minutes, in a process of its own; it is denoising."""
+    process = subprocess.Popen(
+        [*KINORA, "generate", "a red circle", "--model", str(wan_folder), *size,
+         "--output", str(tmp_path / "out"), "--json"],
+        cwd=tmp_path, env={**os.environ, "PYTHONUNBUFFERED": "1"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "reading the prompt" in line:
+            break
+    return process
+
+
+def test_ctrl_c_and_sigterm_stop_within_a_step_and_leave_nothing(
+    wan_folder: Path, tmp_path: Path
+) -> None:
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        # Ten steps of some tenths of a second each: every one of them is told.
+        size = ("--size", "128x128", "--frames", "65", "--steps", "10")
+        with started(wan_folder, tmp_path, *size) as process:
+            assert process.stderr is not None and process.stdout is not None
+            for line in process.stderr:
+                if "step 3/10" in line:
+                    break
+            process.send_signal(number)
+            err = process.stderr.read()
+            out = process.stdout.read()
+        assert process.returncode == status, err
+        assert "step 5/10" not in err
+        assert err.endswith("stopping…\nstopped\n") and "Traceback" not in err
+        assert json.loads(out.splitlines()[-1]) == {"status": "stopped"}
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(wan_folder: Path, tmp_path: Path) -> None:
+    size = ("--size", "512x512", "--frames", "65", "--steps", "2", "--force")
+    with started(wan_folder, tmp_path, *size) as process:  # a step takes many seconds
+        began = time.perf_counter()
+        for _ in range(2):
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert time.perf_counter() - began < 4
+    assert "Traceback" not in err and "stopping…" in err
+    assert json.loads(out.splitlines()[-1]) == {"status": "stopped"}
+
+
+def restricted(*args: object) -> subprocess.CompletedProcess[str]:
+    """Call `kinora` without the superuser's right to read and write everything."""
+    prefix: list[str] = []
+    if os.geteuid() == 0:
+        setpriv = shutil.which("setpriv")
+        if setpriv is None:
+            pytest.skip("running as root, and there is no setpriv to give its rights up")
+        prefix = [setpriv, "--bounding-set=-dac_override,-dac_read_search"]
+    command = [*prefix, *KINORA, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_what_may_not_be_read_or_written_is_one_line(wan_folder: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    for name in ("record.json", "a.latents.safetensors"):
+        secret.mkdir(exist_ok=True)
+        (secret / name).write_text("{}")
+    weights = tmp_path / "weights"
+    shutil.copytree(wan_folder, weights)
+    (weights / "transformer/diffusion_pytorch_model.safetensors").chmod(0)
+    part = tmp_path / "part"
+    shutil.copytree(wan_folder, part)
+    (part / "vae").chmod(0)
+    secret.chmod(0)
+    try:
+        for args in (
+            ("generate", "a", "--model", secret / "model"),
+            ("generate", "a", "--model", weights),
+            ("generate", "a", "--model", part),
+            ("generate", "--from", secret / "record.json"),
+            ("generate", "a", "--model", wan_folder, *SMALL, "--output", secret / "x.mp4"),
+            ("decode", secret / "a.latents.safetensors"),
+            ("models", "show", part),
+        ):
+            done = restricted(*args, "--json")
+            assert done.returncode == 2, (args, done.stderr)
+            complaints = [line for line in done.stderr.splitlines() if line.startswith("kinora: ")]
+            assert len(complaints) == 1 and "(Permission denied)" in complaints[0], done.stderr
+            assert json.loads(done.stdout.splitlines()[-1])["status"] == "error"
+    finally:
+        for folder in (secret, part / "vae"):
+            folder.chmod(0o755)

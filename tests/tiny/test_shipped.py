@@ -1,0 +1,77 @@
+"""The weights that are shipped: whole, small, safe, and loaded by stock diffusers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanPipeline
+
+from kinora.pipelines.tiny.architecture import DENOISER, weights_folder
+from kinora.pipelines.tiny.train.export import LIMIT_BYTES
+from kinora.pipelines.world.grammar import words
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    loaded = WanPipeline.from_pretrained(weights_folder())
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def test_size_and_kinds_of_files():
+    files = [path for path in weights_folder().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= LIMIT_BYTES
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
+
+
+def test_the_parts_are_stock_classes():
+    index = json.loads((weights_folder() / "model_index.json").read_text())
+    parts = {name: part[1] for name, part in index.items() if isinstance(part, list) and part[0]}
+    assert index["_class_name"] == "WanPipeline"
+    assert parts == {
+        "scheduler": "UniPCMultistepScheduler",
+        "text_encoder": "UMT5EncoderModel",
+        "tokenizer": "TokenizersBackend",
+        "transformer": "WanTransformer3DModel",
+        "vae": "AutoencoderKLWan",
+    }
+
+
+def test_the_weights_are_of_this_architecture(pipe: Any):
+    config = {name: pipe.transformer.config[name] for name in DENOISER}
+    assert config | {"patch_size": tuple(config["patch_size"])} == DENOISER
+    assert pipe.vae.config["scale_factor_spatial"] == 8
+    assert pipe.vae.config["scale_factor_temporal"] == 4
+    assert all(value > 0.1 for value in pipe.vae.config["latents_std"])
+
+
+def test_it_loads_in_single_precision(pipe: Any):
+    parts = (pipe.transformer, pipe.vae, pipe.text_encoder)
+    assert {next(part.parameters()).dtype for part in parts} == {torch.float32}
+
+
+def test_it_knows_the_words_of_the_world(pipe: Any):
+    tokens = pipe.tokenizer(" ".join(words())).input_ids
+    assert pipe.tokenizer.unk_token_id not in tokens
+
+
+@pytest.mark.parametrize(("width", "height", "frames"), [(64, 64, 1), (64, 96, 5)])
+def test_stock_diffusers_runs_it(pipe: Any, width: int, height: int, frames: int):
+    def made() -> Any:
+        return pipe(
+            "a red circle moving left over a black background",
+            width=width,
+            height=height,
+            num_frames=frames,
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+        ).frames
+
+    video = made()
+    assert video.shape == (1, frames, 3, height, width)
+    assert torch.isfinite(video).all() and video.std() > 0.01
+    assert torch.equal(video, made())
