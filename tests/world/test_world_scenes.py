@@ -23,6 +23,7 @@ from kinora.pipelines.world.render import background, paint, render
 from kinora.pipelines.world.scene import (
     FPS,
     HEADINGS,
+    LEAST_RADIUS,
     MARGIN,
     Body,
     Description,
@@ -255,3 +256,15 @@ def test_backgrounds_fill_the_frame() -> None:
         low, high = torch.minimum(first, second), torch.maximum(first, second)
         assert torch.allclose(picture.amin((1, 2)), low.float(), atol=1.0), name
         assert torch.allclose(picture.amax((1, 2)), high.float(), atol=1.0), name
+
+
+@pytest.mark.parametrize("things", [1, 2])
+def test_no_body_is_ever_too_small_to_tell(things: int) -> None:
+    rng = random.Random(things)
+    for frames in (9, 33, 97):
+        duration_s = (frames - 1) / FPS
+        for _ in range(150):
+            scene = sample_scene(rng, sample_description(rng, things=things), frames=frames)
+            for body in scene.bodies:
+                end = body.radius * math.exp(body.growth * duration_s)
+                assert min(body.radius, end) >= LEAST_RADIUS - 1e-9
