@@ -55,7 +55,8 @@ class Cancelled(Exception):  # noqa: N818 - not an error: the caller asked for i
 
 
 def nearest(given: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The entries of `known` most like `given`, best first; empty if none is alike."""
+    """The entries of `known` that begin with `given`, then those most like it; maybe none."""
     by_lower = {name.lower(): name for name in known}
+    begun = [name for name in by_lower if given and name.startswith(given.lower())]
     close = difflib.get_close_matches(given.lower(), list(by_lower), n=count, cutoff=0.5)
-    return [by_lower[name] for name in close]
+    return [by_lower[name] for name in dict.fromkeys([*begun, *close])][:count]

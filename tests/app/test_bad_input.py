@@ -116,6 +116,7 @@ def test_names_and_folders_that_are_no_model(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     told = {
         "kinora-tyni": ["did you mean kinora-tiny"],
+        "wan": ["did you mean wan2.1-1.3b or wan2.1-14b"],
         "Wan-AI/Wan2.1-T2V-14B-Diffusers": ["did you mean wan2.1-14b"],
         "qqqq": ["unknown model", "kinora models"],
         tmp_path / "nowhere": ["no model folder"],
