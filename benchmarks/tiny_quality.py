@@ -25,7 +25,8 @@ from diffusers import WanPipeline
 from PIL import Image
 
 from kinora.eval.world import ALL_CORRECT, perceive, score, summary
-from kinora.pipelines.tiny.architecture import TEXT_LENGTH, weights_folder
+from kinora.pipelines.tiny import WEIGHTS
+from kinora.pipelines.tiny.architecture import TEXT_LENGTH
 from kinora.pipelines.world.grammar import phrase
 from kinora.pipelines.world.render import render
 from kinora.pipelines.world.scene import Description, sample_scene
@@ -121,7 +122,7 @@ def _print_row(name: str, row: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--model", type=Path, default=weights_folder())
+    parser.add_argument("--model", type=Path, default=WEIGHTS)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=4.0)

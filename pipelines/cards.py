@@ -10,7 +10,6 @@ import math
 import os
 import tomllib
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from ..accel.grid import TokenGrid
 from .errors import ModelError, nearest
 from .folder import ModelFolder, geometry, reading
+from .tiny import WEIGHTS
 
 CallValue = bool | int | float | str
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -193,21 +193,12 @@ def from_folder(path: Path) -> Card:
 
 def _registered(name: str, entry: dict[str, Any]) -> Card:
     fields = {**_table()["classes"].get(entry["pipeline"], {}), **entry}
-    folder = tiny_weights() if name == "kinora-tiny" else None
+    folder = WEIGHTS if name == "kinora-tiny" else None
     if folder is not None:
         with reading(folder):
             if folder.is_dir():
                 fields = {**fields, **geometry(ModelFolder.open(folder))}
     return Card(name=name, folder=folder, **fields)
-
-
-def tiny_weights() -> Path:
-    """Where the embedded model lies: package data of `pipelines/tiny`."""
-    try:
-        root = resources.files("kinora.pipelines.tiny")
-    except (ModuleNotFoundError, NotADirectoryError):
-        return Path(__file__).parent / "tiny" / "weights"
-    return Path(str(root / "weights"))
 
 
 def _generic(folder: ModelFolder, rules: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -136,8 +135,3 @@ def encode_captions(
     mask = tokens.attention_mask
     states = text_encoder(tokens.input_ids, mask).last_hidden_state * mask[..., None]
     return torch.nn.functional.pad(states, (0, 0, 0, length - states.shape[1]))
-
-
-def weights_folder() -> Path:
-    """Where the shipped model lies."""
-    return Path(__file__).parent / "weights"

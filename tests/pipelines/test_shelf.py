@@ -36,7 +36,7 @@ def ask(wan_folder: Path, tmp_path: Path) -> Make:
 @pytest.fixture
 def embedded(wan_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny Wan pipeline in the place of kinora-tiny's weights."""
-    monkeypatch.setattr(cards, "tiny_weights", lambda: wan_folder)
+    monkeypatch.setattr(cards, "WEIGHTS", wan_folder)
 
 
 def made(request: Request, shelf: models.Shelf | None = None) -> Output:

@@ -9,26 +9,27 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from kinora.pipelines.tiny.architecture import DENOISER, weights_folder
+from kinora.pipelines.tiny import WEIGHTS
+from kinora.pipelines.tiny.architecture import DENOISER
 from kinora.pipelines.tiny.train.export import LIMIT_BYTES
 from kinora.pipelines.world.grammar import words
 
 
 @pytest.fixture(scope="module")
 def pipe() -> Any:
-    loaded = WanPipeline.from_pretrained(weights_folder())
+    loaded = WanPipeline.from_pretrained(WEIGHTS)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
 
 def test_size_and_kinds_of_files():
-    files = [path for path in weights_folder().rglob("*") if path.is_file()]
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LIMIT_BYTES
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
 
 
 def test_the_parts_are_stock_classes():
-    index = json.loads((weights_folder() / "model_index.json").read_text())
+    index = json.loads((WEIGHTS / "model_index.json").read_text())
     parts = {name: part[1] for name, part in index.items() if isinstance(part, list) and part[0]}
     assert index["_class_name"] == "WanPipeline"
     assert parts == {

@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,7 +100,7 @@ class Session:
     def progress(self) -> float:
         return min(1.0, self.elapsed_s / (60 * self.minutes))
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[float]:
         """Yield the progress before each step; saves on the way and at the end."""
         self.out.mkdir(parents=True, exist_ok=True)
         self.resume()
