@@ -64,18 +64,24 @@ GROUPS = (
 )
 
 
-def autoencoder_psnr(pipe: WanPipeline, size_px: int, clips: int = 32) -> float:
-    """Mean PSNR in dB of decoded against rendered clips of 33 frames, of the test split."""
+def reconstruct(
+    pipe: WanPipeline, size_px: int, clips: int = 32
+) -> Iterator[tuple[Description, np.ndarray, float]]:
+    """What the autoencoder makes of rendered clips of the test split.
+
+    Yields:
+        Description, video `[33, size, size, 3]` uint8, and its PSNR in dB.
+    """
     rng = random.Random(f"psnr/{size_px}")
-    values: list[float] = []
     for _ in range(clips):
         scene = sample_scene(rng, sample_split(rng, "test"), frames=FRAMES)
         video = render([scene], frames=FRAMES, height=size_px, width=size_px, device=pipe.device)
         with torch.no_grad():
             latents = pipe.vae.encode((video * 2 - 1).to(pipe.vae.dtype)).latent_dist.mode()
             decoded = pipe.vae.decode(latents).sample.float().clamp(-1, 1) / 2 + 0.5
-        values.append(-10 * float((decoded - video).square().mean().log10()))
-    return sum(values) / len(values)
+        psnr_db = -10 * float((decoded - video).square().mean().log10())
+        frames = (decoded[0].permute(1, 2, 3, 0) * 255).round().to(torch.uint8)
+        yield scene.description, frames.cpu().numpy(), psnr_db
 
 
 def generate(
@@ -130,6 +136,7 @@ def main() -> None:
     parser.add_argument("--text-length", type=int, default=TEXT_LENGTH)
     parser.add_argument("--batch", type=int, default=64, help="videos of 128 px at a time")
     parser.add_argument("--groups", type=int, nargs="*", help="numbers of the groups, default all")
+    parser.add_argument("--reconstruct", type=int, nargs="*", default=[128, 256], metavar="PX")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sheet", type=Path, help="a PNG of frames of the first videos")
@@ -153,10 +160,17 @@ def main() -> None:
     }
     sheet: list[np.ndarray] = []
     chosen = range(len(GROUPS)) if options.groups is None else options.groups
-    if options.groups is None:
-        for size_px in (128, 256):
-            report[f"autoencoder PSNR, {size_px} px"] = round(autoencoder_psnr(pipe, size_px), 2)
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as workers:
+        for size_px in options.reconstruct:
+            made = list(reconstruct(pipe, size_px))
+            seen = workers.map(perceive, [video for _, video, _ in made])
+            own = [score(it, made[i][0]) for i, it in enumerate(seen)]
+            report[f"autoencoder, {size_px} px"] = row = {
+                "clips": len(made),
+                "psnr_db": round(sum(psnr_db for *_, psnr_db in made) / len(made), 2),
+                "all correct": summary(own)[ALL_CORRECT].mean,
+            }
+            print(f"autoencoder, {size_px} px: {row}", flush=True)
         for group in (GROUPS[i] for i in chosen):
             began = time.perf_counter()
             prompts = group.prompts(options.prompts)

@@ -27,7 +27,7 @@ from kinora.pipelines.tiny.architecture import (
     new_text_encoder,
     new_tokenizer,
 )
-from kinora.pipelines.tiny.train import autoencoder, denoiser
+from kinora.pipelines.tiny.train import autoencoder, denoiser, lessons
 from kinora.pipelines.tiny.train.clips import crowd, sample_clips
 from kinora.pipelines.tiny.train.muon import muon_and_adamw, take_step
 from kinora.pipelines.tiny.train.whole_clip import channels_last, decode, encode, whole_clip
@@ -91,7 +91,6 @@ def time_autoencoder(device: torch.device, small: bool) -> None:
     model = whole_clip(new_autoencoder(**(autoencoder.SMALL if small else {})))
     torch.nn.Module.to(model, device)
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
         channels_last(model)
     optimizers = muon_and_adamw(model, autoencoder.is_inner_filter, 1e-3)
     for clip, size, _ in autoencoder.SMALL_BATCHES if small else autoencoder.BATCHES:
@@ -107,11 +106,11 @@ def time_denoiser(device: torch.device, small: bool) -> None:
     tokenizer = new_tokenizer()
     model = new_denoiser(**(denoiser.SMALL if small else {}))
     parts = denoiser.Parts(new_text_encoder(tokenizer), model).to(device).train()
-    denoiser.compile_blocks(parts, device)
+    denoiser.speed_up(parts, device)
     optimizers = muon_and_adamw(parts, denoiser.is_inner_matrix, 1e-3)
     mean = torch.zeros(1, LATENT_CHANNELS, 1, 1, 1, device=device)
-    for plan in denoiser.SMALL_POOLS if small else denoiser.POOLS:
-        clip, rng = plan.clip, random.Random(0)
+    for lesson in lessons.SMALL_LESSONS if small else lessons.LESSONS:
+        clip, rng = lesson.clip, random.Random(0)
         shape = (
             (clip.frames - 1) // TEMPORAL_FACTOR + 1,
             clip.height // SPATIAL_FACTOR,
@@ -119,10 +118,11 @@ def time_denoiser(device: torch.device, small: bool) -> None:
         )
         latents = torch.randn(64, LATENT_CHANNELS, *shape, device=device).bfloat16()
         told = [scene.description for scene in sample_clips(rng, clip, 64)]
-        pool = denoiser.Pool(plan, latents, told)
-        loss = partial(denoiser.flow_loss, parts, pool, tokenizer, rng, mean, mean + 1)
+        batch = lessons.Draws([lesson], {clip: told}, tokenizer, 0)[0, 0].to(device)
+        pool = denoiser.Pool(latents, told)
+        loss = partial(denoiser.flow_loss, parts, pool, lesson, batch, mean, mean + 1)
         step = partial(denoiser_step, loss, optimizers)
-        measure(f"denoiser {clip} x {plan.batch}", plan.batch, step, device)
+        measure(f"denoiser {lesson} x {lesson.size}", lesson.size, step, device)
 
 
 def main() -> None:

@@ -119,9 +119,17 @@ def assemble(
     )
 
 
-def encode_captions(
-    captions: list[str],
-    tokenizer: PreTrainedTokenizerFast,
+def tokenise(
+    captions: list[str], tokenizer: PreTrainedTokenizerFast
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and their mask, both `[B, longest]`."""
+    tokens = tokenizer(captions, padding=True, return_tensors="pt")
+    return tokens["input_ids"], tokens["attention_mask"]
+
+
+def encode_tokens(
+    tokens: torch.Tensor,
+    mask: torch.Tensor,
     text_encoder: UMT5EncoderModel,
     length: int = TEXT_LENGTH,
 ) -> torch.Tensor:
@@ -130,8 +138,5 @@ def encode_captions(
     Returns:
         `[B, length, TEXT_WIDTH]` in the encoder's dtype.
     """
-    device = text_encoder.device
-    tokens = tokenizer(captions, padding=True, return_tensors="pt").to(device)
-    mask = tokens.attention_mask
-    states = text_encoder(tokens.input_ids, mask).last_hidden_state * mask[..., None]
+    states = text_encoder(tokens, mask).last_hidden_state * mask[..., None]
     return torch.nn.functional.pad(states, (0, 0, 0, length - states.shape[1]))

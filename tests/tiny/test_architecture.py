@@ -12,11 +12,12 @@ from kinora.pipelines.tiny.architecture import (
     TEXT_LENGTH,
     UNKNOWN,
     assemble,
-    encode_captions,
+    encode_tokens,
     new_autoencoder,
     new_denoiser,
     new_text_encoder,
     new_tokenizer,
+    tokenise,
 )
 from kinora.pipelines.world.grammar import phrase, words
 from kinora.pipelines.world.scene import sample_description
@@ -55,7 +56,7 @@ def test_captions_are_encoded_as_the_stock_pipeline_does(length: int):
     pipe = _pipeline()
     captions = ["a red circle", "", "a blue star moving left over a black background"]
     with torch.no_grad():
-        ours = encode_captions(captions, pipe.tokenizer, pipe.text_encoder, length)
+        ours = encode_tokens(*tokenise(captions, pipe.tokenizer), pipe.text_encoder, length)
         stock = pipe._get_t5_prompt_embeds(captions, max_sequence_length=length)
     torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-5)
 

@@ -100,6 +100,33 @@ def test_the_decoder_can_be_trained_alone(trained: Path, tmp_path: Path, steps_a
     )
 
 
+def test_a_pipeline_can_be_trained_on(trained: Path, tmp_path: Path, steps_are_seconds: None):
+    source, more = trained / "dit" / "pipeline", tmp_path / "more"
+    common = ["--minutes", "0.2", "--device", "cpu", "--small", "--seed", "1"]
+    denoiser.main(["--init", str(source), "--out", str(more), *common])
+    before: Any = WanPipeline.from_pretrained(source)
+    after: Any = WanPipeline.from_pretrained(more / "pipeline")
+    # The latents keep their scale, whatever the new clips are.
+    assert after.vae.config["latents_mean"] == before.vae.config["latents_mean"]
+    old, new = before.transformer.state_dict(), after.transformer.state_dict()
+    assert any(not torch.equal(old[name], new[name]) for name in old)
+    first, last = (_log(folder)[i] for folder, i in ((trained / "dit", 1), (more, 1)))
+    kind = next(name for name in last if name.startswith("loss") and name in first)
+    assert last[kind] < first[kind]
+
+
+def test_training_the_denoiser_needs_an_autoencoder(tmp_path: Path):
+    with pytest.raises(SystemExit) as stopped:
+        denoiser.main(["--out", str(tmp_path), "--minutes", "1"])
+    assert stopped.value.code == 2
+
+
+def test_export_forgets_where_the_parts_came_from(trained: Path, tmp_path: Path):
+    export.export(trained / "dit" / "pipeline", tmp_path / "out")
+    texts = [path.read_text() for path in (tmp_path / "out").rglob("*.json")]
+    assert texts and not any(str(trained) in text or "_name_or_path" in text for text in texts)
+
+
 def test_export_refuses_what_is_too_large(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

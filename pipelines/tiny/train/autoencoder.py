@@ -12,6 +12,7 @@ gets slightly wrong, and no channel can collapse.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,14 +26,15 @@ from .session import Average, Session, arguments, trapezoid
 from .whole_clip import channels_last, decode, encode, whole_clip
 
 LATENT_NOISE = 0.1
-LEARNING_RATE = 1.5e-3
+LEARNING_RATE = 2.5e-3
 BATCHES: tuple[tuple[Clip, int, float], ...] = (
-    (Clip(17, 128, 128), 32, 0.5),
-    (Clip(33, 128, 128), 16, 0.2),
-    (Clip(17, 256, 256), 8, 0.2),
-    (Clip(9, 96, 160), 64, 0.1),
+    (Clip(17, 128, 128), 16, 0.45),
+    (Clip(33, 128, 128), 8, 0.3),
+    (Clip(17, 256, 256), 4, 0.25),
 )
-"""Clips, batch size, share of the steps; a batch holds nine million pixels."""
+"""Clips, batch size, share of the steps; a batch holds four million pixels."""
+DRAWN_TOGETHER = 8
+"""Batches a call of the renderer; its launches then cost little beside a training step."""
 SMALL_BATCHES = ((Clip(5, 32, 32), 2, 1.0),)
 SMALL: dict[str, Any] = {"base_dim": 8}
 
@@ -55,6 +57,20 @@ def is_inner_filter(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 4 and name.endswith("weight") and not any(it in name for it in ends)
 
 
+def videos(
+    batches: Sequence[tuple[Clip, int, float]], session: Session, seed: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """A batch for each step of `session`, `[B, 3, frames, height, width]` in -1 to 1."""
+    drawn: dict[Clip, list[torch.Tensor]] = {clip: [] for clip, _, _ in batches}
+    while True:
+        rng = random.Random(f"{seed}/{session.step}")
+        clip, size, _ = rng.choices(batches, [share for _, _, share in batches])[0]
+        if not drawn[clip]:
+            scenes = sample_clips(rng, clip, size * DRAWN_TOGETHER)
+            drawn[clip] = list(crowd(scenes, clip, device).split(size))
+        yield drawn[clip].pop()
+
+
 def psnr_db(video: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """Mean over clips of the PSNR in decibels, pixels in -1 to 1 clamped as on display."""
     error = (output.float().clamp(-1, 1) - video).square().mean(dim=(1, 2, 3, 4)) / 4
@@ -62,7 +78,7 @@ def psnr_db(video: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = arguments("Train the autoencoder of kinora-tiny.")
+    parser = arguments("Train the autoencoder of kinora-tiny.", LEARNING_RATE)
     parser.add_argument(
         "--decoder-only",
         action="store_true",
@@ -78,7 +94,6 @@ def main(argv: list[str] | None = None) -> None:
         model = AutoencoderKLWan.from_pretrained(options.init, dtype=torch.float32)
     nn.Module.to(whole_clip(model), device)
     if cuda:
-        torch.backends.cudnn.benchmark = True
         channels_last(model)
     # A constant posterior deviation, the training noise, is what the stock model reports.
     _fix_posterior(model)
@@ -86,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
     average = Average(model)
-    optimizers = muon_and_adamw(model, is_inner_filter, LEARNING_RATE)
+    optimizers = muon_and_adamw(model, is_inner_filter, options.learning_rate)
     batches = SMALL_BATCHES if options.small else BATCHES
     session = Session(
         options.out,
@@ -98,11 +113,10 @@ def main(argv: list[str] | None = None) -> None:
         },
         log_steps=5 if options.small else 50,
     )
-    for progress in session:
-        rng = random.Random(f"{options.seed}/{session.step}")
-        clip, size, _ = rng.choices(batches, [share for _, _, share in batches])[0]
-        set_learning_rate(optimizers, LEARNING_RATE * trapezoid(progress))
-        video = crowd(sample_clips(rng, clip, size), clip, device)
+    for progress, video in zip(
+        session, videos(batches, session, options.seed, device), strict=False
+    ):
+        set_learning_rate(optimizers, options.learning_rate * trapezoid(progress))
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
             latents = encode(model, video)
             noisy = latents + LATENT_NOISE * torch.randn_like(latents)

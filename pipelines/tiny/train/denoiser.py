@@ -1,16 +1,19 @@
 r"""Train the text encoder and the denoiser of `kinora-tiny` on latents of random clips.
 
     python -m kinora.pipelines.tiny.train.denoiser \
-        --autoencoder runs/vae/vae --out runs/dit --minutes 20
+        --autoencoder runs/vae/vae --out runs/dit --minutes 12
+    python -m kinora.pipelines.tiny.train.denoiser \
+        --init pipelines/tiny/weights --seed 1 --out runs/more --minutes 12
 
 Flow matching (Lipman et al. 2023) as Wan does it: with noise n and time s in 0 to 1, the input is
 (1 - s) x + s n, the timestep 1000 s, the target n - x. Clips are encoded once into pools that stay
-on the device; each draw gets a new phrasing, noise and time.
+on the device; each draw (`lessons.py`) gets a new phrasing, noise and time.
 """
 
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,51 +27,23 @@ from transformers import UMT5EncoderModel
 from ...world.scene import Description
 from ..architecture import (
     LATENT_CHANNELS,
-    TEXT_LENGTH,
+    TEMPORAL_FACTOR,
     assemble,
-    encode_captions,
+    encode_tokens,
     new_denoiser,
     new_text_encoder,
     new_tokenizer,
 )
-from .clips import Clip, caption, draw, sample_clips
+from .attention import TrainingAttention
+from .clips import Clip, draw, sample_clips
+from .lessons import LESSONS, POOLS, SMALL_LESSONS, SMALL_POOLS, Draw, Draws, Lesson, draws
 from .muon import muon_and_adamw, set_learning_rate, take_step
 from .session import Average, Session, arguments, trapezoid
-from .whole_clip import channels_last, encode, whole_clip
+from .whole_clip import channels_last, copy_statistics, encode, whole_clip
 
-STOCK_TEXT_LENGTH = 512
-"""What `WanPipeline` pads to unless told otherwise. Cross-attention sees the padding, so a quarter
-of the steps use it and the model works with both."""
-
-LEARNING_RATE = 1e-3
-
-
-@dataclass(frozen=True, slots=True)
-class PoolPlan:
-    """How many clips of one size are encoded, and how training draws them."""
-
-    clip: Clip
-    clips: int
-    batch: int
-    early_share: float
-    """Weight among the steps at the start; it moves linearly to `late_share` by half time."""
-    late_share: float
-    time_shift: float
-    """Times are logit-normal, then s -> shift s / (1 + (shift - 1) s): larger clips, more noise."""
-
-
-POOLS = (
-    PoolPlan(Clip(1, 128, 128), 40_000, 512, 0.20, 0.02, 1.5),
-    PoolPlan(Clip(1, 256, 256), 6_000, 128, 0.05, 0.02, 2.0),
-    PoolPlan(Clip(33, 128, 128), 40_000, 64, 0.65, 0.68, 3.0),
-    PoolPlan(Clip(33, 96, 160), 6_000, 64, 0.04, 0.05, 3.0),
-    PoolPlan(Clip(33, 160, 96), 6_000, 64, 0.04, 0.05, 3.0),
-    PoolPlan(Clip(33, 256, 256), 5_000, 16, 0.02, 0.18, 4.0),
-)
-SMALL_POOLS = (
-    PoolPlan(Clip(1, 32, 32), 16, 4, 0.5, 0.5, 1.5),
-    PoolPlan(Clip(5, 32, 48), 16, 4, 0.5, 0.5, 3.0),
-)
+LEARNING_RATE = 3e-3
+PIXELS_TOGETHER = 2**25
+"""Encoded at a time: 62 clips of 33 frames of 128 x 128."""
 SMALL: dict[str, Any] = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
 
 
@@ -76,36 +51,43 @@ SMALL: dict[str, Any] = {"num_layers": 2, "num_attention_heads": 2, "attention_h
 class Pool:
     """Encoded clips of one size: `latents [N, 16, f, h, w]` bfloat16, not yet normalised."""
 
-    plan: PoolPlan
     latents: torch.Tensor
     descriptions: list[Description]
 
 
 @torch.no_grad()
 def fill_pool(
-    autoencoder: AutoencoderKLWan, plan: PoolPlan, seed: int, device: torch.device
+    autoencoder: AutoencoderKLWan, clip: Clip, count: int, seed: int, device: torch.device
 ) -> Pool:
-    """Render and encode the clips of a plan."""
-    rng = random.Random(f"{seed}/{plan.clip}")
+    """Render and encode `count` clips."""
+    rng = random.Random(f"{seed}/{clip}")
+    batch = max(1, PIXELS_TOGETHER // (clip.frames * clip.height * clip.width))
     parts: list[torch.Tensor] = []
     descriptions: list[Description] = []
-    while len(descriptions) < plan.clips:
-        scenes = sample_clips(rng, plan.clip, min(plan.batch, plan.clips - len(descriptions)))
+    while len(descriptions) < count:
+        scenes = sample_clips(rng, clip, min(batch, count - len(descriptions)))
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            latents = encode(autoencoder, draw(scenes, plan.clip, device))
+            latents = encode(autoencoder, draw(scenes, clip, device))
         parts.append(latents.to(torch.bfloat16))
         descriptions += [scene.description for scene in scenes]
-    return Pool(plan, torch.cat(parts), descriptions)
+    return Pool(torch.cat(parts), descriptions)
 
 
-def share(plan: PoolPlan, progress: float) -> float:
-    """Weight of a pool at `progress` in 0 to 1."""
-    return plan.early_share + (plan.late_share - plan.early_share) * min(1.0, 2 * progress)
+def fill_pools(
+    autoencoder: AutoencoderKLWan, counts: dict[Clip, int], seed: int, device: torch.device
+) -> dict[Clip, Pool]:
+    """A pool for each kind of clip; works on a copy of the autoencoder."""
+    encoder = whole_clip(deepcopy(autoencoder)).eval()
+    nn.Module.to(encoder, device)
+    if device.type == "cuda":
+        channels_last(encoder)
+    return {clip: fill_pool(encoder, clip, count, seed, device) for clip, count in counts.items()}
 
 
 def sample_times(count: int, shift: float, device: torch.device) -> torch.Tensor:
-    """`[count]` noise levels in 0 to 1."""
-    s = torch.randn(count, device=device).sigmoid()
+    """`[count]` noise levels in 0 to 1, one in each of `count` equally likely ranges."""
+    quantiles = (torch.randperm(count, device=device) + torch.rand(count, device=device)) / count
+    s = torch.special.ndtri(quantiles).sigmoid()
     return shift * s / (1 + (shift - 1) * s)
 
 
@@ -122,24 +104,39 @@ class Parts(nn.Module):
         self.text_encoder, self.denoiser = text_encoder, denoiser
 
 
-def _load(
-    options: Any, device: torch.device
-) -> tuple[AutoencoderKLWan, AutoencoderKLWan, Parts, Any]:
+@dataclass(slots=True)
+class Start:
+    """What a training begins with; `autoencoder` is the one that is shipped."""
+
+    autoencoder: AutoencoderKLWan
+    parts: Parts
+    tokenizer: Any
+
+
+def load(init: Path | None, autoencoder: Path | None, small: bool) -> Start:
+    """Fresh parts for the autoencoder in a folder, or those of the pipeline `init`; all float32.
+
+    With both, the pipeline goes on with that autoencoder, whose latents must be its own.
+    """
     tokenizer = new_tokenizer()
-    if options.init:
-        pipe = WanPipeline.from_pretrained(options.init, dtype=torch.float32)
-        parts = Parts(pipe.text_encoder, pipe.transformer)  # pyright: ignore[reportArgumentType]
-    else:
-        small = SMALL if options.small else {}
-        parts = Parts(new_text_encoder(tokenizer), new_denoiser(**small))
-    shipped = AutoencoderKLWan.from_pretrained(options.autoencoder, dtype=torch.float32)
-    working = AutoencoderKLWan.from_pretrained(options.autoencoder, dtype=torch.float32)
-    nn.Module.to(whole_clip(working), device)
-    return shipped, working.eval(), parts.to(device).train(), tokenizer
+    if init is None:
+        assert autoencoder is not None
+        vae = AutoencoderKLWan.from_pretrained(autoencoder, dtype=torch.float32)
+        denoiser = new_denoiser(**(SMALL if small else {}))
+        return Start(vae, Parts(new_text_encoder(tokenizer), denoiser), tokenizer)
+    pipe: Any = WanPipeline.from_pretrained(init, dtype=torch.float32)
+    vae = pipe.vae
+    if autoencoder:
+        vae = AutoencoderKLWan.from_pretrained(autoencoder, dtype=torch.float32)
+        copy_statistics(pipe.vae, vae)
+    return Start(vae, Parts(pipe.text_encoder, pipe.transformer), tokenizer)
 
 
-def compile_blocks(parts: Parts, device: torch.device) -> None:
-    """Compile the denoiser's blocks where that pays; each runs for every kind of clip."""
+def speed_up(parts: Parts, device: torch.device) -> None:
+    """Attention made for training; on a GPU the denoiser's blocks are compiled."""
+    head_dim = parts.denoiser.config["attention_head_dim"]
+    attention: Any = TrainingAttention(head_dim, device)
+    parts.denoiser.set_attn_processor(attention)
     if device.type == "cuda":
         # A block is compiled for every kind of clip and caption length, and then for any batch.
         torch.compiler.config.recompile_limit = 64
@@ -147,52 +144,61 @@ def compile_blocks(parts: Parts, device: torch.device) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = arguments("Train the text encoder and the denoiser of kinora-tiny.")
-    parser.add_argument("--autoencoder", type=Path, required=True, help="folder of the trained one")
+    parser = arguments("Train the text encoder and the denoiser of kinora-tiny.", LEARNING_RATE)
+    parser.add_argument("--autoencoder", type=Path, help="folder of the trained one")
     options = parser.parse_args(argv)
+    if not (options.autoencoder or options.init):
+        parser.error("give --autoencoder, or --init to go on with a whole pipeline")
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
-    autoencoder, encoder, parts, tokenizer = _load(options, device)
-    if device.type == "cuda":
-        channels_last(encoder)
-    compile_blocks(parts, device)
-    plans = SMALL_POOLS if options.small else POOLS
-    pools = [fill_pool(encoder, plan, options.seed, device) for plan in plans]
-    del encoder
-    mean, deviation = _channel_statistics(pools)
-    autoencoder.register_to_config(
-        latents_mean=mean.flatten().tolist(), latents_std=deviation.flatten().tolist()
+    start = load(options.init, options.autoencoder, options.small)
+    parts = start.parts.to(device).train()
+    speed_up(parts, device)
+    lessons = SMALL_LESSONS if options.small else LESSONS
+    pools = fill_pools(
+        start.autoencoder, SMALL_POOLS if options.small else POOLS, options.seed, device
     )
-    optimizers, average = muon_and_adamw(parts, is_inner_matrix, LEARNING_RATE), Average(parts)
+    if not options.init:
+        measure_statistics(start.autoencoder, pools)
+    mean, deviation = (statistic.to(device) for statistic in statistics(start.autoencoder))
+    optimizers = muon_and_adamw(parts, is_inner_matrix, options.learning_rate)
+    average = Average(parts)
     stateful = {"parts": parts, "average": average}
     stateful |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(optimizers)}
     session = Session(options.out, options.minutes, stateful, log_steps=5 if options.small else 50)
     session.out.mkdir(parents=True, exist_ok=True)
-    session.write(pools={str(pool.plan.clip): len(pool.descriptions) for pool in pools})
-    for progress in session:
-        rng = random.Random(f"{options.seed}/{session.step}")
-        pool = rng.choices(pools, [share(pool.plan, progress) for pool in pools])[0]
-        set_learning_rate(optimizers, LEARNING_RATE * trapezoid(progress))
-        loss = flow_loss(parts, pool, tokenizer, rng, mean, deviation)
+    session.write(pools={str(clip): len(pool.descriptions) for clip, pool in pools.items()})
+    told = {clip: pool.descriptions for clip, pool in pools.items()}
+    drawn = draws(session, Draws(lessons, told, start.tokenizer, options.seed), device)
+    for progress, batch in zip(session, drawn, strict=False):
+        lesson = lessons[batch.lesson]
+        set_learning_rate(optimizers, options.learning_rate * trapezoid(progress))
+        loss = flow_loss(parts, pools[lesson.clip], lesson, batch, mean, deviation)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
         take_step(optimizers)
         average.update()
-        clip = pool.plan.clip
-        session.log({"norm": norm, f"loss {clip.frames}x{clip.height}x{clip.width}": loss})
+        session.log({"norm": norm, f"loss {lesson}": loss})
     average.copy_to_source()
     assemble(
-        tokenizer=tokenizer,
+        tokenizer=start.tokenizer,
         text_encoder=parts.text_encoder,
-        autoencoder=autoencoder,
+        autoencoder=start.autoencoder,
         denoiser=parts.denoiser,
     ).save_pretrained(options.out / "pipeline")
 
 
-def _channel_statistics(pools: list[Pool]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of each latent channel over the largest pool, `[1, 16, 1, 1, 1]`."""
-    latents = max(pools, key=lambda pool: pool.latents.numel()).latents[:2048].float()
-    deviation, mean = torch.std_mean(latents, dim=(0, 2, 3, 4), keepdim=True)
+def measure_statistics(autoencoder: AutoencoderKLWan, pools: dict[Clip, Pool]) -> None:
+    """Record mean and deviation of each latent channel over the largest pool."""
+    latents = max((pool.latents for pool in pools.values()), key=torch.Tensor.numel)
+    deviation, mean = torch.std_mean(latents[:2048].float(), dim=(0, 2, 3, 4))
+    autoencoder.register_to_config(latents_mean=mean.tolist(), latents_std=deviation.tolist())
+
+
+def statistics(autoencoder: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
+    """The recorded mean and deviation, `[1, 16, 1, 1, 1]` each."""
+    values = (autoencoder.config[name] for name in ("latents_mean", "latents_std"))
+    mean, deviation = (torch.tensor(value).view(1, -1, 1, 1, 1) for value in values)
     assert mean.shape[1] == LATENT_CHANNELS
     return mean, deviation
 
@@ -200,21 +206,19 @@ def _channel_statistics(pools: list[Pool]) -> tuple[torch.Tensor, torch.Tensor]:
 def flow_loss(
     parts: Parts,
     pool: Pool,
-    tokenizer: Any,
-    rng: random.Random,
+    lesson: Lesson,
+    batch: Draw,
     mean: torch.Tensor,
     deviation: torch.Tensor,
 ) -> torch.Tensor:
     """Flow-matching loss of one batch, a scalar."""
     device = pool.latents.device
-    rows = [rng.randrange(len(pool.descriptions)) for _ in range(pool.plan.batch)]
-    captions = [caption(rng, pool.descriptions[row]) for row in rows]
-    clean = (pool.latents[torch.tensor(rows, device=device)].float() - mean) / deviation
+    shown = (lesson.frames - 1) // TEMPORAL_FACTOR + 1
+    clean = (pool.latents[batch.rows, :, :shown].float() - mean) / deviation
     noise = torch.randn_like(clean)
-    times = sample_times(len(rows), pool.plan.time_shift, device)
+    times = sample_times(len(clean), lesson.time_shift, device)
     s = times[:, None, None, None, None]
     cuda = device.type == "cuda"
-    length = STOCK_TEXT_LENGTH if rng.random() < 0.25 else TEXT_LENGTH
     with (
         torch.autocast(device.type, torch.bfloat16, enabled=cuda),
         sdpa_kernel(
@@ -222,7 +226,7 @@ def flow_loss(
             set_priority=True,
         ),
     ):
-        text = encode_captions(captions, tokenizer, parts.text_encoder, length)
+        text = encode_tokens(batch.tokens, batch.mask, parts.text_encoder, batch.text_length)
         predicted = parts.denoiser(
             (1 - s) * clean + s * noise, times * 1000, text, return_dict=False
         )[0]

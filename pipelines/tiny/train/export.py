@@ -9,6 +9,7 @@ asks for), the text encoder, which is small, in float32. Safetensors throughout.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
+
+from .whole_clip import copy_statistics
 
 LIMIT_BYTES = 40_000_000
 
@@ -31,8 +34,7 @@ def export(source: Path, out: Path, autoencoder: Path | None = None) -> int:
     pipe = WanPipeline.from_pretrained(source, dtype=torch.float32)
     if autoencoder:
         better = AutoencoderKLWan.from_pretrained(autoencoder, dtype=torch.float32)
-        statistics = {name: pipe.vae.config[name] for name in ("latents_mean", "latents_std")}
-        better.register_to_config(**statistics)
+        copy_statistics(pipe.vae, better)
         pipe.register_modules(vae=better)
     pipe.transformer.to(torch.float16)
     pipe.vae.to(torch.float16)
@@ -40,6 +42,8 @@ def export(source: Path, out: Path, autoencoder: Path | None = None) -> int:
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         draft = Path(folder)
         pipe.save_pretrained(draft)
+        for file in draft.rglob("*.json"):
+            _forget_source(file)
         size = sum(file.stat().st_size for file in draft.rglob("*") if file.is_file())
         if size > LIMIT_BYTES:
             raise ValueError(
@@ -53,6 +57,13 @@ def export(source: Path, out: Path, autoencoder: Path | None = None) -> int:
             out.mkdir(exist_ok=True)
             os.replace(part, old)
     return size
+
+
+def _forget_source(file: Path) -> None:
+    """Drop the path that a part was loaded from, which means nothing elsewhere."""
+    values = json.loads(file.read_text())
+    if values.pop("_name_or_path", None) is not None:
+        file.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -68,9 +68,9 @@ class Muon(torch.optim.Optimizer):
         updates = orthogonalise(ahead.flatten(2)).view_as(ahead)
         rows = parameters[0].shape[0]
         size = 0.2 * max(rows, parameters[0].numel() // rows) ** 0.5
-        for parameter, update in zip(parameters, updates, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update, alpha=-group["lr"] * size)
+        one_call: Any = torch  # for all of them, as torch's own optimizers do it
+        one_call._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        one_call._foreach_add_(parameters, list(updates), alpha=-group["lr"] * size)
 
 
 def muon_and_adamw(
@@ -118,5 +118,6 @@ def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
-        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C)
+        x = torch.baddbmm(x, polynomial, x, beta=_A)
     return (x.mT if tall else x).to(matrices.dtype)

@@ -28,7 +28,7 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
+def arguments(description: str, learning_rate: float) -> argparse.ArgumentParser:
     """The options that both trainings have."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True, help="folder of log and checkpoints")
@@ -38,6 +38,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
         required=True,
         help="wall time to train for, once the clips are there",
     )
+    parser.add_argument("--learning-rate", type=float, default=learning_rate)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--init", type=Path, help="start from the weights of this model folder")
