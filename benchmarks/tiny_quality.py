@@ -160,7 +160,12 @@ def main() -> None:
     }
     sheet: list[np.ndarray] = []
     chosen = range(len(GROUPS)) if options.groups is None else options.groups
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as workers:
+    with ProcessPoolExecutor(
+        options.workers,
+        mp_context=get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    ) as workers:
         for size_px in options.reconstruct:
             made = list(reconstruct(pipe, size_px))
             seen = workers.map(perceive, [video for _, video, _ in made])

@@ -103,11 +103,16 @@ def time_autoencoder(device: torch.device, small: bool) -> None:
 
 def time_denoiser(device: torch.device, small: bool) -> None:
     """Whole steps on random latents, for each kind of clip."""
-    tokenizer = new_tokenizer()
-    model = new_denoiser(**(denoiser.SMALL if small else {}))
-    parts = denoiser.Parts(new_text_encoder(tokenizer), model).to(device).train()
-    denoiser.speed_up(parts, device)
-    optimizers = muon_and_adamw(parts, denoiser.is_inner_matrix, 1e-3)
+    parts = denoiser.Parts(
+        tokenizer=new_tokenizer(),
+        text_encoder=new_text_encoder(new_tokenizer()),
+        autoencoder=new_autoencoder(**autoencoder.SMALL),
+        denoiser=new_denoiser(**(denoiser.SMALL if small else {})),
+    )
+    for module in (parts.text_encoder, parts.denoiser):
+        torch.nn.Module.to(module, device)
+    denoiser.speed_up(parts.denoiser, device)
+    optimizers = muon_and_adamw(parts.denoiser, denoiser.is_inner_matrix, 1e-3)
     mean = torch.zeros(1, LATENT_CHANNELS, 1, 1, 1, device=device)
     for lesson in lessons.SMALL_LESSONS if small else lessons.LESSONS:
         clip, rng = lesson.clip, random.Random(0)
@@ -118,7 +123,7 @@ def time_denoiser(device: torch.device, small: bool) -> None:
         )
         latents = torch.randn(64, LATENT_CHANNELS, *shape, device=device).bfloat16()
         told = [scene.description for scene in sample_clips(rng, clip, 64)]
-        batch = lessons.Draws([lesson], {clip: told}, tokenizer, 0)[0, 0].to(device)
+        batch = lessons.Draws([lesson], {clip: told}, parts.tokenizer, 0)[0, 0].to(device)
         pool = denoiser.Pool(latents, told)
         loss = partial(denoiser.flow_loss, parts, pool, lesson, batch, mean, mean + 1)
         step = partial(denoiser_step, loss, optimizers)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import WanPipeline
+from transformers import UMT5EncoderModel
 
-from kinora.pipelines.tiny.train import autoencoder, denoiser, export
+from kinora.pipelines.tiny.train import autoencoder, denoiser, export, text_encoder
 from kinora.pipelines.tiny.train.muon import Muon, orthogonalise
 from kinora.pipelines.tiny.train.session import Average, Session, trapezoid
 
@@ -34,14 +35,17 @@ def steps_are_seconds() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, steps_are_seconds: None) -> Path:
-    """A folder with an autoencoder in `vae/vae` and a pipeline in `dit/pipeline`."""
+    """A folder with an autoencoder in `vae/vae`, a text encoder in `text/text_encoder` and a
+    pipeline in `dit/pipeline`."""
     folder = tmp_path_factory.mktemp("trained")
     common = ["--small", "--device", "cpu"]
     autoencoder.main(["--out", str(folder / "vae"), "--minutes", "1", *common])
+    text_encoder.main(["--out", str(folder / "text"), "--minutes", "2", *common])
     denoiser.main(
         [
-            *("--out", str(folder / "dit"), "--minutes", "2"),
-            *("--autoencoder", str(folder / "vae" / "vae"), *common),
+            *("--out", str(folder / "dit"), "--minutes", "2", *common),
+            *("--autoencoder", str(folder / "vae" / "vae")),
+            *("--text-encoder", str(folder / "text" / "text_encoder")),
         ]
     )
     return folder
@@ -51,6 +55,19 @@ def test_the_autoencoder_learns(trained: Path):
     psnr_db = [row["psnr"] for row in _log(trained / "vae")]
     assert len(psnr_db) == 12
     assert sum(psnr_db[-3:]) / 3 > sum(psnr_db[:3]) / 3 + 2
+
+
+def test_the_text_encoder_learns_and_is_examined(trained: Path):
+    *rows, last = _log(trained / "text")
+    assert rows[-1]["shape"] < 0.7 * rows[0]["shape"]
+    assert set(last["right"]) == {"train", "test", "held-out"}
+
+
+def test_the_text_encoder_stays_as_it_was_trained(trained: Path):
+    before = UMT5EncoderModel.from_pretrained(trained / "text" / "text_encoder").state_dict()
+    pipe: Any = WanPipeline.from_pretrained(trained / "dit" / "pipeline")
+    after = pipe.text_encoder.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_the_denoiser_learns(trained: Path):
@@ -117,7 +134,7 @@ def test_a_pipeline_can_be_trained_on(trained: Path, tmp_path: Path, steps_are_s
 
 def test_training_the_denoiser_needs_an_autoencoder(tmp_path: Path):
     with pytest.raises(SystemExit) as stopped:
-        denoiser.main(["--out", str(tmp_path), "--minutes", "1"])
+        denoiser.main(["--out", str(tmp_path), "--minutes", "1", "--text-encoder", "somewhere"])
     assert stopped.value.code == 2
 
 

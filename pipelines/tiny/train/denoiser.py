@@ -1,20 +1,21 @@
-r"""Train the text encoder and the denoiser of `kinora-tiny` on latents of random clips.
+r"""Train the denoiser of `kinora-tiny` on latents of random clips.
 
-    python -m kinora.pipelines.tiny.train.denoiser \
-        --autoencoder runs/vae/vae --out runs/dit --minutes 12
+    python -m kinora.pipelines.tiny.train.denoiser --autoencoder runs/vae/vae \
+        --text-encoder runs/text/text_encoder --out runs/dit --minutes 12
     python -m kinora.pipelines.tiny.train.denoiser \
         --init pipelines/tiny/weights --seed 1 --out runs/more --minutes 12
 
 Flow matching (Lipman et al. 2023) as Wan does it: with noise n and time s in 0 to 1, the input is
 (1 - s) x + s n, the timestep 1000 s, the target n - x. Clips are encoded once into pools that stay
-on the device; each draw (`lessons.py`) gets a new phrasing, noise and time.
+on the device; each draw of one (`lessons.py`) gets a new phrasing, noise and time. The text encoder
+is trained before (`text_encoder.py`) and stays as it is.
 """
 
 from __future__ import annotations
 
 import random
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from ..architecture import (
     assemble,
     encode_tokens,
     new_denoiser,
-    new_text_encoder,
     new_tokenizer,
 )
 from .attention import TrainingAttention
@@ -93,99 +93,94 @@ def sample_times(count: int, shift: float, device: torch.device) -> torch.Tensor
 
 def is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
     """The matrices inside the denoiser's blocks, which Muon trains."""
-    return ".blocks." in name and parameter.ndim == 2
-
-
-class Parts(nn.Module):
-    """What is trained, as one module."""
-
-    def __init__(self, text_encoder: UMT5EncoderModel, denoiser: WanTransformer3DModel) -> None:
-        super().__init__()
-        self.text_encoder, self.denoiser = text_encoder, denoiser
+    return name.startswith("blocks.") and parameter.ndim == 2
 
 
 @dataclass(slots=True)
-class Start:
-    """What a training begins with; `autoencoder` is the one that is shipped."""
+class Parts:
+    """A pipeline while its denoiser is trained; all parts float32."""
 
-    autoencoder: AutoencoderKLWan
-    parts: Parts
     tokenizer: Any
+    text_encoder: UMT5EncoderModel
+    autoencoder: AutoencoderKLWan
+    denoiser: WanTransformer3DModel
 
 
-def load(init: Path | None, autoencoder: Path | None, small: bool) -> Start:
-    """Fresh parts for the autoencoder in a folder, or those of the pipeline `init`; all float32.
+def load(options: Any) -> Parts:
+    """Trained parts from the folders in `options`, and a fresh denoiser unless `init` has one.
 
-    With both, the pipeline goes on with that autoencoder, whose latents must be its own.
+    With `init`, a pipeline, the other folders replace its parts; an autoencoder must be one for the
+    same latents.
     """
-    tokenizer = new_tokenizer()
-    if init is None:
-        assert autoencoder is not None
-        vae = AutoencoderKLWan.from_pretrained(autoencoder, dtype=torch.float32)
-        denoiser = new_denoiser(**(SMALL if small else {}))
-        return Start(vae, Parts(new_text_encoder(tokenizer), denoiser), tokenizer)
-    pipe: Any = WanPipeline.from_pretrained(init, dtype=torch.float32)
-    vae = pipe.vae
-    if autoencoder:
-        vae = AutoencoderKLWan.from_pretrained(autoencoder, dtype=torch.float32)
-        copy_statistics(pipe.vae, vae)
-    return Start(vae, Parts(pipe.text_encoder, pipe.transformer), tokenizer)
+    parts = Parts(new_tokenizer(), *[None] * 3)  # pyright: ignore[reportArgumentType]
+    if options.init:
+        pipe: Any = WanPipeline.from_pretrained(options.init, dtype=torch.float32)
+        parts = Parts(pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.transformer)
+    else:
+        parts.denoiser = new_denoiser(**(SMALL if options.small else {}))
+    if options.text_encoder:
+        parts.text_encoder = UMT5EncoderModel.from_pretrained(options.text_encoder)
+    if options.autoencoder:
+        autoencoder = AutoencoderKLWan.from_pretrained(options.autoencoder, dtype=torch.float32)
+        if options.init:
+            copy_statistics(parts.autoencoder, autoencoder)
+        parts.autoencoder = autoencoder
+    return parts
 
 
-def speed_up(parts: Parts, device: torch.device) -> None:
-    """Attention made for training; on a GPU the denoiser's blocks are compiled."""
-    head_dim = parts.denoiser.config["attention_head_dim"]
+def speed_up(denoiser: WanTransformer3DModel, device: torch.device) -> None:
+    """Attention made for training; on a GPU the blocks are compiled."""
+    head_dim = denoiser.config["attention_head_dim"]
     attention: Any = TrainingAttention(head_dim, device)
-    parts.denoiser.set_attn_processor(attention)
+    denoiser.set_attn_processor(attention)
     if device.type == "cuda":
         # A block is compiled for every kind of clip and caption length, and then for any batch.
         torch.compiler.config.recompile_limit = 64
-        parts.denoiser.compile_repeated_blocks(fullgraph=True)
+        denoiser.compile_repeated_blocks(fullgraph=True)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = arguments("Train the text encoder and the denoiser of kinora-tiny.", LEARNING_RATE)
+    parser = arguments("Train the denoiser of kinora-tiny.", LEARNING_RATE)
     parser.add_argument("--autoencoder", type=Path, help="folder of the trained one")
+    parser.add_argument("--text-encoder", type=Path, help="folder of the trained one")
     options = parser.parse_args(argv)
-    if not (options.autoencoder or options.init):
-        parser.error("give --autoencoder, or --init to go on with a whole pipeline")
+    if not (options.init or (options.autoencoder and options.text_encoder)):
+        parser.error("give --autoencoder and --text-encoder, or --init to go on with a pipeline")
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
-    start = load(options.init, options.autoencoder, options.small)
-    parts = start.parts.to(device).train()
-    speed_up(parts, device)
+    parts = load(options)
+    nn.Module.to(parts.text_encoder.eval().requires_grad_(False), device)
+    denoiser = parts.denoiser.train()
+    nn.Module.to(denoiser, device)
+    speed_up(denoiser, device)
     lessons = SMALL_LESSONS if options.small else LESSONS
-    pools = fill_pools(
-        start.autoencoder, SMALL_POOLS if options.small else POOLS, options.seed, device
-    )
+    counts = SMALL_POOLS if options.small else POOLS
+    pools = fill_pools(parts.autoencoder, counts, options.seed, device)
     if not options.init:
-        measure_statistics(start.autoencoder, pools)
-    mean, deviation = (statistic.to(device) for statistic in statistics(start.autoencoder))
-    optimizers = muon_and_adamw(parts, is_inner_matrix, options.learning_rate)
-    average = Average(parts)
-    stateful = {"parts": parts, "average": average}
+        measure_statistics(parts.autoencoder, pools)
+    mean, deviation = (statistic.to(device) for statistic in statistics(parts.autoencoder))
+    optimizers = muon_and_adamw(denoiser, is_inner_matrix, options.learning_rate)
+    average = Average(denoiser)
+    stateful: dict[str, Any] = {"denoiser": denoiser, "average": average}
     stateful |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(optimizers)}
     session = Session(options.out, options.minutes, stateful, log_steps=5 if options.small else 50)
     session.out.mkdir(parents=True, exist_ok=True)
     session.write(pools={str(clip): len(pool.descriptions) for clip, pool in pools.items()})
     told = {clip: pool.descriptions for clip, pool in pools.items()}
-    drawn = draws(session, Draws(lessons, told, start.tokenizer, options.seed), device)
+    drawn = draws(session, Draws(lessons, told, parts.tokenizer, options.seed), device)
     for progress, batch in zip(session, drawn, strict=False):
         lesson = lessons[batch.lesson]
         set_learning_rate(optimizers, options.learning_rate * trapezoid(progress))
         loss = flow_loss(parts, pools[lesson.clip], lesson, batch, mean, deviation)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         take_step(optimizers)
         average.update()
         session.log({"norm": norm, f"loss {lesson}": loss})
     average.copy_to_source()
-    assemble(
-        tokenizer=start.tokenizer,
-        text_encoder=parts.text_encoder,
-        autoencoder=start.autoencoder,
-        denoiser=parts.denoiser,
-    ).save_pretrained(options.out / "pipeline")
+    assemble(**{field.name: getattr(parts, field.name) for field in fields(parts)}).save_pretrained(
+        options.out / "pipeline"
+    )
 
 
 def measure_statistics(autoencoder: AutoencoderKLWan, pools: dict[Clip, Pool]) -> None:
@@ -226,7 +221,8 @@ def flow_loss(
             set_priority=True,
         ),
     ):
-        text = encode_tokens(batch.tokens, batch.mask, parts.text_encoder, batch.text_length)
+        with torch.no_grad():
+            text = encode_tokens(batch.tokens, batch.mask, parts.text_encoder, batch.text_length)
         predicted = parts.denoiser(
             (1 - s) * clean + s * noise, times * 1000, text, return_dict=False
         )[0]

@@ -54,15 +54,15 @@ WIDE, TALL = Clip(33, 96, 160), Clip(33, 160, 96)
 POOLS = {IMAGE: 20_000, LARGE_IMAGE: 4_000, VIDEO: 20_000, WIDE: 2_000, TALL: 2_000}
 POOLS[LARGE_VIDEO] = 3_000
 LESSONS = (
-    Lesson(IMAGE, 1, 512, 0.35, 0.03, 1.5),
-    Lesson(LARGE_IMAGE, 1, 128, 0.05, 0.03, 2.0),
-    Lesson(VIDEO, 9, 160, 0.25, 0.04, 2.5),
-    Lesson(VIDEO, 17, 96, 0.15, 0.06, 3.0),
-    Lesson(VIDEO, 33, 64, 0.20, 0.62, 3.0),
-    Lesson(WIDE, 33, 64, 0.0, 0.04, 3.0),
-    Lesson(TALL, 33, 64, 0.0, 0.04, 3.0),
-    Lesson(LARGE_VIDEO, 9, 48, 0.0, 0.02, 3.0),
-    Lesson(LARGE_VIDEO, 33, 16, 0.0, 0.12, 4.0),
+    Lesson(IMAGE, 1, 768, 0.35, 0.03, 1.5),
+    Lesson(LARGE_IMAGE, 1, 192, 0.05, 0.03, 2.0),
+    Lesson(VIDEO, 9, 256, 0.25, 0.04, 2.5),
+    Lesson(VIDEO, 17, 160, 0.15, 0.06, 3.0),
+    Lesson(VIDEO, 33, 96, 0.20, 0.62, 3.0),
+    Lesson(WIDE, 33, 96, 0.0, 0.04, 3.0),
+    Lesson(TALL, 33, 96, 0.0, 0.04, 3.0),
+    Lesson(LARGE_VIDEO, 9, 64, 0.0, 0.02, 3.0),
+    Lesson(LARGE_VIDEO, 33, 20, 0.0, 0.12, 4.0),
 )
 SMALL_POOLS = {Clip(1, 32, 32): 16, Clip(9, 32, 48): 16}
 SMALL_LESSONS = (
