@@ -1,0 +1,134 @@
+"""Block attention on a CPU: kept tiles are gathered, then torch's flash attention runs over them.
+
+Each query tile becomes an entry of a batch, with its kept key tiles side by side as its keys. Rows
+with about as many tiles share a call, so that little is padded; a call's gathered keys stay small
+enough for the caches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from .plan import BlockPlan, tile_lengths
+from .problem import Problem
+from .reference import pool
+
+GATHERED_BYTES = 2**25
+"""Keys and values gathered for one call; less is all calls, more falls out of the caches."""
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
+
+def refuses(problem: Problem) -> str | None:
+    """Why it cannot take `problem`, or None."""
+    if problem.device != "cpu":
+        return f"it is for the CPU, the tensors are on {problem.device}"
+    if problem.dtype not in (torch.float32, torch.bfloat16):
+        return f"it takes float32 and bfloat16, not {str(problem.dtype).removeprefix('torch.')}"
+    if problem.requires_grad:
+        return "it has no backward pass; the reference has"
+    return None
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `block_attention`; q, k, v are already in the order of the plan."""
+    batch, heads, _, dim = q.shape
+    if plan.bias is None and bool((plan.counts == plan.columns).all()):
+        return _flash(q, k, v, 0.0, False, scale=scale)
+    rows, columns, size = plan.rows, plan.columns, plan.tile.key
+    tiles_q = _tiles(q, plan.tile.query)
+    tiles_k, tiles_v = _tiles(k, size).flatten(-2), _tiles(v, size).flatten(-2)
+    # Row r of the batch is query tile r % rows of head r // rows.
+    total = batch * heads * rows
+    indices = plan.indices.expand(batch, heads, -1, -1).reshape(total, -1).long()
+    counts = plan.counts.expand(batch, heads, -1).reshape(-1)
+    head = torch.arange(batch * heads).repeat_interleave(rows)
+    extras = _Extras.of(k, v, plan)
+    out = torch.zeros(total, plan.tile.query, dim, dtype=q.dtype)
+    lse = torch.full((total, plan.tile.query), -torch.inf)
+    bytes_per_tile = 2 * size * dim * q.element_size()
+    order = counts.argsort(stable=True)
+    if plan.tail == "none":
+        order = order[counts[order] > 0]
+    while len(order):
+        # Counts rise along the order: the last row of a chunk is its widest.
+        width = max(1, int(counts[order[0]]))
+        chosen = order[: max(1, GATHERED_BYTES // (bytes_per_tile * width))]
+        order = order[len(chosen) :]
+        width = int(counts[chosen[-1]])
+        kept = torch.arange(width) < counts[chosen, None]
+        places = torch.where(kept, indices[chosen, :width], 0)
+        flat = (places + head[chosen, None] * columns).flatten()
+        keys = tiles_k.index_select(0, flat).view(len(chosen), width * size, dim)
+        values = tiles_v.index_select(0, flat).view(len(chosen), width * size, dim)
+        mask = extras.mask(chosen, places, kept)
+        if extras.pooled is not None:
+            keys = torch.cat([keys, extras.pooled[0][head[chosen]]], dim=1)
+            values = torch.cat([values, extras.pooled[1][head[chosen]]], dim=1)
+        part, part_lse = _flash(
+            *(x[:, None] for x in (tiles_q[chosen], keys, values)),
+            0.0,
+            False,
+            attn_mask=None if mask is None else mask[:, None, None],
+            scale=scale,
+        )
+        out[chosen], lse[chosen] = part[:, 0], part_lse[:, 0]
+    return (
+        out.view(batch, heads, -1, dim)[:, :, : plan.queries],
+        lse.view(batch, heads, -1)[:, :, : plan.queries],
+    )
+
+
+def _tiles(x: torch.Tensor, size: int) -> torch.Tensor:
+    """`[B, H, L, D]` to `[B * H * tiles, size, D]`, zeros after the last token."""
+    missing = -x.shape[2] % size
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing))
+    return x.contiguous().view(-1, size, x.shape[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Extras:
+    """What a chunk adds to its gathered keys: masks of padding, biases, the tail."""
+
+    lengths: torch.Tensor
+    """Valid tokens of each key tile, `[K]`."""
+    size: int
+    bias: torch.Tensor | None
+    """`[B * H * Q, width]`."""
+    pooled: tuple[torch.Tensor, torch.Tensor] | None
+    """Mean key and value of each tile, `[B * H, K, D]`, where the plan has a tail."""
+
+    @classmethod
+    def of(cls, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan) -> _Extras:
+        size, bias, pooled = plan.tile.key, plan.bias, None
+        if bias is not None:
+            bias = bias.expand(*k.shape[:2], -1, -1).reshape(-1, bias.shape[-1])
+        if plan.tail == "complement":
+            pooled = (pool(k, size).flatten(0, 1), pool(v, size).flatten(0, 1))
+        return cls(tile_lengths(plan.keys, size), size, bias, pooled)
+
+    def mask(
+        self, chosen: torch.Tensor, places: torch.Tensor, kept: torch.Tensor
+    ) -> torch.Tensor | None:
+        """What is added to the logits of a chunk, `[rows, keys]` float32; None where it is 0."""
+        ragged = bool((self.lengths[places] < self.size).any())
+        if kept.all() and not ragged and self.bias is None and self.pooled is None:
+            return None
+        tokens = torch.arange(self.size) < self.lengths[places][..., None]
+        mask = torch.zeros(*places.shape, self.size)
+        if self.bias is not None:
+            mask += self.bias[chosen, : places.shape[1], None]
+        mask = mask.masked_fill(~(tokens & kept[..., None]), -torch.inf).flatten(1)
+        if self.pooled is not None:
+            tail = self.lengths.log().float().expand(len(chosen), -1).clone()
+            # A place that does not count points behind the last tile.
+            beyond = F.pad(tail, (0, 1))
+            beyond.scatter_(1, torch.where(kept, places, tail.shape[1]), -torch.inf)
+            mask = torch.cat([mask, beyond[:, :-1]], dim=1)
+        return mask

@@ -1,0 +1,189 @@
+"""Which key tiles each query tile attends to.
+
+Shapes here and everywhere in Kinora: `B` batch, `H` heads, `L` tokens, `D` head dimension; `Q` and
+`K` are numbers of query and key tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+Tail = Literal["none", "complement"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Tokens of a tile of queries and of one of keys."""
+
+    query: int = 128
+    key: int = 64
+
+    def __post_init__(self) -> None:
+        if self.query < 1 or self.key < 1:
+            raise ValueError(f"a tile needs at least one query and one key, not {self}")
+
+
+def tiles_of(tokens: int, size: int) -> int:
+    """Tiles of `size` that cover `tokens`; the last one may be ragged."""
+    return -(-tokens // size)
+
+
+def tile_lengths(tokens: int, size: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Valid tokens of each tile, `[tiles]` int64."""
+    starts = torch.arange(tiles_of(tokens, size), device=device) * size
+    return (tokens - starts).clamp(max=size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockPlan:
+    """The key tiles that each query tile attends to, for one attention call.
+
+    Args:
+        indices: `[B or 1, H or 1, Q, width]` int32; of each row the first `counts` entries are
+            different key tiles, what follows is ignored.
+        counts: `[B or 1, H or 1, Q]` int32, 0 to `width`.
+        tile: what the numbers of tiles refer to.
+        queries, keys: true lengths in tokens; the last tiles may be ragged.
+        tail: what stands for the tiles that are left out. `none`: nothing. `complement`: one token
+            each, the mean of its keys and of its values, weighing as much as its number of tokens.
+        order: permutation `[L]` int64 in which queries and keys were cut into tiles: tile 0 holds
+            tokens `order[:tile]`. None: as they come. Needs `queries == keys`.
+        bias: `[B or 1, H or 1, Q, width]` float32, added to the logits of a kept tile.
+
+    Raises:
+        ValueError: shapes, dtypes or lengths that do not fit together.
+    """
+
+    indices: torch.Tensor
+    counts: torch.Tensor
+    tile: Tile
+    queries: int
+    keys: int
+    tail: Tail = "none"
+    order: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        rows = tiles_of(self.queries, self.tile.query)
+        if self.indices.ndim != 4 or self.indices.shape[2] != rows:
+            raise ValueError(
+                f"indices {tuple(self.indices.shape)} for {self.queries} queries in tiles of "
+                f"{self.tile.query}; [B or 1, H or 1, {rows}, width] is needed"
+            )
+        if self.indices.dtype != torch.int32 or self.counts.dtype != torch.int32:
+            raise ValueError(
+                f"indices {self.indices.dtype}, counts {self.counts.dtype}; both must be int32"
+            )
+        if self.counts.shape != self.indices.shape[:3]:
+            raise ValueError(
+                f"counts {tuple(self.counts.shape)} do not fit indices {tuple(self.indices.shape)}"
+            )
+        if self.bias is not None and self.bias.shape != self.indices.shape:
+            raise ValueError(
+                f"bias {tuple(self.bias.shape)} does not fit indices {tuple(self.indices.shape)}"
+            )
+        if self.tail not in ("none", "complement"):
+            raise ValueError(f"tail {self.tail!r}; it can be none or complement")
+        if self.order is not None and (
+            self.queries != self.keys or self.order.shape != (self.queries,)
+        ):
+            raise ValueError(
+                f"an order of {tuple(self.order.shape)} tokens for {self.queries} queries and "
+                f"{self.keys} keys; it must be one permutation of both"
+            )
+
+    @property
+    def rows(self) -> int:
+        """Tiles of queries."""
+        return tiles_of(self.queries, self.tile.query)
+
+    @property
+    def columns(self) -> int:
+        """Tiles of keys."""
+        return tiles_of(self.keys, self.tile.key)
+
+    @property
+    def kept(self) -> torch.Tensor:
+        """Whether an entry of `indices` counts, bool of the same shape."""
+        places = torch.arange(self.indices.shape[-1], device=self.indices.device)
+        return places < self.counts[..., None]
+
+    def mask(self) -> torch.Tensor:
+        """`[B or 1, H or 1, Q, K]` bool, true where a tile is kept."""
+        shape = (*self.indices.shape[:3], self.columns + 1)
+        mask = torch.zeros(shape, dtype=torch.bool, device=self.indices.device)
+        # What does not count goes into one column too many.
+        places = torch.where(self.kept, self.indices, self.columns).long()
+        return mask.scatter_(-1, places, True)[..., :-1]
+
+    def tile_bias(self) -> torch.Tensor | None:
+        """`bias` by tile, `[B or 1, H or 1, Q, K]`, 0 where a tile is left out."""
+        if self.bias is None:
+            return None
+        shape = (*self.indices.shape[:3], self.columns + 1)
+        places = torch.where(self.kept, self.indices, self.columns).long()
+        return self.bias.new_zeros(shape).scatter_(-1, places, self.bias)[..., :-1]
+
+    def density(self) -> torch.Tensor:
+        """Share of the pairs of valid tokens that are attended to, `[B or 1, H or 1]` float64.
+
+        Pooled tokens of the tail do not count.
+        """
+        device = self.indices.device
+        height = tile_lengths(self.queries, self.tile.query, device).double()
+        width = tile_lengths(self.keys, self.tile.key, device).double()
+        return (self.mask().double() @ width) @ height / (self.queries * self.keys)
+
+    def to(self, device: torch.device | str) -> BlockPlan:
+        """The same plan elsewhere."""
+        return replace(
+            self,
+            indices=self.indices.to(device),
+            counts=self.counts.to(device),
+            order=None if self.order is None else self.order.to(device),
+            bias=None if self.bias is None else self.bias.to(device),
+        )
+
+    @classmethod
+    def from_mask(
+        cls,
+        mask: torch.Tensor,
+        *,
+        tile: Tile,
+        queries: int,
+        keys: int,
+        tail: Tail = "none",
+        order: torch.Tensor | None = None,
+    ) -> BlockPlan:
+        """The plan that keeps the tiles that are true in `mask`, `[B or 1, H or 1, Q, K]` bool."""
+        shape = (tiles_of(queries, tile.query), tiles_of(keys, tile.key))
+        if mask.dtype != torch.bool or mask.ndim != 4 or mask.shape[2:] != shape:
+            raise ValueError(
+                f"a mask {tuple(mask.shape)} of {mask.dtype}; [B or 1, H or 1, {shape[0]}, "
+                f"{shape[1]}] of torch.bool is needed"
+            )
+        counts = mask.sum(-1, dtype=torch.int32)
+        # Kept tiles first, both groups in rising order.
+        indices = mask.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
+        width = max(1, int(counts.max()))
+        return cls(
+            indices=indices[..., :width].to(torch.int32).contiguous(),
+            counts=counts,
+            tile=tile,
+            queries=queries,
+            keys=keys,
+            tail=tail,
+            order=order,
+        )
+
+    @classmethod
+    def dense(
+        cls, *, tile: Tile, queries: int, keys: int, device: torch.device | str = "cpu"
+    ) -> BlockPlan:
+        """The plan that keeps everything."""
+        shape = (1, 1, tiles_of(queries, tile.query), tiles_of(keys, tile.key))
+        everything = torch.ones(shape, dtype=torch.bool, device=device)
+        return cls.from_mask(everything, tile=tile, queries=queries, keys=keys)

@@ -1,0 +1,43 @@
+"""What a backend must know of an attention call to say whether it can do it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .plan import BlockPlan, Tail, Tile
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An attention call without its numbers.
+
+    `requires_grad`: any of queries, keys and values does. `biased`: the plan weights its tiles.
+    """
+
+    device: str
+    dtype: torch.dtype
+    head_dim: int
+    queries: int
+    keys: int
+    tile: Tile
+    tail: Tail
+    biased: bool
+    requires_grad: bool
+
+    @classmethod
+    def of(cls, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan) -> Problem:
+        """The problem of a call."""
+        wants = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        return cls(
+            device=q.device.type,
+            dtype=q.dtype,
+            head_dim=q.shape[-1],
+            queries=plan.queries,
+            keys=plan.keys,
+            tile=plan.tile,
+            tail=plan.tail,
+            biased=plan.bias is not None,
+            requires_grad=wants,
+        )
