@@ -3,12 +3,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PARTS  := app pipelines accel kernels eval
 PROMPT ?= a red circle moving left over a black background
+export PROMPT
 
 .PHONY: generate test test-slow check format typing clean
 .DELETE_ON_ERROR:
 
 generate: $(VENV)/.installed  ## write a video of PROMPT="…"
-	@$(BIN)/kinora generate "$(PROMPT)"
+	@$(BIN)/kinora generate "$$PROMPT"
 
 test: $(VENV)/.test-installed  ## the default test suite
 	$(BIN)/python -m pytest -m "not slow and not gpu"
@@ -31,12 +32,13 @@ typing:  ## links from package name to folder, so that type checkers see `kinora
 
 # Each stamp is renewed when the dependencies change, so the second call of a target starts at once.
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Kinora needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Name a newer one: make PYTHON=python3.12 …")'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Kinora needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Name a newer one: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable .
+	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@echo "installing Kinora and what it needs into $(VENV)"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
 $(VENV)/.test-installed: $(VENV)/.installed

@@ -9,6 +9,7 @@ Prompts come from splits that training never saw, seeds are fixed, sampling is t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import time
@@ -47,12 +48,16 @@ class Group:
     """Of the number of prompts asked for."""
 
     def prompts(self, count: int) -> list[tuple[str, Description]]:
-        rng = random.Random(self.name)
-        drawn = [
-            sample_split(rng, self.split, things=self.things)
-            for _ in range(max(1, round(count * self.share)))
-        ]
-        return [(phrase(description, rng), description) for description in drawn]
+        """Prompts and what they mean; a meaning comes again only when all were there.
+
+        The test split has 173 descriptions of one object, so that 200 prompts say 27 of them twice,
+        in other words and with another seed.
+        """
+        rng, count = random.Random(self.name), max(1, round(count * self.share))
+        drawn = (sample_split(rng, self.split, things=self.things) for _ in range(30 * count))
+        different = list(dict.fromkeys(drawn))
+        chosen = itertools.islice(itertools.cycle(different), count)
+        return [(phrase(description, rng), description) for description in chosen]
 
 
 GROUPS = (
@@ -121,7 +126,7 @@ def _print_row(name: str, row: dict[str, Any]) -> None:
     told = ", ".join(f"{key} {mean:.2f}" for key, mean in parts.items() if mean is not None)
     print(
         f"{name}: all correct {correct['mean']:.3f} [{correct['low']:.3f}, {correct['high']:.3f}] "
-        f"of {row['prompts']}, shuffled {row['shuffled captions']:.3f}, {row['seconds']} s; {told}",
+        f"of {row['prompts']}, shuffled {row['shuffled captions']}, {row['seconds']} s; {told}",
         flush=True,
     )
 
@@ -187,11 +192,16 @@ def main() -> None:
                     sheet.append(video)
             seen = [job.result() for job in jobs]
             own = [score(it, prompts[i][1]) for i, it in enumerate(seen)]
-            other = [score(it, prompts[i - 1][1]) for i, it in enumerate(seen)]
+            other = [
+                score(it, next(d for _, d in prompts[i:] + prompts[:i] if d != prompts[i][1]))
+                for i, it in enumerate(seen)
+                if len(prompts) > 1
+            ]
             report[group.name] = {
                 "prompts": len(prompts),
+                "descriptions": len({description for _, description in prompts}),
                 "seconds": round(time.perf_counter() - began, 1),
-                "shuffled captions": summary(other)[ALL_CORRECT].mean,
+                "shuffled captions": summary(other)[ALL_CORRECT].mean if other else None,
                 "scores": {name: asdict(value) for name, value in summary(own).items()},
             }
             _print_row(group.name, report[group.name])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..accel.grid import TokenGrid
+from .errors import ModelError
 from .folder import ModelFolder, WeightFile
 
 # Live tensors of token width during one transformer block: residual, normed copy, q, k, v, the
@@ -70,11 +71,16 @@ def estimate(
 
     `resident` says that the weights are loaded already and count as used, not as needed.
     """
+    try:
+        denoise, decode = _denoise(folder, grid, dtype), _decode(folder, pixels, vae_dtype)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{folder.path} has a config of the wrong form: {reason}") from error
     weights = sum(file.numel * _BYTES[vae_dtype if file.part == "vae" else dtype] for file in files)
     return Estimate(
         weights=0 if resident else weights,
-        denoise=_denoise(folder, grid, dtype),
-        decode=_decode(folder, pixels, vae_dtype),
+        denoise=denoise,
+        decode=decode,
     )
 
 

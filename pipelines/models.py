@@ -16,7 +16,7 @@ from threading import Lock
 from typing import Any, cast
 
 from .cards import Card, Precision
-from .errors import ModelError
+from .errors import Cancelled, KinoraError, ModelError
 from .folder import ModelFolder, WeightFile, fingerprint, reading
 
 
@@ -215,7 +215,9 @@ def _loading(path: Path) -> Generator[None, None, None]:
     """Turn what the libraries raise into a `ModelError` of one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (Cancelled, KinoraError):
+        raise
+    except Exception as error:  # tokenizers raises bare ones, validators their own kinds
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if "trust_remote_code" in reason:
             reason = "it needs code of its own, and Kinora runs none that comes with a model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,3 +109,14 @@ def test_doctor_fails_where_a_library_is_missing(cli: Cli, monkeypatch: pytest.M
     called = cli("doctor", "--json")
     assert called.status == 1
     assert json.dumps("FAIL") in json.dumps(called.last) and called.last["works"] is False
+
+
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_threads_sleep_while_they_wait_unless_told_otherwise(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert cli("--help").status == 0
+    assert os.environ["OMP_WAIT_POLICY"] == (given or "PASSIVE")

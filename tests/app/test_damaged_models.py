@@ -55,6 +55,9 @@ def retokenize(folder: Path, **changes: Any) -> None:
     rewrite(file, model={key: value for key, value in model.items() if value is not None})
 
 
+STRANGE: dict[str, Any] = {"base_dim": None, "decoder_block_out_channels": ["a"]}
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
@@ -84,6 +87,9 @@ def retokenize(folder: Path, **changes: Any) -> None:
         (lambda f: (f / "vae/config.json").write_text("[" * 200_000), ["JSON"]),
         (lambda f: retokenize(f, vocab=None), ["tokenizer.json", "damaged"]),
         (lambda f: rewrite(f / "tokenizer/tokenizer.json", added_tokens=[1]), ["damaged"]),
+        (lambda f: rewrite(f / "text_encoder/config.json", d_kv="8"), ["cannot be loaded", "d_kv"]),
+        (lambda f: rewrite(f / INDEX, scheduler=[]), ["cannot be loaded"]),
+        (lambda f: rewrite(f / "vae/config.json", **STRANGE), ["config of the wrong form"]),
     ],
 )  # fmt: skip
 def test_damaged_model_folders(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,18 @@ def test_closing_early_stops_and_leaves_nothing(
     wan_folder: Path,
     tmp_path: Path,
     stage: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     finish(ask(output=str(tmp_path / "warm")), shelf=shelf)  # diffusers adds notes of its own
+    vae = pipe_of(shelf, wan_folder).vae
+    decode = vae.decode
+
+    def slow_decode(*args: Any, **options: Any) -> Any:
+        time.sleep(2)  # longer than the test may be kept from closing
+        return decode(*args, **options)
+
+    if stage == "decode":
+        monkeypatch.setattr(vae, "decode", slow_decode)
     before = state_of(pipe_of(shelf, wan_folder))
     run = generate(ask(steps=200 if stage != "decode" else 3), shelf=shelf)
     steps = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import WanPipeline
+from diffusers import AutoencoderKLWan, WanPipeline
 from transformers import UMT5EncoderModel
 
 from kinora.pipelines.tiny.train import autoencoder, denoiser, export, text_encoder
@@ -142,6 +142,24 @@ def test_export_forgets_where_the_parts_came_from(trained: Path, tmp_path: Path)
     export.export(trained / "dit" / "pipeline", tmp_path / "out")
     texts = [path.read_text() for path in (tmp_path / "out").rglob("*.json")]
     assert texts and not any(str(trained) in text or "_name_or_path" in text for text in texts)
+
+
+def test_an_autoencoder_with_other_latents_is_refused(trained: Path, tmp_path: Path):
+    other: Any = AutoencoderKLWan.from_pretrained(trained / "vae" / "vae")
+    with torch.no_grad():
+        other.encoder.conv_out.weight.add_(0.05)
+    other.save_pretrained(tmp_path / "other")
+    pipeline = trained / "dit" / "pipeline"
+    with pytest.raises(ValueError, match=r"differ in encoder\.conv_out\.weight"):
+        export.export(pipeline, tmp_path / "out", tmp_path / "other")
+    with pytest.raises(ValueError, match="train it with --decoder-only"):
+        denoiser.main(
+            [
+                *("--init", str(pipeline), "--autoencoder", str(tmp_path / "other")),
+                *("--out", str(tmp_path / "more"), "--minutes", "1", "--device", "cpu", "--small"),
+            ]
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_export_refuses_what_is_too_large(

@@ -1,4 +1,4 @@
-"""What both trainings share: a budget of minutes, resuming, averaging of weights, a log.
+"""What the trainings share: a budget of minutes, resuming, averaging of weights, a log.
 
 A training is cut by time, not by steps, so that it fits the GPU time there is. Progress is the
 share of the budget used; schedules depend on it alone. A checkpoint holds all state, and a resumed
@@ -29,7 +29,7 @@ class Stateful(Protocol):
 
 
 def arguments(description: str, learning_rate: float) -> argparse.ArgumentParser:
-    """The options that both trainings have."""
+    """The options that all trainings have."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True, help="folder of log and checkpoints")
     parser.add_argument(
@@ -41,7 +41,11 @@ def arguments(description: str, learning_rate: float) -> argparse.ArgumentParser
     parser.add_argument("--learning-rate", type=float, default=learning_rate)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--init", type=Path, help="start from the weights of this model folder")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        help="folder of the same kind of part to start from; for the denoiser, of a pipeline",
+    )
     parser.add_argument("--small", action="store_true", help="a toy size, to try the script out")
     return parser
 

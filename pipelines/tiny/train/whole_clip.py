@@ -39,7 +39,22 @@ def whole_clip(autoencoder: AutoencoderKLWan) -> AutoencoderKLWan:
 
 
 def copy_statistics(source: AutoencoderKLWan, target: AutoencoderKLWan) -> None:
-    """Give `target` the recorded mean and deviation of the latents of `source`."""
+    """Give `target` the recorded mean and deviation of the latents of `source`.
+
+    Raises:
+        ValueError: their encoders differ, so that a denoiser for one is wrong for the other.
+    """
+    theirs = target.state_dict()
+    for name, value in source.state_dict().items():
+        if name.startswith(("encoder.", "quant_conv.")) and not (
+            name in theirs
+            and theirs[name].shape == value.shape
+            and torch.allclose(theirs[name], value, rtol=1e-2, atol=1e-3)  # one may be rounded
+        ):
+            raise ValueError(
+                f"the autoencoders differ in {name}: the other one makes other latents, which the "
+                "denoiser does not know; train it with --decoder-only"
+            )
     names = ("latents_mean", "latents_std")
     target.register_to_config(**{name: source.config[name] for name in names})
 
