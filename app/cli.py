@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Generator
 from contextlib import closing
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..pipelines.request import Format, Request
+    from ..pipelines.run import Output as Finished
     from ..pipelines.sidecar import Record
     from ..pipelines.worker import Event
 
@@ -26,64 +28,108 @@ _COMMANDS = ("generate", "decode", "models", "doctor")
 
 app = typer.Typer(
     name="kinora",
-    help="Make videos and images with diffusion models, fast, and say exactly what was done.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 models_app = typer.Typer(
-    help="The models that Kinora knows by name.",
     invoke_without_command=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(models_app, name="models")
 
-Json = Annotated[bool, typer.Option("--json", help="End with one machine-readable line on stdout.")]
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kinora {metadata.version('kinora')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout.")]
 Output = Annotated[
     str | None,
-    typer.Option("--output", "-o", help="A file, or a folder to name files in. [outputs]"),
+    typer.Option("--output", "-o", help="File, or folder to name files in. [default: outputs]"),
 ]
 Media = Annotated[
     str | None,
     typer.Option(
-        "--format", help="mp4, gif, webm or png (lossless; a clip becomes an animated png). [mp4]"
+        "--format",
+        help="mp4, gif, webm or png (lossless; animated). [default: mp4, or png for one frame]",
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. [auto]")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]")]
+Force = Annotated[bool, typer.Option("--force", help="Go on where memory or disk looks too small.")]
 
-Size = Annotated[str | None, typer.Option(metavar="WxH", help="Width and height in pixels.")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [auto]")]
+
+@app.callback()
+def root(version: Version = False) -> None:
+    """Make videos and images with diffusion models, fast, and say exactly what was done."""
 
 
 @app.command()
 def generate(
+    context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="What the video shows.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="A name from `kinora models`, or a folder. [kinora-tiny]")
+        str | None,
+        typer.Option(
+            help="Name from `kinora models`, or a diffusers folder. [default: kinora-tiny]"
+        ),
     ] = None,
-    size: Size = None,
-    frames: Annotated[int | None, typer.Option(help="Number of frames; 1 makes an image.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How closely to follow it.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to keep out.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Video k gets seed + k. [0]")] = None,
-    num_videos: Annotated[int | None, typer.Option(help="How many to make. [1]")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WxH", help="Width and height in pixels. [default: the model's]"),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(help="Number of frames; 1 makes an image. [default: the model's]"),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Number of denoising steps, 1 to 1000. [default: the model's]"),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="How closely to follow the prompt, from 0. [default: the model's]"),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What the video must not show. [default: nothing]")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the noise; video k, from 0, gets seed + k. [default: 0]"),
+    ] = None,
+    num_videos: Annotated[
+        int | None, typer.Option(help="Number of videos, 1 to 1000. [default: 1]")
+    ] = None,
     output: Output = None,
     media: Media = None,
-    fps: Annotated[float | None, typer.Option(help="Frames per second of the file.")] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Frames per second of the file, 0.1 to 240. [default: the model's]"),
+    ] = None,
     device: Device = None,
-    dtype: Dtype = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")
+    ] = None,
     keep_latents: Annotated[
-        bool, typer.Option("--keep-latents", help="Keep the latents beside the video.")
+        bool, typer.Option("--keep-latents", help="Keep the latents, for `kinora decode`.")
     ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Go on where memory or disk looks too small.")
-    ] = False,
+    force: Force = False,
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="Make the video of a sidecar or a Kinora file again."),
+        typer.Option(
+            "--from",
+            help="Sidecar, or video by Kinora, to make again. [default: none]",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -113,21 +159,24 @@ def generate(
         if size is not None:
             given |= _size(size)
         request, original = _request(given, source)
-        return run(request, original=original)
+        return run(request, original=original, finished=context.obj)
 
     _follow(events, as_json)
 
 
 @app.command()
 def decode(
-    latents: Annotated[Path, typer.Argument(help="A file that a run left behind.")],
-    model: Annotated[str | None, typer.Option(help="Instead of the one the file names.")] = None,
+    latents: Annotated[Path, typer.Argument(help="File NAME.latents.safetensors of a run.")],
+    model: Annotated[
+        str | None, typer.Option(help="Name or folder. [default: the one the latents name]")
+    ] = None,
     output: Output = None,
     media: Media = None,
     device: Device = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Finish saved latents: decode them into a video."""
+    """Decode saved latents into a video."""
 
     def events() -> Generator[Event, None, None]:
         from ..pipelines.decode import decode as run
@@ -138,6 +187,7 @@ def decode(
             output=output or _default_output(),
             media=_format(media),
             device=device or "auto",
+            force=force,
         )
 
     _follow(events, as_json)
@@ -145,7 +195,7 @@ def decode(
 
 @models_app.callback()
 def models(context: typer.Context, as_json: Json = False) -> None:
-    """List the models that Kinora knows by name."""
+    """List the models that Kinora knows by name, or show one."""
     if context.invoked_subcommand is not None:
         return
     from ..pipelines import cards
@@ -160,10 +210,10 @@ def models(context: typer.Context, as_json: Json = False) -> None:
 
 @models_app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A name, or a path to a diffusers folder.")],
+    name: Annotated[str, typer.Argument(help="Name from `kinora models`, or a diffusers folder.")],
     as_json: Json = False,
 ) -> None:
-    """Tell everything about one model: rules, defaults, licence, and the words it knows."""
+    """Show rules, defaults, licence and words of one model."""
     from ..pipelines import cards, vocabulary
     from .terminal import show_card
 
@@ -184,7 +234,7 @@ def show(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Examine this machine: devices, libraries, kernels; there, or why not."""
+    """Say what works on this machine, or why not."""
     from .doctor import examine, to_json, works
     from .terminal import show_findings
 
@@ -281,10 +331,14 @@ def main(argv: list[str] | None = None) -> int:
         warnings.simplefilter("ignore")
     given = sys.argv[1:] if argv is None else argv
     command = f"kinora {given[0]}" if given and given[0] in _COMMANDS else "kinora"
+    finished: list[Finished] = []
     return ended(
-        lambda: app(args=given or ["--help"], prog_name="kinora", standalone_mode=False),
+        lambda: app(
+            args=given or ["--help"], prog_name="kinora", standalone_mode=False, obj=finished
+        ),
         as_json="--json" in given,
         hint=f"`{command} --help` tells more",
+        finished=finished,
     )
 
 

@@ -89,7 +89,7 @@ def _devices() -> list[Finding]:
         device = f"cuda:{index}"
         major, minor = torch.cuda.get_device_capability(index)
         text = f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}, "
-        text += f"{memory.gigabytes(memory.free_bytes(device))} free"
+        text += f"{memory.amount(memory.free_bytes(device))} free"
         found.append(Finding("PASS", f"device {device}", text))
     return found
 
@@ -100,12 +100,12 @@ def _room() -> list[Finding]:
         Finding(
             "PASS" if free >= _LOW_MEMORY_BYTES else "WARN",
             "memory",
-            f"{memory.gigabytes(free)} free for this process",
+            f"{memory.amount(free)} free for this process",
         ),
         Finding(
             "PASS" if disk >= _LOW_DISK_BYTES else "WARN",
             "disk",
-            f"{memory.gigabytes(disk)} free in {Path.cwd()}",
+            f"{memory.amount(disk)} free in {Path.cwd()}",
         ),
     ]
 
@@ -116,7 +116,7 @@ def _embedded_model() -> Finding:
     except ModelError as error:
         return Finding("WARN", DEFAULT_MODEL, str(error))
     size = sum(file.bytes for file in weights.files)
-    return Finding("PASS", DEFAULT_MODEL, f"whole, {size / 1e6:.0f} MB")
+    return Finding("PASS", DEFAULT_MODEL, f"whole, {memory.amount(size)}")
 
 
 def _encoders() -> Finding:

@@ -10,13 +10,16 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import typer
 
 from ..pipelines.errors import KinoraError
+
+if TYPE_CHECKING:
+    from ..pipelines.run import Output
 
 EXIT_FAULT = 1
 EXIT_REFUSED = 2
@@ -34,16 +37,19 @@ def print_json(content: dict[str, Any]) -> None:
     print(json.dumps(content), flush=True)
 
 
-def ended(run: Callable[[], object], *, as_json: bool, hint: str) -> int:
+def ended(
+    run: Callable[[], object], *, as_json: bool, hint: str, finished: Sequence[Output] = ()
+) -> int:
     """Run a command to its exit status; its exceptions become one line, a traceback on demand.
 
-    `hint` tells where a mistake on the command line is explained.
+    `hint` tells where a mistake on the command line is explained; `finished` holds what `run` has
+    put on disk so far, which is named if it does not come to its end.
     """
     out, err = _Steady(sys.stdout), _Steady(sys.stderr)
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = cast("TextIO", out), cast("TextIO", err)
     try:
-        status = _guarded(run, as_json, hint)
+        status = _guarded(run, as_json, hint, finished)
         out.flush()
         if out.failure is not None and out.failure.errno != errno.EPIPE:
             print(f"kinora: stdout cannot be written ({out.failure.strerror})", file=sys.stderr)
@@ -54,14 +60,20 @@ def ended(run: Callable[[], object], *, as_json: bool, hint: str) -> int:
         sys.stdout, sys.stderr = before
 
 
-def _guarded(run: Callable[[], object], as_json: bool, hint: str) -> int:
+def _guarded(
+    run: Callable[[], object], as_json: bool, hint: str, finished: Sequence[Output]
+) -> int:
     def end(told: str, **content: object) -> None:
         print(told, file=sys.stderr)
         if as_json:
-            print_json(content)
+            outputs = {"outputs": [output.to_json() for output in finished]} if finished else {}
+            print_json({**content, **outputs})
+        else:
+            for output in finished:
+                print(output.path)
 
     try:
-        with _signals(_stop):
+        with _signals(_stopper()):
             status = run()
             return status if isinstance(status, int) else 0
     except (_Stopped, KeyboardInterrupt, typer.Abort) as error:
@@ -97,12 +109,21 @@ class _Stopped(BaseException):
         self.status = status
 
 
-def _stop(number: int, _: object) -> None:
-    """The handler of Ctrl-C and SIGTERM: answer at once, then unwind, which may take a step."""
-    if sys.__stderr__ is not None:
-        with suppress(OSError):  # past the stream, in which a write may be under way
-            os.write(2, "stopping…\n".encode(sys.__stderr__.encoding, "replace"))
-    raise _Stopped(EXIT_TERMINATED if number == signal.SIGTERM else EXIT_INTERRUPTED)
+def _stopper() -> Callable[[int, object], None]:
+    """A handler of Ctrl-C and SIGTERM: answer at once, then unwind, which may take a step."""
+    told = False
+
+    def stop(number: int, _: object) -> None:
+        nonlocal told
+        worker = sys.modules.get("kinora.pipelines.worker")  # not imported yet: nothing runs
+        if not told and worker is not None and worker.running() and sys.__stderr__ is not None:
+            hint = "; Ctrl-C again stops now" if number == signal.SIGINT else ""
+            with suppress(OSError):  # past the stream, in which a write may be under way
+                os.write(2, f"stopping after this step{hint}\n".encode())
+        told = True
+        raise _Stopped(EXIT_TERMINATED if number == signal.SIGTERM else EXIT_INTERRUPTED)
+
+    return stop
 
 
 @contextmanager

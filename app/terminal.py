@@ -54,7 +54,7 @@ def _show(bars: Progress, task: TaskID, event: Step) -> None:
         times += f", about {event.eta_s:.0f} s left"
     bars.update(
         task,
-        description=f"{_DOING[event.stage]}{which}",
+        description=f"{_doing(event)}{which}",
         total=event.steps or None,
         completed=event.step,
         count=f"step {event.step}/{event.steps}" if event.steps else "",
@@ -69,8 +69,12 @@ def _tell(console: Console, event: Step) -> None:
     which = f" [{event.video}/{event.videos}]" if event.videos > 1 else ""
     count = f" step {event.step}/{event.steps}" if event.steps else ""
     left = "" if event.eta_s is None else f", about {event.eta_s:.0f} s left"
-    line = f"{_DOING[event.stage]}{which}{count} ({event.elapsed_s:.1f} s{left})"
+    line = f"{_doing(event)}{which}{count} ({event.elapsed_s:.1f} s{left})"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _doing(event: Step) -> str:
+    return "saving latents" if event.latents else _DOING[event.stage]
 
 
 def show_run(run: Run, console: Console) -> None:
@@ -133,6 +137,7 @@ def show_card(card: Card, words: list[str] | str, where: str, console: Console) 
         else f"{card.width}x{card.height}, {card.steps} steps, guidance {card.guidance:g}",
         "sizes": card.size_rule(),
         "lengths": card.frames_rule(),
+        "trained": card.trained_range(),
         "tokens": f"{card.grid(card.width, card.height, card.frames).tokens:,} at the default",
         "note": card.note,
         "estimated": ", ".join(card.estimates),

@@ -32,7 +32,9 @@ class Card(BaseModel):
     besides whole tokens, `frame_multiple` the step between lengths where that is not
     `vae_temporal`; sizes are in pixels, `download_gb` and `memory_gb` in 10^9 bytes.
     `prompt_tokens` is where the pipeline cuts a prompt without saying so; most do say so.
-    `estimates` names the fields that were not read off the repository itself.
+    `trained_px` (of a side) and `trained_frames` are the least and the most that training showed;
+    None where that is not known. `estimates` names the fields that were not read off the repository
+    itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,6 +71,8 @@ class Card(BaseModel):
     frame_multiple: int | None = None
     patch: tuple[int, int, int] = (1, 1, 1)
     max_axis_tokens: int | None = None
+    trained_px: tuple[int, int] | None = None
+    trained_frames: tuple[int, int] | None = None
 
     @property
     def token_px(self) -> tuple[int, int]:
@@ -131,6 +135,25 @@ class Card(BaseModel):
             return "it makes single images"
         stride = self.frame_stride
         return "at least 1" if stride == 1 else f"the number must be {stride}k+1 ({self._first()})"
+
+    def trained_range(self) -> str:
+        """The sizes and lengths that training showed, in words; empty where not known."""
+        px, frames = self.trained_px, self.trained_frames
+        told = ["" if px is None else f"{px[0]} to {px[1]} px a side"]
+        told.append("" if frames is None else f"{frames[0]} to {frames[1]} frames")
+        return ", ".join(filter(None, told))
+
+    def outside_training(self, width: int, height: int, frames: int) -> str | None:
+        """One line if training showed no clip of such a size or length, else None."""
+        px, length = self.trained_px, self.trained_frames
+        known_size = px is None or px[0] <= min(width, height) <= max(width, height) <= px[1]
+        if known_size and (length is None or length[0] <= frames <= length[1]):
+            return None
+        given = f"{width}x{height}, {frames} {'frame' if frames == 1 else 'frames'}"
+        return (
+            f"{self.name} was trained for {self.trained_range()}; {given} is outside that "
+            "and may not show what is asked for"
+        )
 
     def _first(self) -> str:
         stride = self.frame_stride

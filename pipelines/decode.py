@@ -6,7 +6,8 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cards, files, models, sidecar
+from . import cards, files, memory, models, room, sidecar
+from . import latents as latent_files
 from .errors import GenerationError, OutputError
 from .events import Progress, Stage
 from .folder import fingerprint
@@ -25,41 +26,52 @@ def decode(
     output: str = DEFAULT_OUTPUT,
     media: Format | None = None,
     device: str = "auto",
+    force: bool = False,
 ) -> Generator[Event, None, None]:
     """Decode a latents file into media file and sidecar; yields events and last a `Run`.
 
     On the same machine the frames equal, bit for bit, those of the run that saved the latents.
-    `model` replaces the one that the file names; the file itself is kept. Raises `KinoraError`.
+    `model` replaces the one that the file names; the file itself is kept. `force` goes on where
+    predicted memory or disk is too small. Raises `KinoraError`, before anything is loaded where
+    possible.
     """
-    return stream(lambda channel: _decode(latents, model, output, media, device, channel))
+    wanted: dict[str, Any] = {"output": output, "format": media, "device": device, "force": force}
+    if model is not None:
+        wanted["model"] = model
+    return stream(lambda channel: _decode(latents, wanted, channel))
 
 
-def _decode(
-    path: Path,
-    model: str | None,
-    output: str,
-    media: Format | None,
-    device: str,
-    channel: Channel,
-) -> Run:
+def _decode(path: Path, wanted: dict[str, Any], channel: Channel) -> Run:
+    """Decode with `wanted` in place of the fields of the request that made the latents."""
     clock = StageClock("load")
-    channel.emit(Progress("load", 0, 0, clock.elapsed_s, None, 1, 1))
-    from . import frames as frame_ops
-    from . import latents as latent_files
-    from .chatter import relayed
-    from .saving import save
-
-    saved = latent_files.read(path)
-    before = saved.record.request
-    wanted = {"output": output, "model": model or before.model, "device": device, "format": media}
-    card = cards.find(str(wanted["model"]))
-    request = resolve(Request.model_validate({**before.model_dump(), **wanted}), card)
+    header = latent_files.read_header(path)
+    asked = Request.model_validate({**header.record.request.model_dump(), **wanted})
+    card = cards.find(asked.model)
+    request = resolve(asked, card)
     weights = models.locate(card)
-    place = models.place(card, device, before.dtype)
-    request = request.model_copy(update={"device": place.device})
     destination = files.prepare(request, with_latents=False)
-    clock.device = place.device
     try:
+        channel.check()
+        place = models.place(card, request.device, request.dtype)
+        clock.device = place.device
+        request = request.model_copy(update={"device": place.device})
+        predicted = memory.estimate(
+            weights.folder,
+            weights.files,
+            None,
+            pixels=(request.frames, request.height, request.width),
+            dtype=place.dtype,
+            vae_dtype=header.decode.vae_dtype,
+            resident=False,
+        )
+        room.check_memory(predicted, request, "another --device", channel.notice)
+        room.check_disk(destination, request, 0, channel.notice)
+        saved = latent_files.read(path)
+        channel.emit(Progress("load", 0, 0, clock.elapsed_s, None, 1, 1))
+        from . import frames as frame_ops
+        from .chatter import relayed
+        from .saving import save
+
         vae_dtype = saved.record.model.vae_dtype
         made_with = sidecar.model(card, fingerprint(weights.files), vae_dtype)
         here = sidecar.machine(place.device)

@@ -14,8 +14,26 @@ A front end shows `str(error)` and nothing else; any other exception is a fault 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+# What is wrong with a value, by pydantic's name for the error.
+_WRONG = {
+    "missing": "is missing",
+    "extra_forbidden": "is no field that Kinora knows",
+    "json_invalid": "is no JSON",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a JSON object"),
+    "string_type": "must be text",
+    "literal_error": "must be {expected}",
+}
 
 
 class KinoraError(ValueError):
@@ -52,6 +70,20 @@ class GenerationError(KinoraError):
 
 class Cancelled(Exception):  # noqa: N818 - not an error: the caller asked for it
     """Raised inside the worker to end a run that nobody wants any more."""
+
+
+def explain_invalid(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong: where, what is allowed, what was given."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"])) or "the record"
+    wrong = _WRONG.get(first["type"])
+    if wrong is None:
+        return f"{where}: {first['msg']}"
+    told = f"{where} {wrong.format(**first.get('ctx', {}))}"
+    if not wrong.startswith("must"):
+        return told
+    given = json.dumps(first["input"], ensure_ascii=False, default=str)
+    return f"{told}, not {given if len(given) <= 60 else given[:60] + '…'}"
 
 
 def nearest(given: str, known: Iterable[str], count: int = 3) -> list[str]:

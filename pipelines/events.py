@@ -15,7 +15,8 @@ class Progress:
 
     `step` of `steps` counts within the stage (0 of 0 where a stage has no steps), `video` of
     `videos` counts from 1; `elapsed_s` is since the run began and `eta_s` until it ends as far as
-    that is known (None until the first step has been timed).
+    that is known (None until the first step has been timed). `latents` says that what stage `save`
+    writes are the latents, before they are decoded, and not the video.
     """
 
     stage: Stage
@@ -25,6 +26,7 @@ class Progress:
     eta_s: float | None
     video: int
     videos: int
+    latents: bool = False
 
 
 @dataclass(frozen=True, slots=True)

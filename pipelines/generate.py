@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import cards, files, memory, models, sidecar, vocabulary
+from . import cards, files, memory, models, room, sidecar, vocabulary
 from .cards import Card
-from .errors import Cancelled, GenerationError, KinoraError, MemoryLimitError, OutputError
+from .errors import Cancelled, GenerationError, KinoraError
 from .events import Progress, Stage
 from .files import Destination
 from .request import Request, Resolved, resolve
@@ -26,26 +26,34 @@ _DOING: dict[Stage, str] = {
     "decode": "decoding",
     "save": "saving",
 }
-# Bounds for what a pixel takes in a file; noise takes 3.0, 1.4, 0.7 and 0.8 (9 frames of 128²).
-_FILE_BYTES_PER_PIXEL = {"png": 3, "gif": 2, "mp4": 1, "webm": 1}
 
 
 def generate(
-    request: Request, *, shelf: models.Shelf | None = None, original: Record | None = None
+    request: Request,
+    *,
+    shelf: models.Shelf | None = None,
+    original: Record | None = None,
+    finished: list[Output] | None = None,
 ) -> Generator[Event, None, None]:
     """Make what `request` asks for; yields `Progress` and `Notice`, and last the `Run`.
 
     Everything that can be refused is refused before the model is loaded. Closing the generator
     stops within a step and leaves nothing of the unfinished video. `shelf` keeps the model for the
     caller's next request. With `original`, the outputs say whether they equal it bit for bit.
+    `finished` gets each output once it is on disk: also of a run that fails later or is stopped.
 
     Raises `KinoraError`: see `errors`; where latents were saved, `error.latents` names them.
     """
-    return stream(lambda channel: _generate(request, shelf or models.Shelf(), channel, original))
+    shelf, finished = shelf or models.Shelf(), [] if finished is None else finished
+    return stream(lambda channel: _generate(request, shelf, channel, original, finished))
 
 
 def _generate(
-    request: Request, shelf: models.Shelf, channel: Channel, original: Record | None
+    request: Request,
+    shelf: models.Shelf,
+    channel: Channel,
+    original: Record | None,
+    finished: list[Output],
 ) -> Run:
     clock = StageClock("load")
     from .chatter import relayed
@@ -60,10 +68,21 @@ def _generate(
     _warn(weights, resolved, channel)
     outputs: list[Output] = []
     with shelf.reserved(channel.check):
-        _check_memory(weights, place, resolved, shelf, channel)
+        predicted = memory.estimate(
+            weights.folder,
+            weights.files,
+            card.grid(resolved.width, resolved.height, resolved.frames),
+            pixels=(resolved.frames, resolved.height, resolved.width),
+            dtype=place.dtype,
+            vae_dtype=place.vae_dtype,
+            resident=shelf.holds(weights, place),
+        )
+        remedy = "a smaller --size or --frames"
+        room.check_memory(predicted, resolved, remedy, channel.notice)
         destination = files.prepare(resolved)
         try:
-            _check_disk(destination, resolved, channel)
+            kept = resolved.num_videos if resolved.keep_latents else 1
+            room.check_disk(destination, resolved, kept, channel.notice)
             with relayed(channel.notice):
                 loaded = shelf.take(weights, place, channel.check)
                 clock.device = place.device
@@ -71,6 +90,7 @@ def _generate(
                 job.compare()
                 for index in range(resolved.num_videos):
                     outputs.append(job.video(index))
+                    finished.append(outputs[-1])
         finally:
             if not outputs:
                 destination.withdraw()
@@ -80,63 +100,13 @@ def _generate(
 
 def _warn(weights: models.Weights, resolved: Resolved, channel: Channel) -> None:
     card = weights.card
+    outside = card.outside_training(resolved.width, resolved.height, resolved.frames)
+    if outside is not None:
+        channel.notice(outside)
     for text in filter(None, (resolved.prompt, resolved.negative_prompt)):
         unknown = vocabulary.warning(card, text)
         for told in filter(None, (unknown, vocabulary.cut(card, weights.folder, text))):
             channel.notice(told)
-
-
-def _check_memory(
-    weights: models.Weights,
-    place: models.Place,
-    resolved: Resolved,
-    shelf: models.Shelf,
-    channel: Channel,
-) -> None:
-    predicted = memory.estimate(
-        weights.folder,
-        weights.files,
-        weights.card.grid(resolved.width, resolved.height, resolved.frames),
-        pixels=(resolved.frames, resolved.height, resolved.width),
-        dtype=place.dtype,
-        vae_dtype=place.vae_dtype,
-        resident=shelf.holds(weights, place),
-    )
-    free = memory.free_bytes(place.device)
-    needed = predicted.peak
-    if place.device != "cpu" and memory.host_free_bytes() < predicted.weights:
-        # The weights pass through the host's memory on their way to the device.
-        free, needed = memory.host_free_bytes(), predicted.weights
-    if needed <= free:
-        return
-    told = (
-        f"predicted peak memory {memory.gigabytes(needed)} ({predicted.explain()}) "
-        f"is above the {memory.gigabytes(free)} free for {place.device}"
-    )
-    if not resolved.force:
-        raise MemoryLimitError(
-            f"{told}: choose a smaller --size or --frames, or go on with --force"
-        )
-    channel.notice(f"{told}; going on, as --force asks")
-
-
-def _check_disk(destination: Destination, resolved: Resolved, channel: Channel) -> None:
-    """Refuse where the videos might not fit, and the latents of one or, if kept, of all."""
-    pixels = resolved.frames * resolved.height * resolved.width
-    videos = resolved.num_videos
-    # Latents are less than one float a pixel.
-    needed = videos * pixels * _FILE_BYTES_PER_PIXEL[resolved.format]
-    needed += (videos if resolved.keep_latents else 1) * pixels * 4
-    free = files.free_disk_bytes(destination.folder)
-    if needed <= free:
-        return
-    told = (
-        f"{destination.folder} has {memory.gigabytes(free)} of disk free, "
-        f"{'one video' if videos == 1 else f'{videos} videos'} may need {memory.gigabytes(needed)}"
-    )
-    if not resolved.force:
-        raise OutputError(f"{told}: free space, choose another --output, or go on with --force")
-    channel.notice(f"{told}; going on, as --force asks")
 
 
 @dataclass
@@ -172,7 +142,7 @@ class _Job:
         kept: list[Kept] = []
 
         def before_decode(calls: Calls, state: DecodeState) -> None:
-            self._progress("save", 0, 0, index)
+            self._progress("save", 0, 0, index, latents=True)
             frame_ops.check_finite(calls[-1].values(), "denoising", single.dtype)
             latents = Latents(self._record(single, sha256(calls)), state, calls)
             for earlier in kept:
@@ -263,7 +233,9 @@ class _Job:
 
         return on_step
 
-    def _progress(self, stage: Stage, step: int, steps: int, index: int) -> None:
+    def _progress(
+        self, stage: Stage, step: int, steps: int, index: int, *, latents: bool = False
+    ) -> None:
         videos = self.resolved.num_videos
         eta_s = None
         if stage == "denoise" and self.step_times_s:
@@ -271,7 +243,7 @@ class _Job:
             per_step = statistics.median(self.step_times_s)
             eta_s = left * per_step + (videos - index) * self.decode_s
         self.channel.emit(
-            Progress(stage, step, steps, self.clock.elapsed_s, eta_s, index + 1, videos)
+            Progress(stage, step, steps, self.clock.elapsed_s, eta_s, index + 1, videos, latents)
         )
 
     def _failure(self, error: Exception, kept: Any) -> GenerationError:

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .cards import Precision
-from .errors import SidecarError
+from .errors import SidecarError, explain_invalid
 from .sidecar import Record, check_file
 
-Calls = list[dict[str, torch.Tensor]]
+if TYPE_CHECKING:
+    import torch
+
+Calls: TypeAlias = "list[dict[str, torch.Tensor]]"
 """Tensor arguments by name, one dict for each call of `vae.decode`."""
 
 SCHEMA = "kinora.latents/1"
@@ -36,7 +40,9 @@ class DecodeState(BaseModel):
     normalised: bool
 
 
-class _Metadata(BaseModel):
+class Header(BaseModel):
+    """What a latents file says of itself."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_: Literal["kinora.latents/1"] = Field(default=SCHEMA, alias="schema")
@@ -55,6 +61,8 @@ class Latents:
 
 def sha256(calls: Calls) -> str:
     """SHA-256 over names, types, shapes and values of all tensors."""
+    import torch
+
     digest = hashlib.sha256()
     for index, call in enumerate(calls):
         for name in sorted(call):
@@ -73,30 +81,46 @@ def to_bytes(latents: Latents) -> bytes:
         for index, call in enumerate(latents.calls)
         for name, tensor in call.items()
     }
-    metadata = _Metadata(record=latents.record, decode=latents.state)
+    metadata = Header(record=latents.record, decode=latents.state)
     return save(tensors, {"kinora": json.dumps(metadata.model_dump(by_alias=True))})
+
+
+def read_header(path: Path) -> Header:
+    """Read what a latents file says of itself, without torch; the tensors are not looked at.
+
+    Raises `SidecarError` if it is not there, damaged or not ours.
+    """
+    with _opened(path, "np") as file:
+        metadata = file.metadata() or {}
+    try:
+        return Header.model_validate_json(metadata.get("kinora", "{}"))
+    except ValidationError as error:
+        raise SidecarError(
+            f"{path} was not written by this version of Kinora: {explain_invalid(error)}"
+        ) from None
 
 
 def read(path: Path) -> Latents:
     """Read a latents file. Raises `SidecarError` if it is not there, damaged or not ours."""
+    header = read_header(path)
+    with _opened(path, "pt") as file:
+        calls = _calls({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    if calls is None or sha256(calls) != header.record.latents_sha256:
+        raise SidecarError(f"{path} is damaged: its tensors are not those that its record names")
+    return Latents(header.record, header.decode, calls)
+
+
+@contextmanager
+def _opened(path: Path, framework: str) -> Generator[Any, None, None]:
+    """The safetensors file at `path`, whatever goes wrong told as a `SidecarError`."""
     from safetensors import SafetensorError, safe_open
 
     check_file(path)
     try:
-        with cast("Any", safe_open(path, framework="pt")) as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        with cast("Any", safe_open(path, framework=framework)) as file:
+            yield file
     except (OSError, SafetensorError, ValueError) as error:
         raise SidecarError(f"{path} is damaged or no latents file: {error}") from None
-    try:
-        known = _Metadata.model_validate_json(metadata.get("kinora", ""))
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise SidecarError(f"{path} was not written by this version of Kinora: {reason}") from None
-    calls = _calls(tensors)
-    if calls is None or sha256(calls) != known.record.latents_sha256:
-        raise SidecarError(f"{path} is damaged: its tensors are not those that its record names")
-    return Latents(known.record, known.decode, calls)
 
 
 def _calls(tensors: dict[str, torch.Tensor]) -> Calls | None:

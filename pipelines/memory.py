@@ -46,21 +46,26 @@ class Estimate:
 
     def explain(self) -> str:
         """The parts in words, for an error or a report."""
-        return (
-            f"{gigabytes(self.weights)} weights, {gigabytes(self.denoise)} for a denoising step, "
-            f"{gigabytes(self.decode)} for decoding"
-        )
+        parts = {
+            "weights": self.weights,
+            "for a denoising step": self.denoise,
+            "for decoding": self.decode,
+            "for the libraries": self.libraries,
+        }
+        return ", ".join(f"{amount(count)} {what}" for what, count in parts.items() if count)
 
 
-def gigabytes(count: int) -> str:
-    """Bytes as text in GB (10^9)."""
-    return f"{count / 1e9:.1f} GB" if count < 1e11 else f"{count / 1e9:.0f} GB"
+def amount(count: int) -> str:
+    """Bytes as text, in the largest of kB, MB and GB (powers of 1000) of which there is one."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB" if count < 1e11 else f"{count / 1e9:.0f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
 def estimate(
     folder: ModelFolder,
     files: list[WeightFile],
-    grid: TokenGrid,
+    grid: TokenGrid | None,
     *,
     pixels: tuple[int, int, int],
     dtype: str,
@@ -69,10 +74,14 @@ def estimate(
 ) -> Estimate:
     """Predict the peak of one video of `pixels` = (frames, height, width).
 
-    `resident` says that the weights are loaded already and count as used, not as needed.
+    Without a `grid` latents are decoded only, by the autoencoder alone. `resident` says that the
+    weights are loaded already and count as used, not as needed.
     """
+    if grid is None:
+        files = [file for file in files if file.part == "vae"]
     try:
-        denoise, decode = _denoise(folder, grid, dtype), _decode(folder, pixels, vae_dtype)
+        denoise = 0 if grid is None else _denoise(folder, grid, dtype)
+        decode = _decode(folder, pixels, vae_dtype)
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder.path} has a config of the wrong form: {reason}") from error

@@ -20,6 +20,7 @@ DEFAULT_MODEL = "kinora-tiny"
 DEFAULT_OUTPUT = "outputs"
 EXAMPLE_PROMPT = "a red circle moving left over a black background"
 MAX_VIDEOS = 1000
+MAX_STEPS = 1000  # schedulers are trained with as many noise levels
 MAX_SEED = 2**63 - 1
 MIN_FPS, MAX_FPS = 0.1, 240
 
@@ -98,8 +99,8 @@ def resolve(request: Request, card: Card) -> Resolved:
     width, height = _size(request, card)
     frames = _frames(request, card)
     steps = card.steps if request.steps is None else request.steps
-    if steps < 1:
-        raise RequestError(f"steps must be at least 1, not {steps}")
+    if not 1 <= steps <= MAX_STEPS:
+        raise RequestError(f"steps must be 1 to {MAX_STEPS}, not {steps}")
     guidance = card.guidance if request.guidance is None else request.guidance
     if not math.isfinite(guidance) or guidance < 0:
         raise RequestError(f"guidance must be a finite number from 0 up, not {guidance}")
@@ -131,8 +132,11 @@ def resolve(request: Request, card: Card) -> Resolved:
 
 def names_a_file(output: str) -> bool:
     """Whether `output` means one file rather than a folder to put files into."""
-    path = os.path.expanduser(output)
-    return not output.endswith("/") and not os.path.isdir(path) and Path(path).suffix != ""
+    return not _names_a_folder(output) and Path(output).suffix != ""
+
+
+def _names_a_folder(output: str) -> bool:
+    return output.endswith("/") or os.path.isdir(os.path.expanduser(output))
 
 
 def _check_text(request: Request, card: Card) -> None:
@@ -194,6 +198,13 @@ def _check_device(request: Request) -> None:
 
 def _format(request: Request, frames: int) -> Format:
     given = request.format
+    name = Path(request.output).name
+    ending_alone = re.fullmatch(rf"[.\s]*\.({'|'.join(FORMATS)})", name, re.IGNORECASE)
+    if ending_alone and not _names_a_folder(request.output):
+        raise RequestError(
+            f"--output {request.output} is an ending without a name: write a name before it, such "
+            f"as video.{ending_alone[1]}, or end a folder's name with /"
+        )
     if names_a_file(request.output):
         suffix = Path(request.output).suffix.lower().removeprefix(".")
         ending: Format | None = next((known for known in FORMATS if known == suffix), None)

@@ -19,7 +19,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .cards import Card, Precision
-from .errors import SidecarError
+from .errors import SidecarError, explain_invalid
 from .events import Stage
 from .files import LATENTS_SUFFIX
 from .media import read_comment
@@ -151,9 +151,7 @@ def parse(text: str, origin: Path) -> Record:
     try:
         return Record.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise SidecarError(f"{origin} is a malformed sidecar: {where}: {first['msg']}") from None
+        raise SidecarError(f"{origin} is a malformed sidecar: {explain_invalid(error)}") from None
 
 
 def repeats(original: Record, request: Resolved) -> bool:

@@ -9,6 +9,9 @@ from .cards import Card
 from .errors import ModelError
 from .folder import ModelFolder, read_object, reading
 
+_MOST_NAMED = 4
+_LONGEST_NAMED = 40
+
 
 def words(card: Card) -> list[str] | None:
     """All words the model knows, sorted; None where its tokenizer can spell any word.
@@ -24,40 +27,49 @@ def words(card: Card) -> list[str] | None:
         known = {str(word) for word in content["model"]["vocab"]}
     except (KeyError, TypeError) as error:
         raise ModelError(f"{path} is damaged: {type(error).__name__} {error}") from None
-    return sorted(known - special - {str(content["model"].get("unk_token", ""))})
-
-
-def unknown_words(card: Card, text: str) -> dict[str, list[str]]:
-    """Words of `text` that the model does not know, each with the nearest that it does."""
-    found = _word_level(card)
-    if found is None:
-        return {}
-    content, path = found
-    unknown = str(content["model"].get("unk_token", ""))
-    encoded = _tokenizer(path).encode(text, add_special_tokens=False)
-    spans = encoded.offsets
-    missing = [
-        text[start:end]
-        for token, (start, end) in zip(encoded.tokens, spans, strict=True)
-        if token == unknown and any(map(str.isalnum, text[start:end]))
-    ]
-    known = words(card) or []
-    return {
-        word: difflib.get_close_matches(word.lower(), known, n=3, cutoff=0.6)
-        for word in dict.fromkeys(missing)
-    }
+    special.add(str(content["model"].get("unk_token", "")))
+    return sorted(word for word in known - special if _is_word(word))
 
 
 def warning(card: Card, text: str) -> str | None:
-    """One line about unknown words in `text`, or None if there are none."""
-    missing = unknown_words(card, text)
+    """One line about what of `text` the model does not know, or None if it knows every word.
+
+    Names the first unknown words, each with the nearest known ones; says so if there are no words.
+    """
+    found, known = _word_level(card), words(card)
+    if found is None or known is None:
+        return None
+    content, path = found
+    unknown = str(content["model"].get("unk_token", ""))
+    encoded = _tokenizer(path).encode(text, add_special_tokens=False)
+    read = [
+        (text[start:end], token == unknown)
+        for token, (start, end) in zip(encoded.tokens, encoded.offsets, strict=True)
+        if _is_word(text[start:end])
+    ]
+    where = f"`kinora models show {card.name}` lists the words it knows"
+    if not read:
+        return f"{card.name} finds no word in {_short(text)}; {where}"
+    missing = list(dict.fromkeys(word for word, is_unknown in read if is_unknown))
     if not missing:
         return None
-    told = ", ".join(
-        f"{word!r} (nearest: {', '.join(near)})" if near else f"{word!r} (nothing is near)"
-        for word, near in missing.items()
-    )
-    return f"{card.name} does not know {told}; `kinora models show {card.name}` lists its words"
+    told = ", ".join(_with_nearest(word, known) for word in missing[:_MOST_NAMED])
+    more = len(missing) - _MOST_NAMED
+    told += f" and {more} more" if more > 0 else ""
+    return f"{card.name} does not know {told}; {where}"
+
+
+def _is_word(text: str) -> bool:
+    return any(map(str.isalnum, text))
+
+
+def _with_nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word[:_LONGEST_NAMED].lower(), known, n=3, cutoff=0.6)
+    return f"{_short(word)} ({'nearest: ' + ', '.join(near) if near else 'nothing is near'})"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _LONGEST_NAMED else f"{text[:_LONGEST_NAMED]}…")
 
 
 def cut(card: Card, folder: ModelFolder, text: str) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...pipelines.world.scene import HEADINGS
 from .arrays import Bytes, as_frames
 from .backdrop import find_backdrops
 from .blobs import Frame, take_apart
@@ -31,19 +32,24 @@ class Perception:
     def __str__(self) -> str:
         if self.reason:
             return self.reason
-        names = [frame.backdrop.name or "unknown" for frame in self.frames]
+        names = [frame.backdrop.name or "an unknown background" for frame in self.frames]
         least = len(self.frames) / 4
-        seen = [
-            f"{track.blobs[len(track.blobs) // 2].colour} {track.shape} "
-            f"{motion(track, len(self.frames))} ({len(track.blobs)} of {len(self.frames)} frames)"
-            for track in self.tracks
-            if len(track.blobs) >= least
-        ]
-        return f"{', '.join(seen)} on {max(set(names), key=names.count)}"
+        long = [self._tell(track) for track in self.tracks if len(track.blobs) >= least]
+        seen = ", ".join(long) or "no lasting object"
+        return f"{seen} on {max(sorted(set(names)), key=names.count)}"
+
+    def _tell(self, track: Track) -> str:
+        count = len(self.frames)
+        colour = track.blobs[len(track.blobs) // 2].colour or "oddly coloured"
+        shape = track.shape if any(track.shapes) else "object of no known shape"
+        moving = motion(track, count) or ("in no known motion" if count > 1 else "")
+        moving = f"moving {moving}" if moving in HEADINGS else moving
+        words = " ".join(filter(None, (colour, shape, moving)))
+        return f"{words} ({len(track.blobs)} of {count} frames)"
 
 
 def perceive(video: Any) -> Perception:
-    """Take a video `[F, H, W, 3]` uint8 apart; see `judge` for what it may be."""
+    """Take a video `[F, H, W, 3]` apart; see `judge` for what it may be."""
     images = as_frames(video)
     backdrops = find_backdrops(images)
     frames = tuple(

@@ -71,14 +71,21 @@ def judge(video: Any, caption: str | Description) -> WorldScores:
     """Score a video by what its caption says.
 
     Args:
-        video: `[F, H, W, 3]` uint8, numpy or torch, sides 64 to 512, shown at `FPS`.
+        video: `[F, H, W, 3]` uint8 or floating point in 0 to 1, numpy or torch, sides 64 to 512,
+            shown at `FPS`.
         caption: a caption of the world, or what it means. What it leaves open is not checked.
 
     Raises:
         ValueError: the video has another form, or the caption is none of the world's.
+        TypeError: the caption is neither a text nor a `Description`.
     """
-    description = parse(caption) if isinstance(caption, str) else caption
-    return score(perceive(video), description)
+    if isinstance(caption, str):
+        caption = parse(caption)
+    elif not isinstance(caption, Description):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"the caption is {caption!r:.60}: give a text, such as 'a red circle', or a Description"
+        )
+    return score(perceive(video), caption)
 
 
 def score(seen: Perception, description: Description) -> WorldScores:

@@ -35,7 +35,8 @@ def everything(folder: Path) -> list[str]:
         (["a", "--frames", "6"], ["4k+1", "--frames 5"]),
         (["a", "--frames", "0"], ["--frames 1"]),
         (["a", "--frames", "many"], ["--frames", "valid integer"]),
-        (["a", "--steps", "0"], ["steps must be at least 1"]),
+        (["a", "--steps", "0"], ["steps must be 1 to 1000, not 0"]),
+        (["a", "--steps", "1001"], ["steps must be 1 to 1000, not 1001"]),
         (["a", "--guidance", "nan"], ["guidance"]),
         (["a", "--guidance", "-1"], ["guidance"]),
         (["a", "--fps", "0"], ["fps"]),
@@ -48,6 +49,9 @@ def everything(folder: Path) -> list[str]:
         (["a", "--format", "mp5"], ["did you mean mp4"]),
         (["a", "--output", "x.avi"], [".avi", ".mp4", "end a folder's name with /"]),
         (["a", "--output", "x.gif", "--format", "mp4"], ["disagree"]),
+        (["a", "--output", ".mp4"], ["--output .mp4", "without a name", "video.mp4"]),
+        (["a", "--output", "new/.GIF"], ["without a name"]),
+        (["a", "--output", "..png"], ["without a name"]),
         (["a", "--output", "x" * 300 + ".mp4"], ["too long"]),
         (["a", "--output", "x" * 300], ["too long"]),
         (["a", "--output", "~nobody-here/x/"], ["~nobody-here is nobody here"]),
@@ -85,9 +89,23 @@ def test_unknown_words_are_a_warning_with_the_nearest_known_ones(
     called = cli("generate", "a redd cirlce, Moving left", "--model", wan_folder, *SMALL)
     assert called.status == 0
     assert "'redd' (nearest: red" in called.err and "'cirlce' (nearest: circle" in called.err
-    assert "','" not in called.err and "Moving" not in called.err
+    assert "','" not in called.err and "Moving" not in called.err and "more" not in called.err
     shown = cli("models", "show", wan_folder)
     assert "a black blue circle left moving over red right square" in shown.out
+
+
+@pytest.mark.parametrize("prompt", ["...", "🎈 , ?!"])
+def test_a_prompt_without_a_word_is_a_warning(cli: Cli, wan_folder: Path, prompt: str) -> None:
+    called = cli("generate", prompt, "--model", wan_folder, *SMALL)
+    assert called.status == 0 and "finds no word in" in called.err
+    assert "no word" not in cli("generate", "red.", "--model", wan_folder, *SMALL).err
+
+
+def test_many_and_long_unknown_words_make_a_short_warning(cli: Cli, wan_folder: Path) -> None:
+    words = [f"word{index}" for index in range(20)]
+    called = cli("generate", " ".join(["x" * 5000, *words]), "--model", wan_folder, *SMALL)
+    (notice,) = [line for line in called.err.splitlines() if line.startswith("note: ")]
+    assert "'word2'" in notice and "and 17 more" in notice and len(notice) < 400
 
 
 def test_too_much_memory_is_refused_with_an_estimate_and_force_goes_on(
@@ -100,7 +118,7 @@ def test_too_much_memory_is_refused_with_an_estimate_and_force_goes_on(
     ask = ("generate", "a red circle", "--model", wan_folder, *SMALL)
     refused = cli(*ask)
     assert refused.status == 2
-    assert all(part in refused.complaint for part in ("predicted", "GB", "free", "--force"))
+    assert all(part in refused.complaint for part in ("predicted", "10 MB free", "--force"))
     assert everything(Path.cwd()) == []
     forced = cli(*ask, "--force")
     assert forced.status == 0 and "as --force asks" in forced.err
@@ -230,7 +248,8 @@ def test_a_truly_full_disk(cli: Cli, wan_folder: Path, tiny_disk: Path) -> None:
         ("x.json", "{", "no readable record"),
         ("x.json", "[1]", "no Kinora sidecar"),
         ("x.json", '{"schema": "kinora.run/9"}', "kinora.run/9"),
-        ("x.json", '{"schema": "kinora.run/1", "request": {}}', "malformed sidecar: request"),
+        ("x.json", '{"schema": "kinora.run/1", "request": {}}', "request.prompt is missing"),
+        ("x.json", '{"schema": "kinora.run/1", "request": 1}', "request must be a JSON object"),
         ("x.json", "\udcff", "cannot be read"),
         ("x.json", "[" * 200_000, "no readable record"),
         ("x.mp4", "no video", "cannot be read as a media file"),
@@ -245,14 +264,25 @@ def test_malformed_sidecars(cli: Cli, name: str, text: str, told: str) -> None:
     assert everything(Path.cwd()) == [name]
 
 
-def test_a_sidecar_with_one_wrong_value(cli: Cli, wan_folder: Path) -> None:
+def test_sidecars_with_one_wrong_value(cli: Cli, wan_folder: Path) -> None:
     made = cli("generate", "a", "--model", wan_folder, *SMALL, "--json").last["outputs"][0]
     path = Path(made["sidecar"])
     content = json.loads(path.read_text())
-    content["request"]["steps"] = "two"
-    path.write_text(json.dumps(content))
-    called = cli("generate", "--from", path)
-    assert called.status == 2 and "request.steps" in called.complaint
+    for field, value, told in (
+        ("steps", "two", 'must be a whole number, not "two"'),
+        ("steps", 2.5, "must be a whole number, not 2.5"),
+        ("guidance", [1], "must be a number, not [1]"),
+        ("prompt", None, "must be text, not null"),
+        ("prompt", list(range(1000)), "14, 15, 16, 1…"),
+        ("force", "maybe", 'must be true or false, not "maybe"'),
+        ("format", "avi", "must be 'mp4', 'gif', 'webm' or 'png', not \"avi\""),
+        ("colour", "red", "is no field that Kinora knows"),
+    ):
+        request = {**content["request"], field: value}
+        path.write_text(json.dumps({**content, "request": request}))
+        called = cli("generate", "--from", path)
+        assert called.status == 2 and f"request.{field} " in called.complaint
+        assert told in called.complaint and "nput should" not in called.complaint
 
 
 def test_from_something_that_is_not_there_or_with_a_prompt(cli: Cli) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ FLAGS = {
         "num-videos", "output", "format", "fps", "device", "dtype", "keep-latents", "force", "from",
         "json",
     },
-    "decode": {"latents", "model", "output", "format", "device", "json"},
+    "decode": {"latents", "model", "output", "format", "device", "force", "json"},
     "doctor": {"json"},
     "models": {"json"},
 }  # fmt: skip
@@ -33,7 +34,8 @@ FLAGS = {
 @pytest.mark.parametrize(
     "args",
     [["--help"], ["generate", "--help"], ["decode", "-h"], ["models", "show", "--help"],
-     ["doctor", "--help"], ["models"], ["models", "show", "kinora-tiny"], ["generate", ""]],
+     ["doctor", "--help"], ["--version"], ["models"], ["models", "show", "kinora-tiny"],
+     ["generate", ""], ["decode", "nowhere"]],
 )  # fmt: skip
 def test_help_and_refusals_import_nothing_heavy(args: list[str]) -> None:
     code = (
@@ -54,6 +56,21 @@ def test_flags_are_frozen() -> None:
         for name, command in group.commands.items()
     }
     assert found == FLAGS
+
+
+def test_every_option_that_takes_a_value_tells_its_default() -> None:
+    group: Any = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        assert command.help.count("\n") == 0 and len(command.help) < 70
+        for param in command.params:
+            assert param.help and param.help[-1] in ".]"
+            if param.param_type_name == "option" and not param.is_flag:
+                assert "[default: " in param.help, (name, param.name)
+
+
+def test_version(cli: Cli) -> None:
+    called = cli("--version")
+    assert (called.status, called.out) == (0, f"kinora {metadata.version('kinora')}\n")
 
 
 def test_a_bare_call_shows_the_help(cli: Cli) -> None:
@@ -82,6 +99,9 @@ def test_show_tells_rules_and_words(cli: Cli, wan_folder: Path) -> None:
     assert "multiples of 16" in shown.out and "4k+1" in shown.out
     content = cli("models", "show", wan_folder, "--json").last
     assert content["words"] == sorted(content["words"]) and "circle" in content["words"]
+    shown = cli("models", "show", "kinora-tiny")
+    assert "trained   96 to 256 px a side, 1 to 33 frames" in shown.out
+    assert "words     a above" in shown.out
     refused = cli("models", "show", "wan2.1-1.4b", "--json")
     assert refused.status == 2 and "wan2.1-1.3b" in refused.last["error"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kinora.pipelines import sidecar
+from kinora.pipelines import files, memory, sidecar
 
 Cli = Callable[..., Any]
 SMALL = ("--size", "32x32", "--frames", "5", "--steps", "2")
@@ -53,6 +53,54 @@ def test_decoding_without_news_is_silent(cli: Cli, kept: Path) -> None:
     assert path == str(kept.with_name("b.MP4")) and latents == f"latents: {kept}"
 
 
+def test_what_can_be_refused_is_refused_before_anything_is_loaded(
+    cli: Cli, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*_: object) -> None:
+        raise AssertionError("something was loaded")
+
+    monkeypatch.setattr("kinora.pipelines.models.load_part", loaded)
+    monkeypatch.setattr("kinora.pipelines.latents.read", loaded)
+    refusals = {
+        ("--output", kept.parent / "a-red-circle-s0.mp4"): "never overwritten",
+        ("--output", "x.avi"): ".avi",
+        ("--model", "kinora-tyni"): "did you mean kinora-tiny",
+        ("--device", "cuda:99"): "no device cuda:99",
+    }
+    for options, told in refusals.items():
+        called = cli("decode", kept, *options)
+        assert called.status == 2 and told in called.complaint, called.complaint
+        assert "loading" not in called.err
+    assert not Path("outputs").exists()
+
+
+def test_too_much_memory_is_refused_and_force_goes_on(
+    cli: Cli, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def little() -> int:
+        return 10_000_000
+
+    monkeypatch.setattr(memory, "host_free_bytes", little)
+    refused = cli("decode", kept)
+    told = ("predicted", "for decoding", "10 MB free for cpu", "--force")
+    assert refused.status == 2 and all(part in refused.complaint for part in told)
+    assert "denoising" not in refused.complaint and not Path("outputs").exists()
+    forced = cli("decode", kept, "--force")
+    assert forced.status == 0 and "as --force asks" in forced.err
+
+
+def test_a_disk_that_is_too_small_is_refused(
+    cli: Cli, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def little(folder: Path) -> int:
+        return 100
+
+    monkeypatch.setattr(files, "free_disk_bytes", little)
+    refused = cli("decode", kept)
+    assert refused.status == 2 and "of disk free" in refused.complaint
+    assert not Path("outputs").exists()
+
+
 def test_latents_that_are_none(cli: Cli) -> None:
     Path("x.latents.safetensors").write_bytes(b"nothing")
     assert "damaged or no latents" in cli("decode", "x.latents.safetensors").complaint
@@ -75,7 +123,7 @@ def test_latents_that_were_changed(cli: Cli, kept: Path) -> None:
         ({"-1.z": latents}, whole, "is damaged"),
         ({"0.z": latents, "7.z": torch.zeros(1)}, whole, "is damaged"),
         ({}, whole, "is damaged"),
-        ({"0.z": latents}, bogus, "not written by this version"),
+        ({"0.z": latents}, bogus, "decode.vae_dtype must be"),
     ):
         save_file(tensors, "changed", {"kinora": json.dumps(metadata)})
         called = cli("decode", "changed", "--json")

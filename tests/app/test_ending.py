@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from kinora.pipelines.errors import GenerationError
 
 Cli = Callable[..., Any]
 KINORA = (sys.executable, "-m", "kinora.app")
@@ -101,9 +104,62 @@ def test_ctrl_c_and_sigterm_stop_within_a_step_and_leave_nothing(
             out = process.stdout.read()
         assert process.returncode == status, err
         assert "step 5/10" not in err
-        assert err.endswith("stopping…\nstopped\n") and "Traceback" not in err
+        again = "; Ctrl-C again stops now" if number == signal.SIGINT else ""
+        assert err.endswith(f"stopping after this step{again}\nstopped\n"), err
+        assert "Traceback" not in err
         assert json.loads(out.splitlines()[-1]) == {"status": "stopped"}
         assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_names_the_videos_that_are_finished(wan_folder: Path, tmp_path: Path) -> None:
+    size = ("--size", "128x128", "--frames", "65", "--steps", "3", "--num-videos", "3")
+    with started(wan_folder, tmp_path, *size) as process:
+        assert process.stderr is not None and process.stdout is not None
+        for line in process.stderr:
+            if "denoising [2/3] step 1/3" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        err, out = process.stderr.read(), process.stdout.read()
+    assert process.returncode == 130, err
+    (line,) = out.splitlines()
+    last = json.loads(line)
+    assert last["status"] == "stopped"
+    assert [Path(output["path"]).name for output in last["outputs"]] == ["a-red-circle-s0.mp4"]
+    there = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert there == ["a-red-circle-s0.json", "a-red-circle-s0.mp4"]
+
+
+def test_a_later_failure_names_the_videos_that_are_finished(
+    cli: Cli, wan_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = itertools.cycle([False, True])
+
+    def every_second_fails(tensors: Any, doing: str, dtype: str) -> None:
+        if doing == "denoising" and next(fails):
+            raise GenerationError(f"{doing} failed")
+
+    monkeypatch.setattr("kinora.pipelines.frames.check_finite", every_second_fails)
+    ask = ("generate", "a red circle", "--model", wan_folder, *SMALL, "--num-videos", 3)
+    failed = cli(*ask, "--json")
+    assert failed.status == 2 and failed.last["status"] == "error"
+    (output,) = failed.last["outputs"]
+    assert Path(output["path"]).is_file() and output["seed"] == 0
+    told = cli(*ask, "--output", "other")
+    assert told.status == 2 and told.out == "other/a-red-circle-s0.mp4\n"
+
+
+def test_ctrl_c_while_python_imports_is_one_line(tmp_path: Path) -> None:
+    interrupted = "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    (tmp_path / "typer.py").write_text(interrupted + "os.kill(os.getpid(), signal.SIGINT)")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*KINORA, "models", "--json"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
+    assert json.loads(done.stdout) == {"status": "stopped"}
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(wan_folder: Path, tmp_path: Path) -> None:
@@ -116,7 +172,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(wan_folder: Path, tmp_path: 
         out, err = process.communicate()
     assert process.returncode == 130, err
     assert time.perf_counter() - began < 4
-    assert "Traceback" not in err and "stopping…" in err
+    assert "Traceback" not in err and err.count("stopping after this step") == 1
     assert json.loads(out.splitlines()[-1]) == {"status": "stopped"}
 
 

@@ -130,6 +130,33 @@ def test_how_far_a_colour_keeps_its_name(rgb: tuple[int, int, int], right: float
     assert result["world.object_class"] == result["world.scene"] == 1.0
 
 
+def test_what_is_seen_is_told_in_a_sentence(draw: Draw) -> None:
+    bodies = (
+        Body(Thing("square", "red"), -0.25, 0, 0.15, vx=0.1),
+        Body(Thing("ring", "blue"), 0.25, 0, 0.15),
+    )
+    video = draw(Scene(bodies, "white"), 17, 128, 128)
+    blue, red = "blue ring still (17 of 17 frames)", "red square moving right (17 of 17 frames)"
+    told = f"{blue}, {red} on white"
+    assert str(perceive(video)) == judge(video, "a red square").seen == told
+    for motion in (" still", " moving right"):
+        told = told.replace(motion, "").replace("17", "1")
+    assert str(perceive(video[:1])) == told
+    half_disc = _paint(_ellipse(1)[:45])
+    assert str(perceive(half_disc)) == "red object of no known shape (1 of 1 frames) on black"
+    inside = half_disc.max(-1, keepdims=True) > 100
+    grayish = np.where(inside, np.array([210, 140, 140], np.uint8), np.uint8(8))
+    assert "None" not in str(perceive(grayish)) and "oddly coloured" in str(perceive(grayish))
+
+
+def test_objects_that_come_and_go_are_no_empty_sentence() -> None:
+    video = np.full((12, 128, 128, 3), 8, np.uint8)
+    for index in range(12):
+        x = 40 * (index % 3)
+        video[index, 8 * index : 8 * index + 20, x : x + 20] = list(COLOURS.values())[index % 6]
+    assert str(perceive(video)) == "no lasting object on black"
+
+
 def test_stripes_without_contrast_are_no_stripes(draw: Draw) -> None:
     scene = Scene((Body(Thing("star", "blue"), 0.1, 0.1, 0.2),), "striped")
     caption = "a blue star on a striped background"

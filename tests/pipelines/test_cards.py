@@ -33,6 +33,7 @@ def test_every_default_is_allowed(name: str) -> None:
         assert card.download_gb and card.memory_gb and card.params_b
         assert card.repo in card.download_command()
     assert set(card.estimates) <= set(type(card).model_fields)
+    assert card.outside_training(card.width, card.height, card.frames) is None
 
 
 @pytest.mark.parametrize(("name", "tokens"), TOKENS.items())
@@ -69,6 +70,22 @@ def test_limits_of_the_position_embedding_hold() -> None:
     card = cards.find("wan2.1-1.3b")
     assert card.nearest_size(99_999, 480) == (1024 * 16, 480)
     assert card.nearest_frames(99_999) == 1023 * 4 + 1
+
+
+def test_sizes_and_lengths_outside_training_are_told() -> None:
+    card = cards.find("kinora-tiny")
+    for width, height, frames in ((96, 256, 1), (256, 96, 33), (128, 128, 5)):
+        assert card.outside_training(width, height, frames) is None
+    for width, height, frames in ((80, 128, 33), (128, 80, 33), (272, 256, 33), (128, 128, 37)):
+        told = card.outside_training(width, height, frames) or ""
+        assert f"{width}x{height}, {frames} frames" in told and card.trained_range() in told
+    only_size = card.model_copy(update={"trained_frames": None})
+    assert only_size.outside_training(96, 96, 10_001) is None
+    assert (
+        only_size.outside_training(16, 16, 1) and only_size.trained_range() == "96 to 256 px a side"
+    )
+    unknown = only_size.model_copy(update={"trained_px": None})
+    assert unknown.outside_training(16, 16, 10_001) is None and unknown.trained_range() == ""
 
 
 @pytest.mark.parametrize(
@@ -177,6 +194,13 @@ def test_sharded_weights_need_every_shard(wan_folder: Path, tmp_path: Path) -> N
         folder.ModelFolder.open(path).check()
 
 
+def test_amounts_are_never_nothing() -> None:
+    told = {1_000: "1 kB", 10**6: "1 MB", 36 * 10**6: "36 MB", 10**9: "1.0 GB", 10**11: "100 GB"}
+    assert {count: memory.amount(count) for count in told} == told
+    estimate = memory.Estimate(weights=0, denoise=0, decode=5 * 10**6, libraries=10**8)
+    assert estimate.explain() == "5 MB for decoding, 100 MB for the libraries"
+
+
 def test_memory_grows_with_the_request_and_counts_every_weight(wan_folder: Path) -> None:
     card = cards.find(str(wan_folder))
     weights = models.locate(card)
@@ -192,6 +216,18 @@ def test_memory_grows_with_the_request_and_counts_every_weight(wan_folder: Path)
             resident=False,
         )
 
+    decoding = memory.estimate(
+        weights.folder,
+        weights.files,
+        None,
+        pixels=(5, 32, 32),
+        dtype="float32",
+        vae_dtype="float32",
+        resident=False,
+    )
+    vae = sum(file.bytes for file in weights.files if file.part == "vae")
+    assert (decoding.weights, decoding.denoise) == (vae, 0)
+    assert decoding.decode == predict(32, 5).decode
     on_disk = sum(file.bytes for file in weights.files)
     assert predict(32, 5).weights == on_disk == 2 * predict(32, 5, "float16").weights
     assert predict(64, 5).peak > predict(32, 5).peak

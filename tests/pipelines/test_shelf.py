@@ -116,12 +116,19 @@ def test_loading_stops_between_the_parts(wan_folder: Path, monkeypatch: pytest.M
 
 def test_a_prompt_that_is_cut_is_told_once(ask: Make, embedded: None) -> None:
     def notices(words: int) -> list[str]:
-        request = ask(prompt="red " * words, model="kinora-tiny")
+        request = ask(prompt="red " * words, model="kinora-tiny", width=96, height=96)
         return [event.text for event in generate(request) if isinstance(event, Notice)]
 
     assert notices(63) == []  # and the end of the text is a token too
     (told,) = notices(64)
     assert "the first 64 tokens" in told and "has 65" in told
+
+
+def test_a_size_outside_training_is_told_once_and_made(ask: Make, embedded: None) -> None:
+    events = list(generate(ask(model="kinora-tiny", num_videos=2)))
+    (told,) = [event.text for event in events if isinstance(event, Notice)]
+    assert "trained for 96 to 256 px a side" in told and "32x32, 5 frames" in told
+    assert isinstance(events[-1], Run) and len(events[-1].outputs) == 2
 
 
 def test_weights_of_every_family_are_whole_with_their_ties(model_folders: dict[str, Path]) -> None:

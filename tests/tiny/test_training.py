@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,9 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from transformers import UMT5EncoderModel
 
 from kinora.pipelines.tiny.train import autoencoder, denoiser, export, text_encoder
+from kinora.pipelines.tiny.train.lessons import LESSONS
 from kinora.pipelines.tiny.train.muon import Muon, orthogonalise
-from kinora.pipelines.tiny.train.session import Average, Session, trapezoid
+from kinora.pipelines.tiny.train.session import Average, trapezoid
 
 
 def _log(folder: Path) -> list[dict[str, Any]]:
@@ -190,63 +192,76 @@ def test_training_the_decoder_alone_needs_an_encoder(tmp_path: Path):
     assert stopped.value.code == 2
 
 
-class _Interrupt(Exception):  # noqa: N818 - no error, the test's own signal
-    pass
+def test_a_training_goes_on_with_the_same_arguments_alone(
+    tmp_path: Path, steps_are_seconds: None, capsys: pytest.CaptureFixture[str]
+):
+    common = ["--out", str(tmp_path), "--device", "cpu", "--small"]
+    text_encoder.main([*common, "--minutes", "0.1"])
+    others = {
+        ("--seed", "1"): "seed 0, not 1",
+        ("--learning-rate", "0.5"): "learning_rate 0.002, not 0.5",
+        ("--init", str(tmp_path / "text_encoder")): "init None, not",
+    }
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    for other, told in others.items():
+        with pytest.raises(SystemExit) as stopped:
+            text_encoder.main([*common, "--minutes", "0.2", *other])
+        (line,) = capsys.readouterr().err.splitlines()[-1:]
+        assert stopped.value.code == 2 and told in line and "another --out" in line
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+    text_encoder.main([*common, "--minutes", "0.2"])
+    assert _log(tmp_path)[-1]["step"] > 6
 
 
-def _drawing(folder: Path, clock: pytest.MonkeyPatch, stop_at: int | None = None) -> list[float]:
-    """A training that draws one random number a step; half a minute at a second a step."""
-    drawn: list[float] = []
-    torch.manual_seed(3)
-    session = Session(folder, 0.5, {"model": torch.nn.Linear(1, 1)}, save_minutes=5 / 60)
-    seconds = iter(range(10_000))
-    clock.setattr(CLOCK, lambda: float(next(seconds)))
-    for _ in session:
-        if session.step == stop_at:
-            raise _Interrupt
-        drawn.append(torch.rand(()).item())
-    return drawn
+def test_a_denoiser_of_other_arguments_is_refused_before_its_clips_are_drawn(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def drawn(*_: object) -> None:
+        raise AssertionError("clips were drawn")
+
+    monkeypatch.setattr(denoiser, "fill_pools", drawn)
+    monkeypatch.setattr(denoiser, "SMALL_LESSONS", denoiser.SMALL_LESSONS[1:])
+    monkeypatch.setattr(denoiser, "SMALL_POOLS", {})
+    with pytest.raises(SystemExit) as stopped:
+        denoiser.main(
+            [
+                *("--out", str(trained / "dit"), "--minutes", "9", "--device", "cpu", "--small"),
+                *("--init", str(trained / "dit" / "pipeline")),
+            ]
+        )
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert stopped.value.code == 2 and "init None, not" in line and "pools {Clip" in line
 
 
-def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = _drawing(tmp_path / "whole", monkeypatch)
-    assert len(whole) == 30
-    with pytest.raises(_Interrupt):
-        _drawing(tmp_path / "cut", monkeypatch, stop_at=17)
-    rest = _drawing(tmp_path / "cut", monkeypatch)
-    assert _log(tmp_path / "cut")[0]["resumed"] is True
-    # It was last saved after 12 steps, and goes on from there with the same draws.
-    assert rest == whole[12:]
+def test_compiling_ahead_meets_every_lesson_and_changes_nothing(trained: Path):
+    options = argparse.Namespace(
+        init=trained / "dit" / "pipeline", text_encoder=None, autoencoder=None
+    )
+    parts = denoiser.load(options)
+    denoiser.speed_up(parts.denoiser.train(), torch.device("cpu"))
+    autoencoder_, cpu = parts.autoencoder, torch.device("cpu")
+    pools = denoiser.fill_pools(autoencoder_, denoiser.SMALL_POOLS, 0, cpu)
+    told = {clip: pool.descriptions for clip, pool in pools.items()}
+    dataset = denoiser.Draws(denoiser.SMALL_LESSONS, told, parts.tokenizer, 0)
+    seen: set[tuple[int, int]] = set()
+    parts.denoiser.register_forward_pre_hook(
+        lambda _, args: seen.add((args[0].shape[2], args[2].shape[1]))
+    )
+    weights = {name: p.detach().clone() for name, p in parts.denoiser.named_parameters()}
+    random_state = torch.get_rng_state()
+    denoiser.compile_ahead(parts, pools, dataset, *denoiser.statistics(autoencoder_))
+    assert seen == {(frames, length) for frames in (1, 2, 3) for length in (64, 512)}
+    assert torch.equal(torch.get_rng_state(), random_state)
+    for name, parameter in parts.denoiser.named_parameters():
+        assert parameter.grad is None and torch.equal(parameter, weights[name])
 
 
-def test_a_resumed_training_draws_what_it_would_have_drawn(tmp_path: Path):
-    model = torch.nn.Linear(2, 2)
-    session = Session(tmp_path, 1.0, {"model": model})
-    session.step, session.elapsed_s = 7, 12.5
-    torch.manual_seed(11)
-    session.save()
-    expected = torch.rand(4)
-    again = Session(tmp_path, 1.0, {"model": torch.nn.Linear(2, 2)})
-    again.resume()
-    assert (again.step, again.elapsed_s) == (7, 12.5)
-    assert torch.equal(torch.rand(4), expected)
-    restored = again.parts["model"].state_dict()
-    assert all(torch.equal(restored[name], value) for name, value in model.state_dict().items())
-
-
-def test_a_checkpoint_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    session = Session(tmp_path, 1.0, {"model": torch.nn.Linear(1, 1)})
-    session.save()
-    good = session.checkpoint.read_bytes()
-
-    def half_written(state: object, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", half_written)
-    with pytest.raises(OSError, match="disk full"):
-        session.save()
-    assert session.checkpoint.read_bytes() == good
+def test_large_clips_have_their_share_of_the_late_lessons():
+    late = {str(lesson): lesson.share(1.0) for lesson in LESSONS}
+    assert len(late) == len(LESSONS) and sum(late.values()) == pytest.approx(1)
+    assert sum(share for name, share in late.items() if name.endswith("x256x256")) > 0.33
+    # So that the first steps of a kind of clip are not among those of the full learning rate.
+    assert LESSONS[-1].clip.frames == 33 and LESSONS[-1].share(0.0) > 0
 
 
 def test_learning_rate_schedule():

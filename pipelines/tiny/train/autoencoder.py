@@ -22,7 +22,7 @@ from torch import nn
 from ..architecture import new_autoencoder
 from .clips import Clip, crowd, sample_clips
 from .muon import muon_and_adamw, set_learning_rate, take_step
-from .session import Average, Session, arguments, trapezoid
+from .session import Average, Session, arguments, settings, trapezoid
 from .whole_clip import channels_last, decode, encode, whole_clip
 
 LATENT_NOISE = 0.1
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--decoder-only",
         action="store_true",
-        help="with --init: leave the latents as they are, so that a denoiser stays valid",
+        help="with --init: leave the encoder as it is, so that a denoiser stays valid",
     )
     options = parser.parse_args(argv)
     if options.decoder_only and not options.init:
@@ -111,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
             "average": average,
             **{f"optimizer {i}": optimizer for i, optimizer in enumerate(optimizers)},
         },
+        settings(options, batches=batches),
         log_steps=5 if options.small else 50,
     )
     for progress, video in zip(

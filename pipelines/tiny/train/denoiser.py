@@ -14,6 +14,7 @@ is trained before (`text_encoder.py`) and stays as it is.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,6 +30,7 @@ from ...world.scene import Description
 from ..architecture import (
     LATENT_CHANNELS,
     TEMPORAL_FACTOR,
+    TEXT_LENGTH,
     assemble,
     encode_tokens,
     new_denoiser,
@@ -36,9 +38,19 @@ from ..architecture import (
 )
 from .attention import TrainingAttention
 from .clips import Clip, draw, sample_clips
-from .lessons import LESSONS, POOLS, SMALL_LESSONS, SMALL_POOLS, Draw, Draws, Lesson, draws
+from .lessons import (
+    LESSONS,
+    POOLS,
+    SMALL_LESSONS,
+    SMALL_POOLS,
+    STOCK_TEXT_LENGTH,
+    Draw,
+    Draws,
+    Lesson,
+    draws,
+)
 from .muon import muon_and_adamw, set_learning_rate, take_step
-from .session import Average, Session, arguments, trapezoid
+from .session import Average, Session, arguments, settings, trapezoid
 from .whole_clip import channels_last, copy_statistics, encode, whole_clip
 
 LEARNING_RATE = 3e-3
@@ -141,8 +153,12 @@ def speed_up(denoiser: WanTransformer3DModel, device: torch.device) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments("Train the denoiser of kinora-tiny.", LEARNING_RATE)
-    parser.add_argument("--autoencoder", type=Path, help="folder of the trained one")
-    parser.add_argument("--text-encoder", type=Path, help="folder of the trained one")
+    parser.add_argument(
+        "--autoencoder", type=Path, help="folder of the trained one (default: of --init)"
+    )
+    parser.add_argument(
+        "--text-encoder", type=Path, help="folder of the trained one (default: of --init)"
+    )
     options = parser.parse_args(argv)
     if not (options.init or (options.autoencoder and options.text_encoder)):
         parser.error("give --autoencoder and --text-encoder, or --init to go on with a pipeline")
@@ -155,19 +171,25 @@ def main(argv: list[str] | None = None) -> None:
     speed_up(denoiser, device)
     lessons = SMALL_LESSONS if options.small else LESSONS
     counts = SMALL_POOLS if options.small else POOLS
-    pools = fill_pools(parts.autoencoder, counts, options.seed, device)
-    if not options.init:
-        measure_statistics(parts.autoencoder, pools)
-    mean, deviation = (statistic.to(device) for statistic in statistics(parts.autoencoder))
     optimizers = muon_and_adamw(denoiser, is_inner_matrix, options.learning_rate)
     average = Average(denoiser)
     stateful: dict[str, Any] = {"denoiser": denoiser, "average": average}
     stateful |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(optimizers)}
-    session = Session(options.out, options.minutes, stateful, log_steps=5 if options.small else 50)
+    must_agree = settings(options, pools=counts, **{f"lesson {it}": it for it in lessons})
+    log_steps = 5 if options.small else 50
+    session = Session(options.out, options.minutes, stateful, must_agree, log_steps=log_steps)
+    session.check()  # before minutes of drawing and compiling
+    pools = fill_pools(parts.autoencoder, counts, options.seed, device)
+    if not options.init:
+        measure_statistics(parts.autoencoder, pools)
+    mean, deviation = (statistic.to(device) for statistic in statistics(parts.autoencoder))
     session.out.mkdir(parents=True, exist_ok=True)
     session.write(pools={str(clip): len(pool.descriptions) for clip, pool in pools.items()})
     told = {clip: pool.descriptions for clip, pool in pools.items()}
-    drawn = draws(session, Draws(lessons, told, parts.tokenizer, options.seed), device)
+    dataset = Draws(lessons, told, parts.tokenizer, options.seed)
+    if device.type == "cuda":
+        compile_ahead(parts, pools, dataset, mean, deviation)
+    drawn = draws(session, dataset, device)
     for progress, batch in zip(session, drawn, strict=False):
         lesson = lessons[batch.lesson]
         set_learning_rate(optimizers, options.learning_rate * trapezoid(progress))
@@ -181,6 +203,26 @@ def main(argv: list[str] | None = None) -> None:
     assemble(**{field.name: getattr(parts, field.name) for field in fields(parts)}).save_pretrained(
         options.out / "pipeline"
     )
+
+
+def compile_ahead(
+    parts: Parts,
+    pools: Mapping[Clip, Pool],
+    dataset: Draws,
+    mean: torch.Tensor,
+    deviation: torch.Tensor,
+) -> None:
+    """Let blocks be compiled for every lesson and text length before the clock of training starts.
+
+    One loss and its gradients each, which are dropped; the random state stays as it was.
+    """
+    device = mean.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for number, lesson in enumerate(dataset.lessons):
+            for length in (TEXT_LENGTH, STOCK_TEXT_LENGTH):
+                batch = dataset[0, number]._replace(text_length=length).to(device)
+                flow_loss(parts, pools[lesson.clip], lesson, batch, mean, deviation).backward()
+                parts.denoiser.zero_grad(set_to_none=True)
 
 
 def measure_statistics(autoencoder: AutoencoderKLWan, pools: dict[Clip, Pool]) -> None:

@@ -68,9 +68,11 @@ def _forget_source(file: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write a trained kinora-tiny for shipping.")
-    parser.add_argument("source", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--autoencoder", type=Path, help="folder of a better decoder")
+    parser.add_argument("source", type=Path, help="folder of a trained pipeline")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--autoencoder", type=Path, help="folder of a better decoder (default: that of source)"
+    )
     options = parser.parse_args(argv)
     size = export(options.source, options.out, options.autoencoder)
     print(f"{options.out}: {size / 1e6:.1f} MB")

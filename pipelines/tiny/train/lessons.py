@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -55,14 +56,14 @@ POOLS = {IMAGE: 20_000, LARGE_IMAGE: 4_000, VIDEO: 20_000, WIDE: 2_000, TALL: 2_
 POOLS[LARGE_VIDEO] = 3_000
 LESSONS = (
     Lesson(IMAGE, 1, 768, 0.35, 0.03, 1.5),
-    Lesson(LARGE_IMAGE, 1, 192, 0.05, 0.03, 2.0),
+    Lesson(LARGE_IMAGE, 1, 192, 0.05, 0.04, 2.0),
     Lesson(VIDEO, 9, 256, 0.25, 0.04, 2.5),
     Lesson(VIDEO, 17, 160, 0.15, 0.06, 3.0),
-    Lesson(VIDEO, 33, 96, 0.20, 0.62, 3.0),
+    Lesson(VIDEO, 33, 96, 0.20, 0.45, 3.0),
     Lesson(WIDE, 33, 96, 0.0, 0.04, 3.0),
     Lesson(TALL, 33, 96, 0.0, 0.04, 3.0),
     Lesson(LARGE_VIDEO, 9, 64, 0.0, 0.02, 3.0),
-    Lesson(LARGE_VIDEO, 33, 20, 0.0, 0.12, 4.0),
+    Lesson(LARGE_VIDEO, 33, 20, 0.05, 0.28, 4.0),
 )
 SMALL_POOLS = {Clip(1, 32, 32): 16, Clip(9, 32, 48): 16}
 SMALL_LESSONS = (
@@ -131,6 +132,11 @@ class _Steps:
         return _plan(*self.arguments)
 
 
+def _leave_ctrl_c(_: int) -> None:
+    """Ctrl-C reaches workers too, but the session ends the training, and needs them until then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def draws(session: Session, dataset: Draws, device: torch.device) -> Iterator[Draw]:
     """One draw a step, tensors on `device`; starts at the step of `session` when first asked."""
     cuda = device.type == "cuda"
@@ -140,6 +146,7 @@ def draws(session: Session, dataset: Draws, device: torch.device) -> Iterator[Dr
         sampler=_Steps(session, dataset.lessons, dataset.seed),
         num_workers=4 if cuda else 0,
         pin_memory=cuda,
+        worker_init_fn=_leave_ctrl_c,
     )
     for draw in loader:
         yield draw.to(device)

@@ -2,7 +2,8 @@
 
 A training is cut by time, not by steps, so that it fits the GPU time there is. Progress is the
 share of the budget used; schedules depend on it alone. A checkpoint holds all state, and a resumed
-run goes on from the saved progress with the saved random state.
+run goes on from the saved progress with the saved random state; it must be given the arguments that
+the checkpoint was made with. Ctrl-C and SIGTERM save a checkpoint before they end a training.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import nn
@@ -31,23 +35,42 @@ class Stateful(Protocol):
 def arguments(description: str, learning_rate: float) -> argparse.ArgumentParser:
     """The options that all trainings have."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, required=True, help="folder of log and checkpoints")
+    parser.add_argument("--out", type=Path, required=True, help="folder for log and checkpoint")
     parser.add_argument(
         "--minutes",
         type=float,
         required=True,
-        help="wall time to train for, once the clips are there",
+        help="wall time to train for, once clips are drawn and blocks compiled",
     )
-    parser.add_argument("--learning-rate", type=float, default=learning_rate)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        default=learning_rate,
+        help="largest one of the schedule (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of weights, clips and noise (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda or cuda:N (default: %(default)s)",
+    )
     parser.add_argument(
         "--init",
         type=Path,
-        help="folder of the same kind of part to start from; for the denoiser, of a pipeline",
+        help="folder of the same kind of part to start from; for the denoiser, of a pipeline "
+        "(default: untrained)",
     )
-    parser.add_argument("--small", action="store_true", help="a toy size, to try the script out")
+    parser.add_argument("--small", action="store_true", help="use a toy size, to try the script")
     return parser
+
+
+def settings(options: argparse.Namespace, **data: object) -> dict[str, str]:
+    """What two runs on one checkpoint must have in common: options, and `data`, the batches."""
+    free = ("out", "minutes", "device")
+    given = {name: value for name, value in vars(options).items() if name not in free}
+    return {name: str(value) for name, value in {**given, **data}.items()}
 
 
 def trapezoid(progress: float, warm: float = 0.02, decay: float = 0.35) -> float:
@@ -95,29 +118,61 @@ class Session:
     out: Path
     minutes: float
     parts: Mapping[str, Stateful]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """What a resumed training must have in common with the one that saved the checkpoint."""
     save_minutes: float = 5.0
     log_steps: int = 50
     step: int = 0
     elapsed_s: float = 0.0
     _pending: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    _signal: int | None = None
 
     @property
     def progress(self) -> float:
         return min(1.0, self.elapsed_s / (60 * self.minutes))
 
-    def __iter__(self) -> Iterator[float]:
-        """Yield the progress before each step; saves on the way and at the end."""
+    def __iter__(self) -> Generator[float, None, None]:
+        """Yield the progress before each step; saves on the way, at the end and when stopped.
+
+        Raises:
+            SystemExit: stopped by Ctrl-C or SIGTERM, or there is a checkpoint of other settings.
+        """
         self.out.mkdir(parents=True, exist_ok=True)
         self.resume()
         began, before, saved = time.monotonic(), self.elapsed_s, self.elapsed_s
-        while self.progress < 1:
-            yield self.progress
-            self.step += 1
-            self.elapsed_s = before + time.monotonic() - began
-            if self.elapsed_s - saved > 60 * self.save_minutes:
-                saved = self.elapsed_s
-                self.save()
-        self.save()
+        with self._signals_end_the_step():
+            while self.progress < 1 and self._signal is None:
+                yield self.progress
+                self.step += 1
+                self.elapsed_s = before + time.monotonic() - began
+                if self.elapsed_s - saved > 60 * self.save_minutes:
+                    saved = self.elapsed_s
+                    self.save()
+            self.save()
+        if self._signal is not None:
+            _end(f"stopped; the same command goes on from {self.checkpoint}", 128 + self._signal)
+
+    @contextmanager
+    def _signals_end_the_step(self) -> Generator[None, None, None]:
+        """Note a first Ctrl-C or SIGTERM, for the end of the step; a second one acts as always."""
+
+        def note(number: int, _: object) -> None:
+            self._signal = number
+            with suppress(OSError):  # past the stream, in which a write may be under way
+                os.write(2, b"saving a checkpoint after this step; Ctrl-C again stops now\n")
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+        before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+        # What is ignored stays so: a job in the background is not meant by Ctrl-C.
+        before = {each: it for each, it in before.items() if it not in (signal.SIG_IGN, None)}
+        for each in before:
+            signal.signal(each, note)
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
     def log(self, scalars: dict[str, torch.Tensor]) -> None:
         """Collect scalars without waiting for the device; write means every `log_steps` steps."""
@@ -146,6 +201,7 @@ class Session:
         state = {
             "step": self.step,
             "elapsed_s": self.elapsed_s,
+            "settings": dict(self.settings),
             "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
         }
@@ -153,10 +209,26 @@ class Session:
         torch.save(state, partial)
         os.replace(partial, self.checkpoint)
 
-    def resume(self) -> None:
-        """Take up the checkpoint in `out`, if there is one."""
+    def check(self) -> None:
+        """End the process, with status 2, if the checkpoint in `out` is of other settings."""
         if not self.checkpoint.exists():
             return
+        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu", mmap=True)
+        was = state.get("settings", {})
+        others = [
+            f"{name} {was.get(name, 'unknown')}, not {now}"
+            for name, now in self.settings.items()
+            if was.get(name) != now
+        ]
+        if others:
+            remedy = "give the same arguments, or another --out"
+            _end(f"{self.checkpoint} was made with {'; '.join(others)}: {remedy}", 2)
+
+    def resume(self) -> None:
+        """Take up the checkpoint in `out`, if there is one and `check` lets it."""
+        if not self.checkpoint.exists():
+            return
+        self.check()
         state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         here, *devices = state["random"]
@@ -165,3 +237,8 @@ class Session:
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         self.write(resumed=True)
+
+
+def _end(told: str, status: int) -> NoReturn:
+    print(told, file=sys.stderr)
+    sys.exit(status)

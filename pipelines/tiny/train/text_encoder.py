@@ -27,7 +27,7 @@ from ...world.split import SPLITS, sample_split
 from ..architecture import TEXT_WIDTH, new_text_encoder, new_tokenizer, tokenise
 from .clips import caption
 from .muon import muon_and_adamw, set_learning_rate, take_step
-from .session import Average, Session, arguments, trapezoid
+from .session import Average, Session, arguments, settings, trapezoid
 
 LEARNING_RATE = 2e-3
 BATCH = 256
@@ -145,10 +145,13 @@ def main(argv: list[str] | None = None) -> None:
     average = Average(model)
     stateful: dict[str, Any] = {"model": model, "average": average}
     stateful |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(optimizers)}
-    session = Session(options.out, options.minutes, stateful, log_steps=5 if options.small else 50)
+    batch = SMALL_BATCH if options.small else BATCH
+    must_agree = settings(options, batch=batch)
+    log_steps = 5 if options.small else 50
+    session = Session(options.out, options.minutes, stateful, must_agree, log_steps=log_steps)
     for progress in session:
         rng = random.Random(f"{options.seed}/{session.step}")
-        captions = draw_captions(rng, "train", SMALL_BATCH if options.small else BATCH)
+        captions = draw_captions(rng, "train", batch)
         tokens, mask = tokenise(captions, tokenizer)
         set_learning_rate(optimizers, options.learning_rate * trapezoid(progress))
         logits = model(tokens.to(options.device), mask.to(options.device))
