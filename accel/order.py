@@ -6,6 +6,7 @@ space and time together makes tiles whose tokens attend to the same things.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,10 @@ class TokenOrder:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def on(self, device: torch.device | str) -> torch.Tensor:
+        """`places` on a device."""
+        return self.places.to(device)
 
     def apply(self, x: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """`x` with its tokens, along `dim`, in this order."""
@@ -100,3 +105,11 @@ def _coordinates(grid: TokenGrid) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
         token // grid.width % grid.height,
         token % grid.width,
     )
+
+
+ORDERS: dict[str, Callable[[TokenGrid], TokenOrder]] = {
+    "raster": raster,
+    "morton": morton,
+    "gilbert": morton,
+}
+"""By name, those that need nothing but the grid."""
