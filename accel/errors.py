@@ -32,6 +32,6 @@ def nearest(given: str, known: Iterable[str], count: int = 3) -> list[str]:
 
 
 def hint(given: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` where something known is near, else nothing."""
+    """` (did you mean …?)` where something known is near, else nothing."""
     close = nearest(given, known, 1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f" (did you mean {close[0]}?)" if close else ""

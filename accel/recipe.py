@@ -11,6 +11,7 @@ In a file, the options of what wraps a method (`Within`, `Reuse`) stand beside i
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -52,6 +53,17 @@ class Recipe(Options):
         if self.attention is not None:
             found["attention"] = _flat(self.attention)
         return found
+
+    def to_toml(self) -> str:
+        """As a TOML file with every option's help and range; `find` reads it again."""
+        lines = _explained({"title": self.title, "when": self.when}, options_of(Recipe))
+        if self.attention is not None:
+            table = self.table()["attention"]
+            method = METHODS[table.pop("method")]
+            lines += ["", "[attention]", f"method = {json.dumps(method.name)}"]
+            known = attention_options(method)
+            lines += _explained({it.name: table.get(it.name, it.default) for it in known}, known)
+        return "\n".join(lines) + "\n"
 
     def words(self) -> str:
         """What it asks for, in words."""
@@ -192,6 +204,15 @@ def _flat(method: AttentionMethod) -> dict[str, Any]:
         return {"method": method.name, **own}
     changed = {key: value for key, value in own.items() if value != _default(type(method), key)}
     return {**_flat(method.method), **changed}
+
+
+def _explained(values: dict[str, Any], known: Iterable[Option]) -> list[str]:
+    """Lines of TOML, each with what it means; JSON writes these values as TOML does."""
+    return [
+        f"{it.name} = {json.dumps(values[it.name], ensure_ascii=False)}  "
+        f"# {it.help}: {it.allowed()}"
+        for it in known
+    ]
 
 
 def _default(model: type[Options], name: str) -> Any:

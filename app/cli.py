@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..pipelines.sidecar import Record
     from ..pipelines.worker import Event
 
-_COMMANDS = ("generate", "decode", "models", "doctor")
+_COMMANDS = ("generate", "decode", "plan", "models", "recipes", "doctor")
 
 app = typer.Typer(
     name="kinora",
@@ -39,6 +39,13 @@ models_app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(models_app, name="models")
+recipes_app = typer.Typer(
+    help="The recipes that Kinora knows by name: which accelerations to run, and how.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(recipes_app, name="recipes")
 
 Json = Annotated[bool, typer.Option("--json", help="End with one machine-readable line on stdout.")]
 Output = Annotated[
@@ -56,13 +63,30 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="Width and height in pixels.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [auto]")]
 
+Model = Annotated[
+    str | None, typer.Option(help="A name from `kinora models`, or a folder. [kinora-tiny]")
+]
+RecipeName = Annotated[
+    str | None,
+    typer.Option("--recipe", help="A name from `kinora recipes`, or a TOML file. [dense]"),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PART.OPTION=VALUE", help="Change the recipe; may be given several times."
+    ),
+]
+
 
 @app.command()
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the video shows.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A name from `kinora models`, or a folder. [kinora-tiny]")
-    ] = None,
+    model: Model = None,
+    recipe: RecipeName = None,
+    settings: Settings = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse whatever would not run as the recipe asks.")
+    ] = False,
     size: Size = None,
     frames: Annotated[int | None, typer.Option(help="Number of frames; 1 makes an image.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
@@ -102,6 +126,9 @@ def generate(
         "fps": fps,
         "device": device,
         "dtype": dtype,
+        "recipe": recipe,
+        "settings": tuple(settings) if settings else None,
+        "strict": strict or None,
         "keep_latents": keep_latents or None,
         "force": force or None,
     }
@@ -141,6 +168,73 @@ def decode(
         )
 
     _follow(events, as_json)
+
+
+@app.command()
+def plan(
+    model: Model = None,
+    recipe: RecipeName = None,
+    settings: Settings = None,
+    size: Size = None,
+    frames: Annotated[int | None, typer.Option(help="Number of frames; 1 makes an image.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what a run would do, gain and need, without loading anything."""
+    from ..pipelines.planning import plan as predict
+    from ..pipelines.request import Request
+    from .terminal import show_plan
+
+    fields: dict[str, Any] = {
+        "model": model,
+        "recipe": recipe,
+        "settings": tuple(settings) if settings else None,
+        "frames": frames,
+        "steps": steps,
+        "device": device,
+        "dtype": dtype,
+    }
+    given = {name: value for name, value in fields.items() if value is not None}
+    if size is not None:
+        given |= _size(size)
+    predicted = predict(Request(prompt="any", **given))
+    if as_json:
+        print_json(predicted.to_json())
+    else:
+        show_plan(predicted, _stdout())
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context, as_json: Json = False) -> None:
+    """List the recipes that Kinora knows by name."""
+    if context.invoked_subcommand is not None:
+        return
+    from ..accel import recipe as known
+    from .terminal import show_recipes
+
+    found = [known.find(name) for name in known.names()]
+    if as_json:
+        print_json({"recipes": [{"name": it.name, **it.table()} for it in found]})
+    else:
+        show_recipes(found, _stdout())
+
+
+@recipes_app.command("show")
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="A name, or the path of a TOML file.")],
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Print one recipe as a TOML file, with every option's range and meaning."""
+    from ..accel import recipe as known
+
+    found = known.changed(known.find(name), settings or ())
+    if as_json:
+        print_json({"name": found.name, **found.table()})
+    else:
+        _stdout().print(found.to_toml(), markup=False, highlight=False, soft_wrap=True, end="")
 
 
 @models_app.callback()

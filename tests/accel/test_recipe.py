@@ -24,6 +24,13 @@ def test_every_preset_reads_says_what_it_is_for_and_is_written_as_it_was_read(na
     assert recipes.from_table(recipe.table(), name) == recipe
 
 
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_printed_as_a_file_is_read_again(name: str, tmp_path: Path):
+    path = tmp_path / "again.toml"
+    path.write_text(recipes.find(name).to_toml())
+    assert recipes.find(str(path)).table() == recipes.find(name).table()
+
+
 def test_dense_accelerates_nothing():
     assert recipes.find("dense").empty and not recipes.find("balanced").empty
 
@@ -63,11 +70,11 @@ def test_settings_are_put_over_a_recipe():
         ("attention.every=2.5", "attention.every must be a whole number from 1 to 1000"),
         ("attention.every=inf", "a whole number from 1"),
         ("attention.from_step=-1", "a number from 0 to 1 (of the steps), not -1"),
-        ("attention.kep=1", "top-blocks has no option 'kep'; did you mean keep?"),
-        ("attention.order=mortn", "must be raster, morton, gilbert, not mortn; did you mean morto"),
-        ("attention.method=topblocks", "no attention method 'topblocks'; did you mean top-blocks?"),
-        ("atention.keep=1", "no part 'atention'; did you mean attention?"),
-        ("wen=always", "no 'wen'; did you mean when?"),
+        ("attention.kep=1", "top-blocks has no option 'kep' (did you mean keep?)"),
+        ("attention.order=mortn", "must be raster, morton, gilbert, not mortn (did you mean morto"),
+        ("attention.method=topblocks", "no attention method 'topblocks' (did you mean top-blocks?)"),
+        ("atention.keep=1", "no part 'atention' (did you mean attention?)"),
+        ("wen=always", "no 'wen' (did you mean when?)"),
         ("when=sometimes", "when must be faster, always, not sometimes"),
         ("attention.keep", "sets nothing: write PART.OPTION=VALUE"),
         ("=3", "sets nothing"),
