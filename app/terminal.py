@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from ..accel.recipe import Recipe
 from ..pipelines.cards import Card
 from ..pipelines.events import STAGES, Notice
 from ..pipelines.events import Progress as Step
 from ..pipelines.memory import gigabytes
-from ..pipelines.planning import Plan
 from ..pipelines.run import Run
+
+if TYPE_CHECKING:
+    from ..accel.recipe import Recipe
+    from ..pipelines.planning import Plan
 
 _DOING = {
     "load": "loading the model",

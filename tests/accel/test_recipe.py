@@ -72,7 +72,10 @@ def test_settings_are_put_over_a_recipe():
         ("attention.from_step=-1", "a number from 0 to 1 (of the steps), not -1"),
         ("attention.kep=1", "top-blocks has no option 'kep' (did you mean keep?)"),
         ("attention.order=mortn", "must be raster, morton, gilbert, not mortn (did you mean morto"),
-        ("attention.method=topblocks", "no attention method 'topblocks' (did you mean top-blocks?)"),
+        (
+            "attention.method=topblocks",
+            "no attention method 'topblocks' (did you mean top-blocks?)",
+        ),
         ("atention.keep=1", "no part 'atention' (did you mean attention?)"),
         ("wen=always", "no 'wen' (did you mean when?)"),
         ("when=sometimes", "when must be faster, always, not sometimes"),

@@ -22,8 +22,12 @@ FLAGS = {
     "generate": {
         "prompt", "model", "size", "frames", "steps", "guidance", "negative-prompt", "seed",
         "num-videos", "output", "format", "fps", "device", "dtype", "keep-latents", "force", "from",
-        "json",
+        "json", "recipe", "set", "strict",
     },
+    "plan": {
+        "model", "recipe", "set", "size", "frames", "steps", "device", "dtype", "json",
+    },
+    "recipes": {"json"},
     "decode": {"latents", "model", "output", "format", "device", "json"},
     "doctor": {"json"},
     "models": {"json"},
