@@ -7,11 +7,18 @@ space and time together makes tiles whose tokens attend to the same things.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd, prod
 
 import torch
 
 from .grid import TokenGrid
+
+# A cuboid of a walk: the axis along which the walk gets from one end to the other, and the positions
+# it covers along each axis.
+_Part = tuple[int, tuple[range, range, range]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +102,103 @@ def morton(grid: TokenGrid) -> TokenOrder:
         for place, position in enumerate((column, row, frame)):
             key |= ((position >> bit) & 1) << (3 * bit + place)
     return TokenOrder(key.argsort(stable=True))
+
+
+@lru_cache(maxsize=32)
+def gilbert(grid: TokenGrid) -> TokenOrder:
+    """Along a generalised Hilbert curve: each token is a neighbour of the one before.
+
+    Hilbert's curve (Hilbert 1891, "Über die stetige Abbildung einer Linie auf ein Flächenstück")
+    fills a cube of 2^n cells a side; the generalised ones fill cuboids of any size. This one is an
+    own construction: a cuboid is walked from a corner to another end of one of its edges, in two
+    parts along that edge or in a U-turn of three or five, whichever parts are nearest to cubes.
+
+    Guaranteed for every grid: two tokens in a row differ by 1 in exactly one of frame, row and
+    column. The walk starts at token 0 and ends at another end of an edge there, of the longest edge
+    that parity allows: along one of even length, or along any where frames, height and width are
+    all odd.
+
+    The result is shared between calls: do not write to its tensor.
+    """
+    sizes = (grid.frames, grid.height, grid.width)
+    travel = max((a for a in range(3) if _can_travel(a, sizes)), key=lambda a: sizes[a])
+    frame, row, column = _joined([(travel, (range(sizes[0]), range(sizes[1]), range(sizes[2])))])
+    return TokenOrder((frame * grid.height + row) * grid.width + column)
+
+
+def _can_travel(axis: int, sizes: tuple[int, ...]) -> bool:
+    """Whether a walk by single steps through all cells may join the ends of an edge along `axis`.
+
+    As on a chessboard, each step changes the colour of the cell: an even number of cells is left
+    on the other colour, an odd number on the first.
+    """
+    cells = prod(sizes)
+    return sizes[axis] % 2 == 0 or cells == 1 or (cells % 2 == 1 and sizes[axis] > 1)
+
+
+@lru_cache(maxsize=1024)
+def _walk(a: int, b: int, c: int) -> torch.Tensor:
+    """The cells of an `a` × `b` × `c` cuboid from (0, 0, 0) to (a - 1, 0, 0), `[3, a * b * c]`.
+
+    There is a way to part every cuboid that `_can_travel`. Along an even `a`: in a U-turn of three
+    whose arms are even, where b or c is 3 or more; one of five cells and rows where both are 2; as
+    the plane's U-turn where one is 2 and the other 1. Along an odd `a`: all are odd, and what even
+    arms of a U-turn of three leave is odd again.
+    """
+    if b == c == 1:
+        return torch.stack([torch.arange(a), torch.zeros(a).long(), torch.zeros(a).long()])
+    mirrored = [[((0, 2, 1)[t], (x, z, y)) for t, (x, y, z) in way] for way in _ways(a, c, b)]
+    ways = [
+        way
+        for way in [*_ways(a, b, c), *mirrored]
+        if all(_can_travel(travel, tuple(map(len, spans))) for travel, spans in way)
+    ]
+    return _joined(min(ways, key=_roughness))
+
+
+def _ways(a: int, b: int, c: int) -> Iterator[list[_Part]]:
+    """Ways to part a cuboid about its middle, each part beginning beside the end of the last."""
+    x, y, z = range(a), range(b), range(c)
+    for i in _about_half(a):
+        yield [(0, (x[:i], y, z)), (0, (x[i:], y, z))]
+        for j in _about_half(b):
+            yield [(1, (x[:i], y[:j], z)), (0, (x, y[j:], z)), (1, (x[i:], y[:j], z))]
+            for k in _about_half(c):
+                up, over = (1, (x[:i], y[:j], z[:k])), (2, (x[:i], y[j:], z))
+                back, down = (2, (x[i:], y[j:], z)), (1, (x[i:], y[:j], z[:k]))
+                yield [up, over, (0, (x, y[:j], z[k:])), back, down]
+
+
+def _about_half(size: int) -> range:
+    """Where to cut a side: within two cells of its middle."""
+    return range(max(1, size // 2 - 2), min(size - 1, size // 2 + 2) + 1)
+
+
+def _roughness(way: list[_Part]) -> float:
+    """How far the parts are from cubes that halve well: their surface for their volume.
+
+    Sides that are no multiples of four count as rougher, since their halves or quarters are odd.
+    """
+    total = 0.0
+    for _, spans in way:
+        a, b, c = map(len, spans)
+        halving = 1 + 0.1 * sum(1 / gcd(side, 4) for side in (a, b, c))
+        total += (a * b + b * c + c * a) * (a * b * c) ** (1 / 3) * halving
+    return total
+
+
+def _joined(way: list[_Part]) -> torch.Tensor:
+    """The walks of the parts in a row, each begun in the corner nearest to the end of the last."""
+    cells: list[torch.Tensor] = []
+    at = [0, 0, 0]
+    for travel, spans in way:
+        axes = [travel, *({0, 1, 2} - {travel})]
+        walk = _walk(*(len(spans[axis]) for axis in axes))
+        near = [s if abs(p - s[0]) <= abs(p - s[-1]) else s[::-1] for p, s in zip(at, spans)]
+        steps = [s.start + s.step * walk[axes.index(axis)] for axis, s in enumerate(near)]
+        cells.append(torch.stack(steps))
+        at = cells[-1][:, -1].tolist()
+    return torch.cat(cells, dim=1)
 
 
 def _coordinates(grid: TokenGrid) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
