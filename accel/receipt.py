@@ -35,23 +35,39 @@ class Receipt(_Part):
     recipe: dict[str, Any]
     strict: bool
     steps: int
+    skipped: int = 0
+    """Steps for which the denoiser was not evaluated."""
     attention: AttentionReceipt | None
     peak_memory_bytes: int | None = None
 
     def words(self) -> list[str]:
         """The same in plain sentences."""
-        if self.attention is None:
+        if not set(self.recipe) - {"title", "when"}:
             return ["nothing accelerated: the stock pipeline ran"]
+        lines = [*self._steps(), *self._attention()]
+        if self.peak_memory_bytes is not None:
+            lines.append(f"peak memory {self.peak_memory_bytes / 1e9:.1f} GB")
+        return lines
+
+    def _steps(self) -> list[str]:
+        if "steps" not in self.recipe:
+            return []
+        return [f"ran: {self.steps - self.skipped} of {self.steps} steps, {self.skipped} skipped"]
+
+    def _attention(self) -> list[str]:
         told = self.attention
+        if told is None:
+            return []
         sparse = sum(told.kernels.values())
         lines = [f"asked: attention by {told.asked}"]
         if sparse:
             by = ", ".join(f"the {name} kernel" for name in told.kernels)
             low, high = min(told.density_by_layer), max(told.density_by_layer)
-            spread = f"{low:.0%}" if f"{low:.0%}" == f"{high:.0%}" else f"{low:.0%} to {high:.0%}"
+            alike = f"{low:.0%}" == f"{high:.0%}"
+            spread = "in every layer" if alike else f"({low:.0%} to {high:.0%} by layer)"
             lines.append(
                 f"ran: {sparse} of {told.calls} attention calls by {by}; "
-                f"{told.density:.0%} of all pairs of tokens computed ({spread} by layer)"
+                f"{told.density:.0%} of all pairs of tokens computed {spread}"
             )
         else:
             lines.append(f"ran: all {told.calls} attention calls dense")

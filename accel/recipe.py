@@ -23,6 +23,7 @@ from .errors import RecipeError, hint
 from .method import AttentionMethod, Reuse, Within, Wrapper
 from .methods import METHODS
 from .options import Option, Options, option, options_of
+from .steps import StepPolicy
 
 DENSE = "dense"
 """The recipe that accelerates nothing."""
@@ -40,11 +41,13 @@ class Recipe(Options):
         "faster", "Whether a part runs only where it is predicted to be faster, or always"
     )
     attention: SerializeAsAny[AttentionMethod] | None = None
+    steps: SerializeAsAny[StepPolicy] | None = None
+    """No policy has a name yet that a file could give; a library call can bring its own."""
 
     @property
     def empty(self) -> bool:
         """Whether it changes nothing."""
-        return self.attention is None
+        return self.attention is None and self.steps is None
 
     def table(self) -> dict[str, Any]:
         """As a TOML file says it; `from_table` reads it again."""
@@ -52,6 +55,8 @@ class Recipe(Options):
         found: dict[str, Any] = {key: own[key] for key in own if own[key] != _default(Recipe, key)}
         if self.attention is not None:
             found["attention"] = _flat(self.attention)
+        if self.steps is not None:
+            found["steps"] = {"policy": self.steps.name, **self.steps.model_dump()}
         return found
 
     def to_toml(self) -> str:
@@ -67,9 +72,12 @@ class Recipe(Options):
 
     def words(self) -> str:
         """What it asks for, in words."""
-        if self.attention is None:
-            return "nothing"
-        return f"attention by {self.attention.words()}"
+        told: list[str] = []
+        if self.attention is not None:
+            told.append(f"attention by {self.attention.words()}")
+        if self.steps is not None:
+            told.append(f"steps by {self.steps.words()}")
+        return "; ".join(told) or "nothing"
 
 
 def from_table(table: Mapping[str, Any], name: str = "") -> Recipe:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,10 @@ from ...kernels.problem import Problem
 from ..cost import problem_of, slower
 from ..errors import AccelerationError, hint
 from ..grid import TokenGrid
-from ..method import AttentionMethod
 from ..receipt import Receipt
 from ..recipe import Recipe, find
 from ..site import Site
+from ..steps import Compute, Skip
 from . import routes
 from .families import FAMILIES, Family
 from .run import Run
@@ -65,11 +65,16 @@ class _Denoiser:
     """One denoiser of the pipeline, `number` 0 or 1, whose layers count from `offset`."""
 
     module: Any
+    inner: Any
+    """The same, or what `torch.compile` has wrapped."""
     family: Family
     number: int
     layers: list[str]
     offset: int
     stock: list[Any] = field(default_factory=list[Any])
+    kind: type | None = None
+    """Of what a call returns; known after the first."""
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass
@@ -108,6 +113,7 @@ class Session:
             recipe=self.recipe.table(),
             strict=self.strict,
             steps=self._run.done if self._run else 0,
+            skipped=self._run.skipped if self._run else 0,
             attention=attention,
         )
 
@@ -119,8 +125,8 @@ class Session:
             raise AccelerationError(f"{type(self.pipe).__name__} has no scheduler to follow")
         for denoiser in self._denoisers:
             stack.enter_context(self._entered(denoiser))
-            if denoiser.family.dispatches:
-                modules = dict(denoiser.module.named_modules())
+            if self.recipe.attention is not None and denoiser.family.dispatches:
+                modules = dict(denoiser.inner.named_modules())
                 processors = [modules[name].processor for name in denoiser.layers]
                 if not all(hasattr(it, "_attention_backend") for it in processors):
                     names = sorted({type(it).__name__ for it in processors})
@@ -172,6 +178,7 @@ class Session:
             if reason:
                 return self._dense(run, key, call, reason, fallback=True)
         q, k, v = (x if rows is None else x[:, :, rows] for x in (call.q, call.k, call.v))
+        assert run.planner is not None
         plan = run.planner(q, k, site)
         if plan is None:
             return self._dense(run, key, call, method.why_dense(site))
@@ -213,7 +220,9 @@ class Session:
             if isinstance(vars(module).get("_compiled_call_impl"), _Entry):
                 raise AccelerationError(f"{name} of this pipeline is accelerated already")
             layers = family.names(inner)
-            self._denoisers.append(_Denoiser(module, family, len(self._denoisers), layers, offset))
+            self._denoisers.append(
+                _Denoiser(module, inner, family, len(self._denoisers), layers, offset)
+            )
             offset += len(layers)
         if not self._denoisers:
             raise AccelerationError(
@@ -231,12 +240,11 @@ class Session:
         module = denoiser.module
         before = vars(module).get("_compiled_call_impl")
         call = before or module._call_impl
-        inner = getattr(module, "_orig_mod", module)
-        signature = inspect.signature(type(inner).forward)
+        signature = inspect.signature(type(denoiser.inner).forward)
 
         def entry(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(inner, *args, **kwargs).arguments
-            return self._forward(denoiser, inner, call, given, args, kwargs)
+            given = signature.bind(denoiser.inner, *args, **kwargs).arguments
+            return self._forward(denoiser, lambda: call(*args, **kwargs), given)
 
         vars(module)["_compiled_call_impl"] = _Entry(entry)
         try:
@@ -248,23 +256,37 @@ class Session:
                 vars(module)["_compiled_call_impl"] = before
 
     def _forward(
-        self, denoiser: _Denoiser, inner: Any, call: Any, given: Any, args: Any, kwargs: Any
+        self, denoiser: _Denoiser, call: Callable[[], Any], given: Mapping[str, Any]
     ) -> Any:
         run = self._run = self._run or self._new_run(steps=1)
-        try:
-            grid = denoiser.family.grid(inner.config, given)
-        except (LookupError, TypeError, ValueError):
-            grid = None
         if run.forwards == 0:
             run.first = int(getattr(self.pipe.scheduler, "begin_index", None) or 0)
+        decision = run.decide()
+        if isinstance(decision, Skip):
+            result = _instead(decision.output, denoiser, given)
+        elif self.recipe.attention is None:
+            result = call()
+        else:
+            result = self._attended(denoiser, call, given)
+        if isinstance(decision, Compute):
+            denoiser.kind, denoiser.dtype = type(result), result[0].dtype
+        run.forwards += 1
+        run.branch += 1
+        return result
+
+    def _attended(
+        self, denoiser: _Denoiser, call: Callable[[], Any], given: Mapping[str, Any]
+    ) -> Any:
+        """A call of the denoiser whose attention comes to this session."""
+        try:
+            grid = denoiser.family.grid(denoiser.inner.config, given)
+        except (LookupError, TypeError, ValueError):
+            grid = None
         forward = _Forward(self, denoiser, grid)
         token = routes.active.set(forward)
         try:
-            if denoiser.family.dispatches:
-                result = call(*args, **kwargs)
-            else:
-                with routes.TakeOver():
-                    result = call(*args, **kwargs)
+            with nullcontext() if denoiser.family.dispatches else routes.TakeOver():
+                result = call()
         finally:
             routes.active.reset(token)
         if forward.layer != len(denoiser.layers):
@@ -272,20 +294,16 @@ class Session:
                 f"{denoiser.family.denoiser} has {len(denoiser.layers)} layers of self-attention, "
                 f"{forward.layer} of them reached the recipe: something else took the others over"
             )
-        run.forwards += 1
-        run.branch += 1
         return result
 
     def _new_run(self, steps: int) -> Run:
-        method = self.recipe.attention
-        assert isinstance(method, AttentionMethod)
-        return Run(method.start(), steps)
+        attention, policy = self.recipe.attention, self.recipe.steps
+        return Run(attention.start() if attention else None, policy and policy.start(), steps)
 
     def _start(self) -> None:
-        scheduler = self.pipe.scheduler
-        self._run = self._new_run(steps=len(scheduler.timesteps))
+        self._run = self._new_run(steps=len(self.pipe.scheduler.timesteps))
 
-    def _step(self) -> None:
+    def _step(self, given: Mapping[str, Any]) -> None:
         run = self._run
         if run is None:
             return
@@ -294,7 +312,24 @@ class Session:
                 "the first step ended without a call of the accelerated denoiser: "
                 "the pipeline uses another one"
             )
-        run.done, run.branch = run.done + 1, 0
+        output, sample = given["model_output"], given["sample"]
+        if isinstance(run.decision, Skip) and not torch.equal(
+            output, run.decision.output.to(output.dtype)
+        ):
+            raise AccelerationError(
+                "the pipeline changed the output that stands for a skipped step: "
+                "its guidance is not affine, run it without a step policy"
+            )
+        run.finish_step(output, sample)
+
+
+def _instead(output: torch.Tensor, denoiser: _Denoiser, given: Mapping[str, Any]) -> Any:
+    """`output` for every item of a denoiser's batch, returned as the denoiser returns."""
+    if denoiser.kind is None:
+        raise AccelerationError("a step policy skipped the first call of a denoiser")
+    times = given["hidden_states"].shape[0] // output.shape[0]
+    whole = output.to(denoiser.dtype).repeat(times, *[1] * (output.ndim - 1))
+    return (whole,) if denoiser.kind is tuple else denoiser.kind(sample=whole)
 
 
 class _Entry:

@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator
+import inspect
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import MethodType
 from typing import Any
 
+Arguments = Mapping[str, Any]
+
 
 @contextmanager
 def watched(
-    scheduler: Any, on_start: Callable[[], None], on_step: Callable[[], None]
+    scheduler: Any, on_start: Callable[[], None], on_step: Callable[[Arguments], None]
 ) -> Generator[None, None, None]:
-    """Call `on_start` after each `set_timesteps` of `scheduler` and `on_step` after each `step`.
+    """Call `on_start` after each `set_timesteps` of `scheduler`, `on_step` before each `step`.
 
+    `on_step` gets the arguments by name: their order differs between schedulers.
     Methods are shadowed on the instance. A deep copy of it, which some pipelines make, keeps the
     shadow but steps itself, unseen; signatures stay those of the class.
     """
     with ExitStack() as stack:
-        for name, after in (("set_timesteps", on_start), ("step", on_step)):
-            stack.enter_context(_shadowed(scheduler, name, after))
+        stack.enter_context(_shadowed(scheduler, "set_timesteps", after=on_start))
+        stack.enter_context(_shadowed(scheduler, "step", before=on_step))
         yield
 
 
 @contextmanager
-def _shadowed(owner: Any, name: str, after: Callable[[], None]) -> Generator[None, None, None]:
-    before = vars(owner).get(name)
-    inner = getattr(before, "__func__", None) or getattr(type(owner), name)
+def _shadowed(
+    owner: Any,
+    name: str,
+    *,
+    before: Callable[[Arguments], None] = lambda _: None,
+    after: Callable[[], None] = lambda: None,
+) -> Generator[None, None, None]:
+    earlier = vars(owner).get(name)
+    inner = getattr(earlier, "__func__", None) or getattr(type(owner), name)
+    signature = inspect.signature(inner)
 
     @functools.wraps(inner)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self is owner:
+            before(signature.bind(self, *args, **kwargs).arguments)
         result = inner(self, *args, **kwargs)
         if self is owner:
             after()
@@ -40,7 +53,7 @@ def _shadowed(owner: Any, name: str, after: Callable[[], None]) -> Generator[Non
     try:
         yield
     finally:
-        if before is None:
+        if earlier is None:
             del vars(owner)[name]
         else:
-            vars(owner)[name] = before
+            vars(owner)[name] = earlier

@@ -330,31 +330,3 @@ def test_the_scheduler_keeps_its_signature_and_copies_are_not_followed(build: Bu
         assert model.scheduler.step_index is None
         model()
         assert session.receipt.steps == 3
-
-
-@pytest.mark.parametrize("family", ["wan", "cogvideox"])
-def test_one_compilation_serves_all_layers_and_steps(build: Build, family: str):
-    from torch._dynamo.testing import (  # pyright: ignore[reportPrivateUsage]
-        CompileCounterWithBackend,
-    )
-
-    eager, compiled = build(family), build(family)
-    with accelerate(eager, sparse(0.3)):
-        expected = eager()
-    counter = CompileCounterWithBackend("aot_eager")
-    torch.compiler.reset()
-    blocks = getattr(compiled.transformer, "blocks", None)
-    if blocks is None:
-        compiled.transformer.compile(fullgraph=True, backend=counter)
-    else:
-        for block in blocks:
-            block.compile(fullgraph=True, backend=counter)
-    recipe = Recipe(
-        attention=Within(method=TopBlocks(keep=0.3, tile="64"), from_layer=0), when="always"
-    )
-    with accelerate(compiled, recipe) as session:
-        out = compiled()
-    ran = session.receipt.attention
-    assert ran is not None and ran.kernels == {"cpu": ran.calls}
-    assert counter.frame_count == 1
-    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
