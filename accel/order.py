@@ -6,8 +6,7 @@ space and time together makes tiles whose tokens attend to the same things.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd, prod
@@ -16,8 +15,8 @@ import torch
 
 from .grid import TokenGrid
 
-# A cuboid of a walk: the axis along which the walk gets from one end to the other, and the positions
-# it covers along each axis.
+# A cuboid to be walked: the axis along which the walk gets from one end to the other, and the
+# positions the cuboid covers along each axis.
 _Part = tuple[int, tuple[range, range, range]]
 
 
@@ -109,14 +108,13 @@ def gilbert(grid: TokenGrid) -> TokenOrder:
     """Along a generalised Hilbert curve: each token is a neighbour of the one before.
 
     Hilbert's curve (Hilbert 1891, "Über die stetige Abbildung einer Linie auf ein Flächenstück")
-    fills a cube of 2^n cells a side; the generalised ones fill cuboids of any size. This one is an
-    own construction: a cuboid is walked from a corner to another end of one of its edges, in two
-    parts along that edge or in a U-turn of three or five, whichever parts are nearest to cubes.
+    fills a square of 2^n cells a side, the generalised ones a cuboid of any size. This one is an
+    own construction: a cuboid is walked from a corner to the other end of one of its edges, in two
+    halves along that edge or in a U-turn of three or five parts, whichever are nearest to cubes.
 
     Guaranteed for every grid: two tokens in a row differ by 1 in exactly one of frame, row and
-    column. The walk starts at token 0 and ends at another end of an edge there, of the longest edge
-    that parity allows: along one of even length, or along any where frames, height and width are
-    all odd.
+    column. The walk begins at token 0 and ends at the other end of the longest edge from there that
+    parity allows: one of even length or, where frames, height and width are all odd, any.
 
     The result is shared between calls: do not write to its tensor.
     """
@@ -129,21 +127,20 @@ def gilbert(grid: TokenGrid) -> TokenOrder:
 def _can_travel(axis: int, sizes: tuple[int, ...]) -> bool:
     """Whether a walk by single steps through all cells may join the ends of an edge along `axis`.
 
-    As on a chessboard, each step changes the colour of the cell: an even number of cells is left
-    on the other colour, an odd number on the first.
+    As on a chessboard, each step changes the colour of the cell, so a walk of an even number of
+    cells ends on the other colour and one of an odd number on the first.
     """
     cells = prod(sizes)
     return sizes[axis] % 2 == 0 or cells == 1 or (cells % 2 == 1 and sizes[axis] > 1)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _walk(a: int, b: int, c: int) -> torch.Tensor:
     """The cells of an `a` × `b` × `c` cuboid from (0, 0, 0) to (a - 1, 0, 0), `[3, a * b * c]`.
 
-    There is a way to part every cuboid that `_can_travel`. Along an even `a`: in a U-turn of three
-    whose arms are even, where b or c is 3 or more; one of five cells and rows where both are 2; as
-    the plane's U-turn where one is 2 and the other 1. Along an odd `a`: all are odd, and what even
-    arms of a U-turn of three leave is odd again.
+    There always is a way whose parts can be walked. Where b or c is 3 or more: a U-turn of three
+    with arms of even length; what they leave is as long as the whole, and all odd if that is. Else
+    two even halves of a, down to 2 × 2 × 2 (a U-turn of five) and 2 × 2 × 1 (one of three).
     """
     if b == c == 1:
         return torch.stack([torch.arange(a), torch.zeros(a).long(), torch.zeros(a).long()])
@@ -153,7 +150,7 @@ def _walk(a: int, b: int, c: int) -> torch.Tensor:
         for way in [*_ways(a, b, c), *mirrored]
         if all(_can_travel(travel, tuple(map(len, spans))) for travel, spans in way)
     ]
-    return _joined(min(ways, key=_roughness))
+    return _joined(min(ways, key=lambda way: _roughness(way, (b, c).count(1))))
 
 
 def _ways(a: int, b: int, c: int) -> Iterator[list[_Part]]:
@@ -174,16 +171,18 @@ def _about_half(size: int) -> range:
     return range(max(1, size // 2 - 2), min(size - 1, size // 2 + 2) + 1)
 
 
-def _roughness(way: list[_Part]) -> float:
+def _roughness(way: list[_Part], flat: int) -> float:
     """How far the parts are from cubes that halve well: their surface for their volume.
 
-    Sides that are no multiples of four count as rougher, since their halves or quarters are odd.
+    From squares where one axis is `flat`. Sides that are no multiples of four count as rougher,
+    since their halves or quarters are odd.
     """
     total = 0.0
     for _, spans in way:
-        a, b, c = map(len, spans)
-        halving = 1 + 0.1 * sum(1 / gcd(side, 4) for side in (a, b, c))
-        total += (a * b + b * c + c * a) * (a * b * c) ** (1 / 3) * halving
+        sides = [len(span) for span in spans]
+        cells = prod(sides)
+        surface = cells * (sum(1 / side for side in sides) - flat)
+        total += surface * cells ** (1 / (3 - flat)) * (1 + 0.1 * sum(1 / gcd(n, 4) for n in sides))
     return total
 
 
@@ -192,11 +191,11 @@ def _joined(way: list[_Part]) -> torch.Tensor:
     cells: list[torch.Tensor] = []
     at = [0, 0, 0]
     for travel, spans in way:
-        axes = [travel, *({0, 1, 2} - {travel})]
+        axes = [travel, *(axis for axis in range(3) if axis != travel)]
         walk = _walk(*(len(spans[axis]) for axis in axes))
-        near = [s if abs(p - s[0]) <= abs(p - s[-1]) else s[::-1] for p, s in zip(at, spans)]
-        steps = [s.start + s.step * walk[axes.index(axis)] for axis, s in enumerate(near)]
-        cells.append(torch.stack(steps))
+        turned = [s if p <= s[0] else s[::-1] for p, s in zip(at, spans, strict=True)]
+        along = [s[0] + s.step * walk[axes.index(axis)] for axis, s in enumerate(turned)]
+        cells.append(torch.stack(along))
         at = cells[-1][:, -1].tolist()
     return torch.cat(cells, dim=1)
 
@@ -214,6 +213,6 @@ def _coordinates(grid: TokenGrid) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 ORDERS: dict[str, Callable[[TokenGrid], TokenOrder]] = {
     "raster": raster,
     "morton": morton,
-    "gilbert": morton,
+    "gilbert": gilbert,
 }
 """By name, those that need nothing but the grid."""
