@@ -14,6 +14,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .arguments import (
+    Device,
+    Dtype,
+    Force,
+    Frames,
+    Json,
+    Media,
+    Model,
+    Output,
+    RecipeName,
+    Settings,
+    Size,
+    Steps,
+)
 from .ending import EXIT_FAULT, ended, print_json
 
 if TYPE_CHECKING:
@@ -24,7 +38,7 @@ if TYPE_CHECKING:
     from ..pipelines.sidecar import Record
     from ..pipelines.worker import Event
 
-_COMMANDS = ("generate", "decode", "models", "doctor")
+_COMMANDS = ("generate", "decode", "plan", "models", "recipes", "doctor")
 
 app = typer.Typer(
     name="kinora",
@@ -39,6 +53,13 @@ models_app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(models_app, name="models")
+recipes_app = typer.Typer(
+    help="The recipes that Kinora knows: what to accelerate, and how.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(recipes_app, name="recipes")
 
 
 def _print_version(wanted: bool) -> None:
@@ -53,20 +74,6 @@ Version = Annotated[
         "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout.")]
-Output = Annotated[
-    str | None,
-    typer.Option("--output", "-o", help="File, or folder to name files in. [default: outputs]"),
-]
-Media = Annotated[
-    str | None,
-    typer.Option(
-        "--format",
-        help="mp4, gif, webm or png (lossless; animated). [default: mp4, or png for one frame]",
-    ),
-]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]")]
-Force = Annotated[bool, typer.Option("--force", help="Go on where memory or disk looks too small.")]
 
 
 @app.callback()
@@ -78,24 +85,15 @@ def root(version: Version = False) -> None:
 def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="What the video shows.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Name from `kinora models`, or a diffusers folder. [default: kinora-tiny]"
-        ),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="WxH", help="Width and height in pixels. [default: the model's]"),
-    ] = None,
-    frames: Annotated[
-        int | None,
-        typer.Option(help="Number of frames; 1 makes an image. [default: the model's]"),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Number of denoising steps, 1 to 1000. [default: the model's]"),
-    ] = None,
+    model: Model = None,
+    recipe: RecipeName = None,
+    settings: Settings = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse whatever would not run as the recipe asks.")
+    ] = False,
+    size: Size = None,
+    frames: Frames = None,
+    steps: Steps = None,
     guidance: Annotated[
         float | None,
         typer.Option(help="How closely to follow the prompt, from 0. [default: the model's]"),
@@ -117,9 +115,7 @@ def generate(
         typer.Option(help="Frames per second of the file, 0.1 to 240. [default: the model's]"),
     ] = None,
     device: Device = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")
-    ] = None,
+    dtype: Dtype = None,
     keep_latents: Annotated[
         bool, typer.Option("--keep-latents", help="Keep the latents, for `kinora decode`.")
     ] = False,
@@ -148,6 +144,9 @@ def generate(
         "fps": fps,
         "device": device,
         "dtype": dtype,
+        "recipe": recipe,
+        "settings": tuple(settings) if settings else None,
+        "strict": strict or None,
         "keep_latents": keep_latents or None,
         "force": force or None,
     }
@@ -191,6 +190,73 @@ def decode(
         )
 
     _follow(events, as_json)
+
+
+@app.command()
+def plan(
+    model: Model = None,
+    recipe: RecipeName = None,
+    settings: Settings = None,
+    size: Size = None,
+    frames: Frames = None,
+    steps: Steps = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what a run would do, gain and need, without loading anything."""
+    from ..pipelines.planning import plan as predict
+    from ..pipelines.request import Request
+    from .terminal import show_plan
+
+    fields: dict[str, Any] = {
+        "model": model,
+        "recipe": recipe,
+        "settings": tuple(settings) if settings else None,
+        "frames": frames,
+        "steps": steps,
+        "device": device,
+        "dtype": dtype,
+    }
+    given = {name: value for name, value in fields.items() if value is not None}
+    if size is not None:
+        given |= _size(size)
+    predicted = predict(Request(prompt="any", **given))
+    if as_json:
+        print_json(predicted.to_json())
+    else:
+        show_plan(predicted, _stdout())
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context, as_json: Json = False) -> None:
+    """List the recipes that Kinora knows by name."""
+    if context.invoked_subcommand is not None:
+        return
+    from ..accel import recipe as known
+    from .terminal import show_recipes
+
+    found = [known.find(name) for name in known.names()]
+    if as_json:
+        print_json({"recipes": [{"name": it.name, **it.table()} for it in found]})
+    else:
+        show_recipes(found, _stdout())
+
+
+@recipes_app.command("show")
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="A name, or the path of a TOML file.")],
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Print one recipe as a TOML file, with every option's range and meaning."""
+    from ..accel import recipe as known
+
+    found = known.changed(known.find(name), settings or ())
+    if as_json:
+        print_json({"name": found.name, **found.table()})
+    else:
+        _stdout().print(found.to_toml(), markup=False, highlight=False, soft_wrap=True, end="")
 
 
 @models_app.callback()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -12,7 +13,12 @@ from rich.text import Text
 from ..pipelines.cards import Card
 from ..pipelines.events import STAGES, Notice
 from ..pipelines.events import Progress as Step
+from ..pipelines.memory import amount
 from ..pipelines.run import Run
+
+if TYPE_CHECKING:
+    from ..accel.recipe import Recipe
+    from ..pipelines.planning import Plan
 
 _DOING = {
     "load": "loading the model",
@@ -97,6 +103,43 @@ def show_run(run: Run, console: Console) -> None:
     table.add_column("total", justify="right")
     table.add_row(*(f"{run.stages_s[stage]:.2f} s" for stage in STAGES), f"{run.total_s:.2f} s")
     console.print(table)
+    receipts = [output.receipt for output in run.outputs if output.receipt is not None]
+    for line in dict.fromkeys(line for receipt in receipts for line in receipt.words()):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """What a run would do: size, memory, and each part of its recipe with a verdict."""
+    request, table = plan.request, Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    size = f"{request.width}x{request.height}, {request.frames} frames, {request.steps} steps"
+    _row(table, "run", f"{request.model}, {size}, {request.device}, {request.dtype}")
+    _row(table, "tokens", f"{plan.tokens:,}")
+    fits = "fits" if plan.memory.peak <= plan.free_bytes else "does not fit"
+    _row(
+        table,
+        "memory",
+        f"{amount(plan.memory.peak)} at the peak ({plan.memory.explain()}); "
+        f"{amount(plan.free_bytes)} free: it {fits}",
+    )
+    if not plan.parts:
+        _row(table, "recipe", "nothing accelerated: the stock pipeline")
+    for part in plan.parts:
+        _row(table, part.part, f"{part.verdict}: {part.asked}")
+        _row(table, "", part.why)
+        if part.speedup is not None:
+            _row(table, "", f"predicted: denoising {part.speedup:.2f} times as fast")
+    console.print(table, highlight=False)
+
+
+def show_recipes(recipes: list[Recipe], console: Console) -> None:
+    """The presets as a table."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("name", "for", "what"):
+        table.add_column(heading, no_wrap=heading == "name")
+    for recipe in recipes:
+        _row(table, recipe.name, recipe.title, recipe.words())
+    console.print(table)
+    console.print("`kinora recipes show NAME` prints one as a file to change.", style="dim")
 
 
 def show_models(cards: list[Card], console: Console) -> None:

@@ -110,3 +110,8 @@ def _fit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan) -> 
     for what, given, whole in zip(("B", "H"), plan.indices.shape, q.shape, strict=False):
         if given not in (1, whole):
             raise ValueError(f"the plan has {what} = {given}, the tensors {whole}; 1 or the same")
+
+
+def efficiency(problem: Problem, backend: str) -> float:
+    """density x dense time / time of `backend`, measured where its module says; 1 is perfect."""
+    return BACKENDS[backend].efficiency(problem)

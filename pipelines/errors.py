@@ -2,6 +2,8 @@
 
     KinoraError                 one line: what was given, what is allowed, the remedy
     ├── RequestError            a request that no run could fulfil (prompt, size, length, counts)
+    ├── RecipeError             an acceleration, or an option of one, that does not exist
+    ├── AccelerationError       an acceleration cannot be attached or, in strict mode, fell back
     ├── ModelError              the model is not known, not there, or not whole
     ├── MemoryLimitError        the predicted peak is above what is free
     ├── OutputError             the output cannot be written; `latents` names what was kept
@@ -13,11 +15,10 @@ A front end shows `str(error)` and nothing else; any other exception is a fault 
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..accel.errors import AccelerationError, KinoraError, RecipeError, nearest
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -35,13 +36,19 @@ _WRONG = {
     "literal_error": "must be {expected}",
 }
 
-
-class KinoraError(ValueError):
-    """A known failure, told in one line."""
-
-    def __init__(self, message: str, *, latents: Path | None = None) -> None:
-        super().__init__(" ".join(message.split()))
-        self.latents = latents
+__all__ = [
+    "AccelerationError",
+    "Cancelled",
+    "GenerationError",
+    "KinoraError",
+    "MemoryLimitError",
+    "ModelError",
+    "OutputError",
+    "RecipeError",
+    "RequestError",
+    "SidecarError",
+    "nearest",
+]
 
 
 class RequestError(KinoraError):
@@ -84,11 +91,3 @@ def explain_invalid(error: ValidationError) -> str:
         return told
     given = json.dumps(first["input"], ensure_ascii=False, default=str)
     return f"{told}, not {given if len(given) <= 60 else given[:60] + '…'}"
-
-
-def nearest(given: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The entries of `known` that begin with `given`, then those most like it; maybe none."""
-    by_lower = {name.lower(): name for name in known}
-    begun = [name for name in by_lower if given and name.startswith(given.lower())]
-    close = difflib.get_close_matches(given.lower(), list(by_lower), n=count, cutoff=0.5)
-    return [by_lower[name] for name in dict.fromkeys([*begun, *close])][:count]

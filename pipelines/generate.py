@@ -7,9 +7,10 @@ from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import cards, files, memory, models, room, sidecar, vocabulary
+from ..accel.receipt import Receipt
+from . import cards, files, memory, models, planning, room, sidecar, vocabulary
 from .cards import Card
 from .errors import Cancelled, GenerationError, KinoraError
 from .events import Progress, Stage
@@ -18,6 +19,10 @@ from .request import Request, Resolved, resolve
 from .run import Output, Run, StageClock
 from .sidecar import Record
 from .worker import Channel, Event, stream
+
+if TYPE_CHECKING:
+    from ..accel.attach import Session
+    from ..accel.recipe import Recipe
 
 _DOING: dict[Stage, str] = {
     "load": "loading",
@@ -67,6 +72,7 @@ def _generate(
     channel.emit(Progress("load", 0, 0, clock.elapsed_s, None, 1, resolved.num_videos))
     _warn(weights, resolved, channel)
     outputs: list[Output] = []
+    recipe = planning.recipe(resolved, weights)
     with shelf.reserved(channel.check):
         predicted = memory.estimate(
             weights.folder,
@@ -86,7 +92,7 @@ def _generate(
             with relayed(channel.notice):
                 loaded = shelf.take(weights, place, channel.check)
                 clock.device = place.device
-                job = _Job(channel, clock, resolved, card, loaded, destination, original)
+                job = _Job(channel, clock, resolved, card, loaded, destination, original, recipe)
                 job.compare()
                 for index in range(resolved.num_videos):
                     outputs.append(job.video(index))
@@ -120,6 +126,8 @@ class _Job:
     loaded: models.Loaded
     destination: Destination
     original: Record | None
+    recipe: Recipe
+    session: Session | None = None
     step_times_s: list[float] = field(default_factory=list[float])
     decode_s: float = 0.0
 
@@ -133,6 +141,7 @@ class _Job:
 
     def video(self, index: int) -> Output:
         """Make and save video `index`."""
+        from ..accel.attach import accelerate
         from . import frames as frame_ops
         from .latents import Calls, DecodeState, Latents, sha256
         from .saving import Kept, keep_latents, save
@@ -154,6 +163,9 @@ class _Job:
         try:
             with ExitStack() as stack:
                 stack.enter_context(without_progress_bar(pipe))
+                self.session = stack.enter_context(
+                    accelerate(pipe, self.recipe, strict=single.strict, seed=single.seed)
+                )
                 stack.enter_context(
                     tapped(pipe, clock, check=self.channel.check, before_decode=before_decode)
                 )
@@ -272,4 +284,12 @@ class _Job:
             created=sidecar.now(),
             latents_sha256=latents_sha256,
             stages_s=self.clock.peek(),
+            receipt=self._receipt(),
         )
+
+    def _receipt(self) -> Receipt | None:
+        """What ran so far, with the peak of memory."""
+        if self.session is None:
+            return None
+        peak = memory.peak_bytes(self.loaded.place.device)
+        return self.session.receipt.model_copy(update={"peak_memory_bytes": peak})

@@ -9,6 +9,7 @@ The constants were set against the peak resident memory of a 10-layer Wan on a C
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,10 @@ _LIBRARIES_BYTES = 800 * 10**6
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Frames that a video autoencoder decodes at a time; one not listed decodes all of them at once.
 _DECODE_FRAMES = {"AutoencoderKLWan": 4, "AutoencoderKLCogVideoX": 8}
+
+
+# getrusage counts in KiB on Linux, in bytes on macOS.
+_MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,3 +155,14 @@ def free_bytes(device: str) -> int:
 
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
     return host_free_bytes()
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory so far: of an accelerator in this run, else of the process in its life."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(torch.device(device)))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES

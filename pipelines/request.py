@@ -6,7 +6,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,6 +18,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_MODEL = "kinora-tiny"
 DEFAULT_OUTPUT = "outputs"
+DENSE = "dense"
 EXAMPLE_PROMPT = "a red circle moving left over a black background"
 MAX_VIDEOS = 1000
 MAX_STEPS = 1000  # schedulers are trained with as many noise levels
@@ -30,7 +31,10 @@ class Request(BaseModel):
 
     Video `k` of `num_videos` is made with seed `seed + k` and a generator of its own, so it equals
     the single video of a request with that seed. `output` is a file, or a folder in which files
-    are named after prompt and seed. `force` goes on where predicted memory or disk is too small.
+    are named after prompt and seed. `recipe` is the name of a preset, the path of a TOML file, or
+    the table that such a file holds; `settings` such as `attention.keep=0.3` are put over it, and
+    `strict` refuses whatever would not run as it asks. `force` goes on where predicted memory or
+    disk is too small.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +54,9 @@ class Request(BaseModel):
     format: Format | None = None
     device: str = "auto"
     dtype: str = "auto"
+    recipe: str | dict[str, Any] = DENSE
+    settings: tuple[str, ...] = ()
+    strict: bool = False
     keep_latents: bool = False
     force: bool = False
 
@@ -58,7 +65,8 @@ class Resolved(BaseModel):
     """A request with nothing left open; `device` and `dtype` are concrete once a model is placed.
 
     Its fields are those of `Request`, so `resolved.request()` asks for it again. A model that was
-    given as a folder is named by its absolute path.
+    given as a folder is named by its absolute path. `recipe` is a table with the settings in it,
+    empty for the stock pipeline.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,6 +86,9 @@ class Resolved(BaseModel):
     format: Format
     device: str
     dtype: str
+    recipe: dict[str, Any] = {}
+    settings: tuple[str, ...] = ()
+    strict: bool = False
     keep_latents: bool
     force: bool
 
@@ -93,7 +104,8 @@ class Resolved(BaseModel):
 def resolve(request: Request, card: Card) -> Resolved:
     """Fill in what `request` leaves open from `card`, and check that `card` can take it.
 
-    Raises `RequestError` with the nearest allowed value. Needs no torch and reads no weights.
+    Raises `RequestError` with the nearest allowed value. Reads no weights, and needs no torch but
+    for a recipe.
     """
     _check_text(request, card)
     width, height = _size(request, card)
@@ -125,9 +137,22 @@ def resolve(request: Request, card: Card) -> Resolved:
         format=_format(request, frames),
         device=request.device,
         dtype=request.dtype,
+        recipe=_recipe(request),
+        strict=request.strict,
         keep_latents=request.keep_latents,
         force=request.force,
     )
+
+
+def _recipe(request: Request) -> dict[str, Any]:
+    """The table of the recipe that is asked for. Raises `RecipeError`."""
+    if request.recipe in (DENSE, {}) and not request.settings:
+        return {}
+    from ..accel import recipe as recipes  # it needs torch
+
+    given = request.recipe
+    found = recipes.find(given) if isinstance(given, str) else recipes.from_table(given)
+    return recipes.changed(found, request.settings).table()
 
 
 def names_a_file(output: str) -> bool:

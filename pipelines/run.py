@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..accel.receipt import Receipt
 from .events import STAGES, Stage
 from .request import Resolved
 
@@ -16,7 +17,8 @@ class Output:
     """One video or image on disk.
 
     `identical` compares the frames with those of the original where a run repeats one (`--from`),
-    else None. `latents` is set where the latents were kept.
+    else None. `latents` is set where the latents were kept. `receipt` says what the denoiser was
+    asked for and what it ran.
     """
 
     path: Path
@@ -26,6 +28,7 @@ class Output:
     stages_s: dict[Stage, float]
     latents_sha256: str
     frames_sha256: str
+    receipt: Receipt | None = None
     identical: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -38,6 +41,7 @@ class Output:
             "stages_s": _rounded(self.stages_s),
             "latents_sha256": self.latents_sha256,
             "frames_sha256": self.frames_sha256,
+            "receipt": None if self.receipt is None else self.receipt.model_dump(),
             "identical": self.identical,
         }
 

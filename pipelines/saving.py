@@ -113,6 +113,7 @@ def save(
         stages_s=clock.lap(),
         latents_sha256=record.latents_sha256,
         frames_sha256=digest,
+        receipt=record.receipt,
         identical=_identical(original, request, digest),
     )
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..accel.receipt import Receipt
 from .cards import Card, Precision
 from .errors import SidecarError, explain_invalid
 from .events import Stage
@@ -29,7 +30,7 @@ SCHEMA = "kinora.run/1"
 # The fields of a request that decide what a video shows.
 _CONTENT = (
     *("prompt", "negative_prompt", "model", "width", "height", "frames", "steps", "guidance"),
-    "seed",
+    *("seed", "recipe"),
 )
 _PACKAGES = ("kinora", "torch", "diffusers", "transformers")
 
@@ -67,6 +68,7 @@ class Record(_Part):
     latents_sha256: str
     frames_sha256: str | None = None
     stages_s: dict[Stage, float]
+    receipt: Receipt | None = None
 
     def to_text(self, indent: int | None = None) -> str:
         """As JSON."""

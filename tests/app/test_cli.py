@@ -23,9 +23,13 @@ FLAGS = {
     "generate": {
         "prompt", "model", "size", "frames", "steps", "guidance", "negative-prompt", "seed",
         "num-videos", "output", "format", "fps", "device", "dtype", "keep-latents", "force", "from",
-        "json",
+        "json", "recipe", "set", "strict",
     },
     "decode": {"latents", "model", "output", "format", "device", "force", "json"},
+    "plan": {
+        "model", "recipe", "set", "size", "frames", "steps", "device", "dtype", "json",
+    },
+    "recipes": {"json"},
     "doctor": {"json"},
     "models": {"json"},
 }  # fmt: skip

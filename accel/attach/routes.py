@@ -1,0 +1,276 @@
+"""The two ways by which attention calls of a denoiser reach a session.
+
+Dispatching models: a backend of our own, named on the processors of the self-attention modules
+alone. Others: torch's `scaled_dot_product_attention`, taken over while the denoiser runs.
+
+Nothing of a session is visible to `torch.compile`: a compiled call goes through one operator whose
+body looks up, when it runs, which session is active and which layer is next. So all layers and
+steps share one compilation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from diffusers.models import attention_dispatch as dispatch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+BACKEND = "kinora"
+
+
+class Flags(NamedTuple):
+    """What an attention call can ask for besides; plain ones ask for nothing."""
+
+    dropout_p: float
+    is_causal: bool
+    enable_gqa: bool
+
+    @property
+    def plain(self) -> bool:
+        return not (self.dropout_p or self.is_causal or self.enable_gqa)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One attention call.
+
+    Attributes:
+        q, k, v: `[B, H, L, D]`.
+        mask: what the model passed, or None.
+        scale: of the logits; None is `D ** -0.5`.
+        flags: what else is asked for.
+        dense: the stock result, laid out as the route returns it.
+        laid_out: brings `[B, H, L, D]` into that layout.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    mask: torch.Tensor | None
+    scale: float | None
+    flags: Flags
+    dense: Callable[[], torch.Tensor]
+    laid_out: Callable[[torch.Tensor], torch.Tensor]
+
+
+class Listener(Protocol):
+    """What a session does while its denoiser runs."""
+
+    def attend(self, call: Call) -> torch.Tensor:
+        """The result of a call, laid out as `call.laid_out` does."""
+        ...
+
+    def stock_backend(self) -> Any:
+        """The dispatcher's backend that the next layer would use without a session."""
+        ...
+
+
+active: ContextVar[Listener | None] = ContextVar("active", default=None)
+
+
+def _listener() -> Listener:
+    found = active.get()
+    if found is None:
+        raise RuntimeError("an accelerated layer was called outside of its denoiser")
+    return found
+
+
+# --- dispatching models -----------------------------------------------------------------------
+
+
+def _dispatched(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    _parallel_config: Any = None,
+) -> torch.Tensor:
+    """The backend: `[B, L, H, D]` in and out."""
+    if _parallel_config is not None:
+        raise RuntimeError("context parallelism and a recipe cannot be combined yet")
+    flags = Flags(dropout_p, is_causal, enable_gqa)
+    if torch.compiler.is_compiling():
+        return torch.ops.kinora.dispatched(query, key, value, attn_mask, scale, *flags)
+    return _dispatched_now(query, key, value, attn_mask, scale, *flags)
+
+
+def _dispatched_now(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    dropout_p: float,
+    is_causal: bool,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    flags = Flags(dropout_p, is_causal, enable_gqa)
+    listener = _listener()
+    stock = listener.stock_backend()
+
+    def dense() -> torch.Tensor:
+        return dispatch.dispatch_attention_fn(
+            query, key, value, mask, scale=scale, backend=stock, **flags._asdict()
+        )
+
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    return listener.attend(
+        Call(q, k, v, mask, scale, flags, dense, lambda out: out.transpose(1, 2))
+    )
+
+
+@torch.library.custom_op("kinora::dispatched", mutates_args=())
+def _dispatched_op(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    dropout_p: float,
+    is_causal: bool,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    return _dispatched_now(
+        query, key, value, mask, scale, dropout_p, is_causal, enable_gqa
+    ).contiguous()
+
+
+@_dispatched_op.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    dropout_p: float,
+    is_causal: bool,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    del key, mask, scale, dropout_p, is_causal, enable_gqa
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+def backend() -> Any:
+    """Our member of diffusers' enumeration of backends; made known to it at first use.
+
+    It stays known, and does nothing unless a processor names it.
+    """
+    names: Any = dispatch.AttentionBackendName
+    if BACKEND not in names.__members__:
+        member = str.__new__(names, BACKEND)
+        member._name_, member._value_ = BACKEND, BACKEND
+        names._member_map_[BACKEND] = member
+        names._member_names_.append(BACKEND)
+        names._value2member_map_[BACKEND] = member
+        type.__setattr__(names, BACKEND, member)
+        registry: Any = dispatch._AttentionBackendRegistry  # pyright: ignore[reportPrivateUsage]
+        registry.register(member)(_dispatched)
+    return names(BACKEND)
+
+
+@contextmanager
+def routed(processors: list[Any]) -> Generator[list[Any], None, None]:
+    """Name our backend on `processors`; yields what each named before."""
+    member = backend()
+    before = [processor._attention_backend for processor in processors]
+    own = ["_attention_backend" in vars(processor) for processor in processors]
+    for processor in processors:
+        processor._attention_backend = member
+    try:
+        yield before
+    finally:
+        for processor, earlier, had in zip(processors, before, own, strict=True):
+            if had:
+                processor._attention_backend = earlier
+            else:
+                del processor._attention_backend
+
+
+# --- models that call torch themselves --------------------------------------------------------
+
+
+def _attended_now(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    dropout_p: float,
+    is_causal: bool,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    flags = Flags(dropout_p, is_causal, enable_gqa)
+
+    def dense() -> torch.Tensor:
+        # Where a compiled denoiser runs, `TakeOver` is still on around this.
+        with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
+            return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, **flags._asdict())
+
+    return _listener().attend(Call(q, k, v, mask, scale, flags, dense, lambda out: out))
+
+
+@torch.library.custom_op("kinora::attended", mutates_args=())
+def _attended_op(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    dropout_p: float,
+    is_causal: bool,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    return _attended_now(q, k, v, mask, scale, dropout_p, is_causal, enable_gqa).contiguous()
+
+
+@_attended_op.register_fake
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    dropout_p: float,
+    is_causal: bool,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    del k, mask, scale, dropout_p, is_causal, enable_gqa
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
+class TakeOver(TorchFunctionMode):
+    """Sends every `scaled_dot_product_attention` in its body to the active session."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> torch.Tensor:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        return _attended(*args, **kwargs)
+
+
+def _attended(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    flags = Flags(dropout_p, is_causal, enable_gqa)
+    if torch.compiler.is_compiling():
+        return torch.ops.kinora.attended(query, key, value, attn_mask, scale, *flags)
+    return _attended_now(query, key, value, attn_mask, scale, *flags)

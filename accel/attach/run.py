@@ -1,0 +1,83 @@
+"""What a session remembers of one run, and the receipt that comes of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+
+from ..method import AttentionMethod, Planner
+from ..receipt import AttentionReceipt
+from ..steps import Compute, Skip, Step, StepRun
+
+
+@dataclass
+class Run:
+    """From one `set_timesteps` to the next."""
+
+    planner: Planner | None
+    policy: StepRun | None
+    steps: int
+    first: int = 0
+    """Where in the schedule it begins: an image that is changed starts in the middle."""
+    done: int = 0
+    branch: int = 0
+    forwards: int = 0
+    skipped: int = 0
+    decision: Compute | Skip | None = None
+    """For the step that runs; None until it is asked."""
+    _kernels: Counter[str] = field(default_factory=Counter[str])
+    _dense: Counter[str] = field(default_factory=Counter[str])
+    _fallbacks: dict[str, None] = field(default_factory=dict[str, None])
+    _densities: dict[int, list[torch.Tensor | float]] = field(
+        default_factory=dict[int, list[torch.Tensor | float]]
+    )
+
+    @property
+    def step(self) -> Step:
+        """The step that runs."""
+        return Step(self.first + self.done, self.steps)
+
+    def decide(self) -> Compute | Skip:
+        """What the policy wants of the step that runs."""
+        if self.decision is None:
+            self.decision = self.policy.decide(self.step) if self.policy else Compute()
+        return self.decision
+
+    def finish_step(self, output: torch.Tensor, sample: torch.Tensor) -> None:
+        """The scheduler got `output` for `sample`: the step is done."""
+        skipped = isinstance(self.decision, Skip)
+        if self.policy is not None:
+            self.policy.observe(self.step, output, sample, computed=not skipped)
+        self.skipped += skipped
+        self.done, self.branch, self.decision = self.done + 1, 0, None
+
+    def ran(self, layer: int, kernel: str, density: torch.Tensor) -> None:
+        """Note a sparse call; `density` is a scalar and read at the end, for the device's sake."""
+        self._kernels[kernel] += 1
+        self._densities.setdefault(layer, []).append(density)
+
+    def ran_dense(self, layer: int, reason: str, *, fallback: bool) -> None:
+        """Note a dense call, and whether the recipe did not ask for it."""
+        self._dense[reason] += 1
+        if fallback:
+            self._fallbacks[reason] = None
+        self._densities.setdefault(layer, []).append(1.0)
+
+    def receipt(self, method: AttentionMethod, layers: int) -> AttentionReceipt:
+        """What happened so far."""
+        by_layer = [
+            sum(map(float, self._densities[layer])) / len(self._densities[layer])
+            for layer in sorted(self._densities)
+        ]
+        return AttentionReceipt(
+            asked=method.words(),
+            layers=layers,
+            calls=self._kernels.total() + self._dense.total(),
+            kernels=dict(self._kernels),
+            dense=dict(self._dense),
+            fallbacks=list(self._fallbacks),
+            density=round(sum(by_layer) / len(by_layer), 4) if by_layer else 1.0,
+            density_by_layer=[round(it, 4) for it in by_layer],
+        )

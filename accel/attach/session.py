@@ -1,0 +1,342 @@
+"""`accelerate`: a recipe on a stock pipeline, for the length of a `with` block."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ...kernels.attention import block_attention, choose
+from ...kernels.problem import Problem
+from ..cost import problem_of, slower
+from ..errors import AccelerationError, hint
+from ..grid import TokenGrid
+from ..receipt import Receipt
+from ..recipe import Recipe, find
+from ..site import Site
+from ..steps import Compute, Skip
+from . import routes
+from .families import FAMILIES, Family
+from .run import Run
+from .sites import NoSiteError, text_tokens, unmasked
+from .steps import watched
+
+DENOISERS = ("transformer", "transformer_2")
+
+
+@contextmanager
+def accelerate(
+    pipe: Any, recipe: Recipe | str, *, strict: bool = False, seed: int = 0
+) -> Generator[Session, None, None]:
+    """Accelerate every run of `pipe` in the body, as `recipe` says.
+
+        with accelerate(pipe, "balanced") as session:
+            video = pipe(prompt).frames[0]
+        print("\\n".join(session.receipt.words()))
+
+    The pipeline is changed on its instances only and is as before afterwards, whatever happened;
+    a run that was broken off leaves nothing behind for the next one. Text encoders and
+    cross-attention are not touched. It is to be called from one thread at a time.
+
+    Args:
+        pipe: any diffusers pipeline.
+        recipe: a recipe, the name of a preset or the path of a TOML file.
+        strict: raise where a part of the recipe would not run as asked.
+        seed: of methods that draw at random.
+
+    Raises:
+        AccelerationError: this pipeline cannot be accelerated so; in strict mode, a fallback.
+        RecipeError: there is no such recipe.
+    """
+    chosen = find(recipe) if isinstance(recipe, str) else recipe
+    session = Session(pipe, chosen, strict=strict, seed=seed)
+    with ExitStack() as stack:
+        if not chosen.empty:
+            session.attach(stack)
+        yield session
+
+
+@dataclass
+class _Denoiser:
+    """One denoiser of the pipeline, `number` 0 or 1, whose layers count from `offset`."""
+
+    module: Any
+    inner: Any
+    """The same, or what `torch.compile` has wrapped."""
+    family: Family
+    number: int
+    layers: list[str]
+    offset: int
+    stock: list[Any] = field(default_factory=list[Any])
+    kind: type | None = None
+    """Of what a call returns; known after the first."""
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass
+class _Forward:
+    """One call of a denoiser while it runs; what the routes listen to."""
+
+    session: Session
+    denoiser: _Denoiser
+    grid: TokenGrid | None
+    layer: int = 0
+
+    def stock_backend(self) -> Any:
+        return self.denoiser.stock[self.layer]
+
+    def attend(self, call: routes.Call) -> torch.Tensor:
+        layer, self.layer = self.layer, self.layer + 1
+        return self.session.attend(call, self, layer)
+
+
+class Session:
+    """A recipe attached to a pipeline; `receipt` says what ran last."""
+
+    def __init__(self, pipe: Any, recipe: Recipe, *, strict: bool, seed: int) -> None:
+        self.pipe, self.recipe, self.strict, self.seed = pipe, recipe, strict, seed
+        self._denoisers: list[_Denoiser] = []
+        self._run: Run | None = None
+
+    @property
+    def receipt(self) -> Receipt:
+        """What was asked for and what ran, in the last run so far."""
+        method, attention = self.recipe.attention, None
+        if method is not None:
+            layers = sum(len(it.layers) for it in self._denoisers)
+            attention = (self._run or self._new_run(steps=0)).receipt(method, layers)
+        return Receipt(
+            recipe=self.recipe.table(),
+            strict=self.strict,
+            steps=self._run.done if self._run else 0,
+            skipped=self._run.skipped if self._run else 0,
+            attention=attention,
+        )
+
+    def attach(self, stack: ExitStack) -> None:
+        """Put everything on; `stack` takes it off again, last first."""
+        self._find()
+        scheduler = getattr(self.pipe, "scheduler", None)
+        if scheduler is None:
+            raise AccelerationError(f"{type(self.pipe).__name__} has no scheduler to follow")
+        for denoiser in self._denoisers:
+            stack.enter_context(self._entered(denoiser))
+            if self.recipe.attention is not None and denoiser.family.dispatches:
+                modules = dict(denoiser.inner.named_modules())
+                processors = [modules[name].processor for name in denoiser.layers]
+                if not all(hasattr(it, "_attention_backend") for it in processors):
+                    names = sorted({type(it).__name__ for it in processors})
+                    raise AccelerationError(
+                        f"attention processors that do not dispatch stand in "
+                        f"{denoiser.family.denoiser} ({', '.join(names)}): set its own again"
+                    )
+                if len({id(it) for it in processors}) < len(processors):
+                    raise AccelerationError(
+                        f"{denoiser.family.denoiser} shares attention processors between layers, "
+                        f"which hides the layer of a call: give each its own"
+                    )
+                denoiser.stock = stack.enter_context(routes.routed(processors))
+        stack.enter_context(watched(scheduler, self._start, self._step))
+
+    def attend(self, call: routes.Call, forward: _Forward, layer: int) -> torch.Tensor:
+        """One attention call, as the recipe wants it."""
+        run = self._run
+        assert run is not None
+        key = forward.denoiser.offset + layer
+        try:
+            rows = unmasked(call)
+            text = text_tokens(call, rows, forward.grid, forward.denoiser.family)
+        except NoSiteError as refusal:
+            return self._dense(run, key, call, str(refusal), fallback=True)
+        assert forward.grid is not None
+        site = Site(
+            grid=forward.grid,
+            layer=layer,
+            layers=len(forward.denoiser.layers),
+            step=run.first + run.done,
+            steps=run.steps,
+            text=text,
+            text_first=forward.denoiser.family.text == "first",
+            branch=run.branch,
+            expert=forward.denoiser.number,
+            seed=self.seed,
+        )
+        method = self.recipe.attention
+        assert method is not None
+        density = method.predict(site)
+        if density >= 1:
+            return self._dense(run, key, call, method.why_dense(site))
+        if self.recipe.when == "faster":
+            problem = problem_of(
+                method.tiling(), call.q.device.type, call.q.dtype, call.q.shape[3], site.tokens
+            )
+            reason = slower(problem, density)
+            if reason:
+                return self._dense(run, key, call, reason, fallback=True)
+        q, k, v = (x if rows is None else x[:, :, rows] for x in (call.q, call.k, call.v))
+        assert run.planner is not None
+        plan = run.planner(q, k, site)
+        if plan is None:
+            return self._dense(run, key, call, method.why_dense(site))
+        kernel = choose(Problem.of(q, k, v, plan))
+        out, _ = block_attention(q, k, v, plan, scale=call.scale, backend=kernel)
+        run.ran(key, kernel, plan.density().mean())
+        if rows is not None:
+            # Nothing looks at the tokens that are masked, as queries either.
+            everything = torch.zeros_like(call.q)
+            everything[:, :, rows] = out
+            out = everything
+        return call.laid_out(out)
+
+    def _dense(
+        self, run: Run, key: int, call: routes.Call, reason: str, fallback: bool = False
+    ) -> torch.Tensor:
+        if fallback and self.strict:
+            raise AccelerationError(
+                f"strict: attention of layer {key} would run dense {reason}; "
+                f"change the recipe, or allow it by leaving strict out"
+            )
+        run.ran_dense(key, reason, fallback=fallback)
+        return call.dense()
+
+    def _find(self) -> None:
+        """The denoisers of the pipeline, or an error that says why there is none."""
+        offset = 0
+        for name in DENOISERS:
+            module = getattr(self.pipe, name, None)
+            if module is None:
+                continue
+            inner = getattr(module, "_orig_mod", module)
+            family = FAMILIES.get(type(inner).__name__)
+            if family is None:
+                raise AccelerationError(
+                    f"attention of {type(inner).__name__} cannot be accelerated yet"
+                    f"{hint(type(inner).__name__, FAMILIES)}; known are {', '.join(FAMILIES)}"
+                )
+            if isinstance(vars(module).get("_compiled_call_impl"), _Entry):
+                raise AccelerationError(f"{name} of this pipeline is accelerated already")
+            layers = family.names(inner)
+            self._denoisers.append(
+                _Denoiser(module, inner, family, len(self._denoisers), layers, offset)
+            )
+            offset += len(layers)
+        if not self._denoisers:
+            raise AccelerationError(
+                f"{type(self.pipe).__name__} has no transformer whose attention could be "
+                f"accelerated; known are {', '.join(FAMILIES)}"
+            )
+
+    @contextmanager
+    def _entered(self, denoiser: _Denoiser) -> Generator[None, None, None]:
+        """See every call of the denoiser from outside of its hooks and of `torch.compile`.
+
+        `_compiled_call_impl` is what torch calls in place of `forward` and its hooks, where it is
+        set; `Module.compile` sets it.
+        """
+        module = denoiser.module
+        before = vars(module).get("_compiled_call_impl")
+        call = before or module._call_impl
+        signature = inspect.signature(type(denoiser.inner).forward)
+
+        def entry(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(denoiser.inner, *args, **kwargs).arguments
+            return self._forward(denoiser, lambda: call(*args, **kwargs), given)
+
+        vars(module)["_compiled_call_impl"] = _Entry(entry)
+        try:
+            yield
+        finally:
+            if before is None:
+                del vars(module)["_compiled_call_impl"]
+            else:
+                vars(module)["_compiled_call_impl"] = before
+
+    def _forward(
+        self, denoiser: _Denoiser, call: Callable[[], Any], given: Mapping[str, Any]
+    ) -> Any:
+        run = self._run = self._run or self._new_run(steps=1)
+        if run.forwards == 0:
+            run.first = int(getattr(self.pipe.scheduler, "begin_index", None) or 0)
+        decision = run.decide()
+        if isinstance(decision, Skip):
+            result = _instead(decision.output, denoiser, given)
+        elif self.recipe.attention is None:
+            result = call()
+        else:
+            result = self._attended(denoiser, call, given)
+        if isinstance(decision, Compute):
+            denoiser.kind, denoiser.dtype = type(result), result[0].dtype
+        run.forwards += 1
+        run.branch += 1
+        return result
+
+    def _attended(
+        self, denoiser: _Denoiser, call: Callable[[], Any], given: Mapping[str, Any]
+    ) -> Any:
+        """A call of the denoiser whose attention comes to this session."""
+        try:
+            grid = denoiser.family.grid(denoiser.inner.config, given)
+        except (LookupError, TypeError, ValueError):
+            grid = None
+        forward = _Forward(self, denoiser, grid)
+        token = routes.active.set(forward)
+        try:
+            with nullcontext() if denoiser.family.dispatches else routes.TakeOver():
+                result = call()
+        finally:
+            routes.active.reset(token)
+        if forward.layer != len(denoiser.layers):
+            raise AccelerationError(
+                f"{denoiser.family.denoiser} has {len(denoiser.layers)} layers of self-attention, "
+                f"{forward.layer} of them reached the recipe: something else took the others over"
+            )
+        return result
+
+    def _new_run(self, steps: int) -> Run:
+        attention, policy = self.recipe.attention, self.recipe.steps
+        return Run(attention.start() if attention else None, policy and policy.start(), steps)
+
+    def _start(self) -> None:
+        self._run = self._new_run(steps=len(self.pipe.scheduler.timesteps))
+
+    def _step(self, given: Mapping[str, Any]) -> None:
+        run = self._run
+        if run is None:
+            return
+        if run.forwards == 0:
+            raise AccelerationError(
+                "the first step ended without a call of the accelerated denoiser: "
+                "the pipeline uses another one"
+            )
+        output, sample = given["model_output"], given["sample"]
+        if isinstance(run.decision, Skip) and not torch.equal(
+            output, run.decision.output.to(output.dtype)
+        ):
+            raise AccelerationError(
+                "the pipeline changed the output that stands for a skipped step: "
+                "its guidance is not affine, run it without a step policy"
+            )
+        run.finish_step(output, sample)
+
+
+def _instead(output: torch.Tensor, denoiser: _Denoiser, given: Mapping[str, Any]) -> Any:
+    """`output` for every item of a denoiser's batch, returned as the denoiser returns."""
+    if denoiser.kind is None:
+        raise AccelerationError("a step policy skipped the first call of a denoiser")
+    times = given["hidden_states"].shape[0] // output.shape[0]
+    whole = output.to(denoiser.dtype).repeat(times, *[1] * (output.ndim - 1))
+    return (whole,) if denoiser.kind is tuple else denoiser.kind(sample=whole)
+
+
+class _Entry:
+    """What stands in for a denoiser's call while it is accelerated."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)

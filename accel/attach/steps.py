@@ -1,0 +1,59 @@
+"""Follows a run by the calls of its scheduler, which every pipeline makes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import MethodType
+from typing import Any
+
+Arguments = Mapping[str, Any]
+
+
+@contextmanager
+def watched(
+    scheduler: Any, on_start: Callable[[], None], on_step: Callable[[Arguments], None]
+) -> Generator[None, None, None]:
+    """Call `on_start` after each `set_timesteps` of `scheduler`, `on_step` before each `step`.
+
+    `on_step` gets the arguments by name: their order differs between schedulers.
+    Methods are shadowed on the instance. A deep copy of it, which some pipelines make, keeps the
+    shadow but steps itself, unseen; signatures stay those of the class.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_shadowed(scheduler, "set_timesteps", after=on_start))
+        stack.enter_context(_shadowed(scheduler, "step", before=on_step))
+        yield
+
+
+@contextmanager
+def _shadowed(
+    owner: Any,
+    name: str,
+    *,
+    before: Callable[[Arguments], None] = lambda _: None,
+    after: Callable[[], None] = lambda: None,
+) -> Generator[None, None, None]:
+    earlier = vars(owner).get(name)
+    inner = getattr(earlier, "__func__", None) or getattr(type(owner), name)
+    signature = inspect.signature(inner)
+
+    @functools.wraps(inner)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self is owner:
+            before(signature.bind(self, *args, **kwargs).arguments)
+        result = inner(self, *args, **kwargs)
+        if self is owner:
+            after()
+        return result
+
+    vars(owner)[name] = MethodType(method, owner)
+    try:
+        yield
+    finally:
+        if earlier is None:
+            del vars(owner)[name]
+        else:
+            vars(owner)[name] = earlier

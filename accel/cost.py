@@ -1,0 +1,131 @@
+"""Predicts what an acceleration gains, from shapes and measured efficiencies.
+
+The composition rule: with a share `a` of a denoiser call spent in self-attention and attention
+at `rho` of its dense time, a call takes (1 - a) + a rho of its dense time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..kernels.attention import choose, efficiency
+from ..kernels.plan import Tail, Tile
+from ..kernels.problem import Problem
+from .grid import TokenGrid
+from .method import AttentionMethod
+from .site import Site
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A denoiser, as its cost sees it.
+
+    `width` of the tokens, `middle` width of the feed-forward, `text` tokens beside those of the
+    picture in self-attention.
+    """
+
+    layers: int
+    heads: int
+    head_dim: int
+    middle: int
+    text: int
+    cross_attention: bool
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+    def attention_share(self, tokens: int) -> float:
+        """Share of the multiplications of a call that self-attention does.
+
+        Per token and layer: attention 4 L d, projections 8 d² (with cross-attention 12 d², its text
+        being short), feed-forward 4 d m.
+        """
+        projections = (12 if self.cross_attention else 8) * self.width
+        return tokens / (tokens + projections / 4 + self.middle)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What attention by a method is expected to do in a run.
+
+    Attributes:
+        share: of a denoiser call that self-attention takes when dense.
+        density: executed, over all layers and steps; dense calls count as 1.
+        speedup: of the denoising; the text encoder and decoding are not in it.
+        dense: why calls that the method wanted sparse will run dense, if some will.
+    """
+
+    share: float
+    density: float
+    speedup: float
+    kernel: str
+    dense: str | None
+
+
+def predict(
+    method: AttentionMethod,
+    shape: Shape,
+    grid: TokenGrid,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    steps: int,
+    always: bool,
+) -> Prediction:
+    """What `method` is expected to gain on a denoiser of `shape` in `steps` steps."""
+    tokens = grid.tokens + shape.text
+    problem = problem_of(method.tiling(), device, dtype, shape.head_dim, tokens)
+    kernel = choose(problem)
+    densities: list[float] = []
+    ratios: list[float] = []
+    dense = None
+    for step in range(steps):
+        for layer in range(shape.layers):
+            site = Site(grid, layer, shape.layers, step, steps, text=shape.text)
+            density = method.predict(site)
+            reason = None if always or density >= 1 else slower(problem, density)
+            if reason:
+                dense, density = reason, 1.0
+            densities.append(density)
+            ratios.append(density / efficiency(problem, kernel) if density < 1 else 1.0)
+    share, rho = shape.attention_share(tokens), sum(ratios) / len(ratios)
+    return Prediction(
+        share=share,
+        density=sum(densities) / len(densities),
+        speedup=1 / ((1 - share) + share * rho),
+        kernel=kernel,
+        dense=dense,
+    )
+
+
+def problem_of(
+    tiling: tuple[Tile, Tail], device: str, dtype: torch.dtype, head_dim: int, tokens: int
+) -> Problem:
+    """Self-attention over `tokens` by plans of `tiling`, without gradients."""
+    tile, tail = tiling
+    return Problem(
+        device=torch.device(device).type,
+        dtype=dtype,
+        head_dim=head_dim,
+        queries=tokens,
+        keys=tokens,
+        tile=tile,
+        tail=tail,
+        biased=False,
+        requires_grad=False,
+    )
+
+
+def slower(problem: Problem, density: float) -> str | None:
+    """Why attention at `density` is predicted to lose, in words that follow "dense …", or None."""
+    kernel = choose(problem)
+    ratio = density / efficiency(problem, kernel)
+    if ratio < 1:
+        return None
+    return (
+        f"because the {kernel} kernel is predicted to take {ratio:.1f} times as long at "
+        f"{problem.keys:,} tokens and density {density:.2f}"
+    )

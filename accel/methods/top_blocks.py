@@ -1,0 +1,102 @@
+"""`top-blocks`: tiles of keys whose mean fits a tile of queries best."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import ClassVar, Literal
+
+import torch
+
+from ...kernels.plan import BlockPlan, Tail, Tile, tiles_of
+from ...kernels.reference import pool
+from ..grid import TokenGrid
+from ..method import AttentionMethod
+from ..options import option
+from ..order import ORDERS, TokenOrder
+from ..site import Site
+
+
+class TopBlocks(AttentionMethod):
+    """Each tile of queries keeps the tiles of keys whose mean has the largest product with its own.
+
+    Tokens are first ordered so that a tile is a compact piece of the clip. Of each row of tiles,
+    per head, the best `keep` are kept; the tile itself and text are always among them, and queries
+    of text attend to everything.
+
+    Source: the selection shared by VSA (arXiv 2505.13389), SLA (2509.24006) and MoBA.
+    Differs from them: nothing is trained and there is no coarse branch; `tail = "complement"` adds
+    the mean of every tile left out in the same softmax, so that `keep = 1` is dense.
+    """
+
+    name: ClassVar[str] = "top-blocks"
+    paper: ClassVar[str] = "arXiv 2505.13389, 2509.24006 (the selection only)"
+
+    keep: float = option(0.25, "Share of the key tiles that each query tile keeps", above=0, most=1)
+    tile: Literal["64", "128", "256"] = option(
+        "128", "Size of a tile; smaller ones choose better and run slower", unit="tokens"
+    )
+    order: Literal["raster", "morton", "gilbert"] = option(
+        "gilbert", "Order in which tokens are cut into tiles"
+    )
+    tail: Literal["none", "complement"] = option(
+        "none", "What stands for the tiles that are left out: nothing, or their means"
+    )
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+        """See `AttentionMethod`."""
+        size, tokens = int(self.tile), site.tokens
+        tile, tail = self.tiling()
+        columns = tiles_of(tokens, size)
+        kept = self._kept(columns)
+        if kept == columns:
+            return None
+        order = token_order(self.order, site.grid, site.text, site.text_first).on(q.device)
+        # Float32: in half precision ties would favour the first tiles.
+        means_q, means_k = (pool(x.index_select(2, order).float(), size) for x in (q, k))
+        scores = means_q @ means_k.mT
+        forced = self._forced(site).to(q.device)
+        best = scores.masked_fill(forced, torch.inf).argsort(dim=-1, descending=True, stable=True)
+        chosen = torch.zeros_like(scores, dtype=torch.bool)
+        chosen = chosen.scatter_(-1, best[..., :kept], True) | forced
+        return BlockPlan.from_mask(
+            chosen, tile=tile, queries=tokens, keys=tokens, tail=tail, order=order
+        )
+
+    def tiling(self) -> tuple[Tile, Tail]:
+        """See `AttentionMethod`."""
+        return Tile(int(self.tile), int(self.tile)), self.tail
+
+    def predict(self, site: Site) -> float:
+        """See `AttentionMethod`."""
+        columns = tiles_of(site.tokens, int(self.tile))
+        forced = self._forced(site).sum(-1)
+        return float(forced.clamp(min=self._kept(columns)).double().mean() / columns)
+
+    def why_dense(self, site: Site) -> str:
+        """See `AttentionMethod`."""
+        return f"because {self.keep:g} of {tiles_of(site.tokens, int(self.tile))} tiles is all"
+
+    def _kept(self, columns: int) -> int:
+        return math.ceil(round(self.keep * columns, 6))
+
+    def _forced(self, site: Site) -> torch.Tensor:
+        """What is kept whatever the scores say, `[Q, K]` bool."""
+        return forced(int(self.tile), self.order, site.grid, site.text, site.text_first)
+
+
+@lru_cache(maxsize=64)
+def token_order(name: str, grid: TokenGrid, text: int, text_first: bool) -> TokenOrder:
+    """The order `name` of a grid, with text beside it."""
+    return ORDERS[name](grid).beside_text(text, first=text_first)
+
+
+@lru_cache(maxsize=64)
+def forced(size: int, order: str, grid: TokenGrid, text: int, text_first: bool) -> torch.Tensor:
+    """The diagonal, and rows and columns of tiles that hold a token of text, `[Q, K]` bool."""
+    site = Site(grid, 0, 1, 0, 1, text=text, text_first=text_first)
+    is_text = site.is_text()[token_order(order, grid, text, text_first).places]
+    columns = tiles_of(site.tokens, size)
+    tiles = torch.zeros(columns, dtype=torch.bool)
+    tiles[torch.arange(site.tokens)[is_text] // size] = True
+    return torch.eye(columns, dtype=torch.bool) | tiles | tiles[:, None]

@@ -1,0 +1,87 @@
+"""Options: one definition each; files, the command line, the page and the docs follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Options(BaseModel):
+    """A frozen set of options; fields are made by `option`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    unit: str = "",
+) -> Any:
+    """A field with its range (`least` or, exclusive, `above`, and `most`), unit and help."""
+    extra = {"unit": unit}
+    return Field(
+        default, ge=least, gt=above, le=most, description=help, json_schema_extra=dict(extra)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What a front end must know to offer an option."""
+
+    name: str
+    kind: type
+    """bool, int, float or str."""
+    default: Any
+    help: str
+    unit: str
+    least: float | None
+    above: bool
+    """Whether `least` itself is excluded."""
+    most: float | None
+    choices: tuple[str, ...]
+
+    def allowed(self) -> str:
+        """The values that it takes, in words."""
+        if self.choices:
+            return ", ".join(self.choices)
+        if self.kind is bool:
+            return "true or false"
+        words = {int: "a whole number", float: "a number", str: "text"}[self.kind]
+        if self.least is not None:
+            words += f" {'above' if self.above else 'from'} {self.least:g}"
+        if self.most is not None:
+            words += f" to {self.most:g}"
+        return f"{words} ({self.unit})" if self.unit else words
+
+
+def options_of(model: type[BaseModel]) -> tuple[Option, ...]:
+    """The options of `model` in order of definition; fields that are no option are left out."""
+    found: list[Option] = []
+    for name, field in model.model_fields.items():
+        if not isinstance(field.json_schema_extra, dict):
+            continue
+        limits = {type(it).__name__: it for it in field.metadata}
+        least, above = limits.get("Ge"), limits.get("Gt")
+        most = limits.get("Le")
+        annotation: Any = field.annotation
+        literal = get_origin(annotation) is Literal
+        found.append(
+            Option(
+                name=name,
+                kind=str if literal else annotation,
+                default=None if field.is_required() else field.default,
+                help=field.description or "",
+                unit=str(field.json_schema_extra.get("unit", "")),
+                least=least.ge if least else above.gt if above else None,
+                above=above is not None,
+                most=most.le if most else None,
+                choices=get_args(annotation) if literal else (),
+            )
+        )
+    return tuple(found)

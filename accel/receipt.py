@@ -1,0 +1,77 @@
+"""What was asked for and what ran."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AttentionReceipt(_Part):
+    """What happened to the self-attention of the denoiser.
+
+    Densities are shares of the pairs of tokens, measured on the plans that ran; a dense call
+    counts as 1. `dense` gives the number of dense calls by reason, `kernels` that of the others by
+    kernel, `fallbacks` the reasons among those of `dense` that the recipe did not ask for.
+    """
+
+    asked: str
+    layers: int
+    calls: int
+    kernels: dict[str, int]
+    dense: dict[str, int]
+    fallbacks: list[str]
+    density: float
+    density_by_layer: list[float]
+
+
+class Receipt(_Part):
+    """Requested against ran, for one run of one pipeline."""
+
+    recipe: dict[str, Any]
+    strict: bool
+    steps: int
+    skipped: int = 0
+    """Steps for which the denoiser was not evaluated."""
+    attention: AttentionReceipt | None
+    peak_memory_bytes: int | None = None
+
+    def words(self) -> list[str]:
+        """The same in plain sentences."""
+        if not set(self.recipe) - {"title", "when"}:
+            return ["nothing accelerated: the stock pipeline ran"]
+        lines = [*self._steps(), *self._attention()]
+        if self.peak_memory_bytes is not None:
+            lines.append(f"peak memory {self.peak_memory_bytes / 1e9:.1f} GB")
+        return lines
+
+    def _steps(self) -> list[str]:
+        if "steps" not in self.recipe:
+            return []
+        return [f"ran: {self.steps - self.skipped} of {self.steps} steps, {self.skipped} skipped"]
+
+    def _attention(self) -> list[str]:
+        told = self.attention
+        if told is None:
+            return []
+        sparse = sum(told.kernels.values())
+        lines = [f"asked: attention by {told.asked}"]
+        if sparse:
+            by = ", ".join(f"the {name} kernel" for name in told.kernels)
+            low, high = min(told.density_by_layer), max(told.density_by_layer)
+            alike = f"{low:.0%}" == f"{high:.0%}"
+            spread = "in every layer" if alike else f"({low:.0%} to {high:.0%} by layer)"
+            lines.append(
+                f"ran: {sparse} of {told.calls} attention calls by {by}; "
+                f"{told.density:.0%} of all pairs of tokens computed {spread}"
+            )
+        else:
+            lines.append(f"ran: all {told.calls} attention calls dense")
+        for reason, count in told.dense.items():
+            mark = "fell back: " if reason in told.fallbacks else ""
+            lines.append(f"{mark}{count} calls dense {reason}")
+        return lines

@@ -1,0 +1,266 @@
+"""Recipes: which accelerations to run and how, as a value, a TOML file and single settings.
+
+In a file, the options of what wraps a method (`Within`, `Reuse`) stand beside its own:
+
+    title = "…"
+    [attention]
+    method = "top-blocks"
+    keep = 0.25
+    from_step = 0.2
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import SerializeAsAny
+
+from .errors import RecipeError, hint
+from .method import AttentionMethod, Reuse, Within, Wrapper
+from .methods import METHODS
+from .options import Option, Options, option, options_of
+from .steps import StepPolicy
+
+DENSE = "dense"
+"""The recipe that accelerates nothing."""
+PRESETS = Path(__file__).parent / "recipes"
+WRAPPERS: tuple[type[Wrapper], ...] = (Reuse, Within)
+"""From the inside to the outside."""
+
+
+class Recipe(Options):
+    """A composition of accelerations; None is a part that is left as it is."""
+
+    name: str = ""
+    title: str = option("", "What it is for, in one line")
+    when: Literal["faster", "always"] = option(
+        "faster", "Whether a part runs only where it is predicted to be faster, or always"
+    )
+    attention: SerializeAsAny[AttentionMethod] | None = None
+    steps: SerializeAsAny[StepPolicy] | None = None
+    """No policy has a name yet that a file could give; a library call can bring its own."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether it changes nothing."""
+        return self.attention is None and self.steps is None
+
+    def table(self) -> dict[str, Any]:
+        """As a TOML file says it; `from_table` reads it again."""
+        own = {"title": self.title, "when": self.when}
+        found: dict[str, Any] = {key: own[key] for key in own if own[key] != _default(Recipe, key)}
+        if self.attention is not None:
+            found["attention"] = _flat(self.attention)
+        if self.steps is not None:
+            found["steps"] = {"policy": self.steps.name, **self.steps.model_dump()}
+        return found
+
+    def to_toml(self) -> str:
+        """As a TOML file with every option's help and range; `find` reads it again."""
+        lines = _explained({"title": self.title, "when": self.when}, options_of(Recipe))
+        if self.attention is not None:
+            table = self.table()["attention"]
+            method = METHODS[table.pop("method")]
+            lines += ["", "[attention]", f"method = {json.dumps(method.name)}"]
+            known = attention_options(method)
+            lines += _explained({it.name: table.get(it.name, it.default) for it in known}, known)
+        return "\n".join(lines) + "\n"
+
+    def words(self) -> str:
+        """What it asks for, in words."""
+        told: list[str] = []
+        if self.attention is not None:
+            told.append(f"attention by {self.attention.words()}")
+        if self.steps is not None:
+            told.append(f"steps by {self.steps.words()}")
+        return "; ".join(told) or "nothing"
+
+
+def from_table(table: Mapping[str, Any], name: str = "") -> Recipe:
+    """The recipe that a TOML table describes.
+
+    Raises:
+        RecipeError: a part, method or option that there is not, or a value out of range.
+    """
+    own = {option.name: option for option in options_of(Recipe)}
+    fields: dict[str, Any] = {"name": name}
+    for key, value in table.items():
+        if key == "attention":
+            fields[key] = _method(value)
+        elif key in own:
+            fields[key] = _checked(own[key], value, key)
+        else:
+            known = ["attention", *own]
+            raise RecipeError(
+                f"a recipe has no {key!r}{hint(key, known)}; it has {', '.join(known)}"
+            )
+    return Recipe(**fields)
+
+
+def find(name: str) -> Recipe:
+    """The preset called `name`, or the recipe in the TOML file of that path.
+
+    Raises:
+        RecipeError: neither is there, or the file is no recipe.
+    """
+    presets = names()
+    if name in presets:
+        text = (PRESETS / f"{name}.toml").read_text(encoding="utf-8")
+        return from_table(tomllib.loads(text), name)
+    path = Path(name).expanduser()
+    if not (path.suffix or "/" in name or path.is_file()):
+        raise RecipeError(
+            f"there is no recipe {name!r}{hint(name, presets)}; there are {', '.join(presets)}, "
+            f"or give the path of a TOML file"
+        )
+    try:
+        return from_table(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+    except OSError as error:
+        raise RecipeError(f"the recipe {name} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{name} is no TOML file: {error}") from error
+    except RecipeError as error:
+        raise RecipeError(f"{name}: {error}") from error
+
+
+def names() -> list[str]:
+    """The presets, by name."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """`recipe` with settings such as `attention.keep=0.3` put over it.
+
+    A new `attention.method` begins with the defaults of that method.
+
+    Raises:
+        RecipeError: see `from_table`; or a setting without `=`.
+    """
+    table, name = recipe.table(), recipe.name
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path.strip():
+            raise RecipeError(f"{setting!r} sets nothing: write PART.OPTION=VALUE, such as "
+                              f"attention.keep=0.3")  # fmt: skip
+        *parts, key = path.strip().split(".")
+        if not parts:
+            table[key] = text.strip()
+        elif parts != ["attention"]:
+            part = ".".join(parts)
+            raise RecipeError(
+                f"a recipe has no part {part!r}{hint(part, ['attention'])}; it has attention"
+            )
+        elif key == "method":
+            table["attention"] = {"method": text.strip()}
+        elif "attention" not in table:
+            raise RecipeError(
+                f"{setting}: the recipe {name or DENSE} accelerates no attention; choose another "
+                f"--recipe or set attention.method first ({', '.join(METHODS)})"
+            )
+        else:
+            table["attention"][key] = text.strip()
+        # One at a time, so that an error names its setting.
+        table = from_table(table, name).table()
+    return from_table(table, name)
+
+
+def attention_options(method: type[AttentionMethod]) -> tuple[Option, ...]:
+    """The options of a method and of what may wrap it, as a recipe spells them."""
+    return tuple(it for model in (method, *WRAPPERS) for it in options_of(model))
+
+
+def _method(table: Any) -> AttentionMethod | None:
+    if table is None:
+        return None
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"attention is {table!r}; it must be a table with a method in it")
+    given = dict(cast("Mapping[str, Any]", table))
+    name = given.pop("method", None)
+    if name is None:
+        raise RecipeError(f"attention names no method; there are {', '.join(METHODS)}")
+    if name not in METHODS:
+        raise RecipeError(
+            f"there is no attention method {name!r}{hint(str(name), METHODS)}; "
+            f"there are {', '.join(METHODS)}"
+        )
+    known = {it.name: it for it in attention_options(METHODS[name])}
+    for key in given:
+        if key not in known:
+            raise RecipeError(
+                f"{name} has no option {key!r}{hint(key, known)}; it has {', '.join(known)}"
+            )
+    values = {key: _checked(known[key], it, f"attention.{key}") for key, it in given.items()}
+
+    def of(model: type[AttentionMethod]) -> dict[str, Any]:
+        return {it.name: values[it.name] for it in options_of(model) if it.name in values}
+
+    method = METHODS[name](**of(METHODS[name]))
+    for wrapper in WRAPPERS:
+        if any(value != _default(wrapper, key) for key, value in of(wrapper).items()):
+            method = wrapper(method=method, **of(wrapper))
+    return method
+
+
+def _flat(method: AttentionMethod) -> dict[str, Any]:
+    """The options of a method and of what wraps it, defaults of wrappers left out."""
+    own = {it.name: getattr(method, it.name) for it in options_of(type(method))}
+    if not isinstance(method, Wrapper):
+        return {"method": method.name, **own}
+    changed = {key: value for key, value in own.items() if value != _default(type(method), key)}
+    return {**_flat(method.method), **changed}
+
+
+def _explained(values: dict[str, Any], known: Iterable[Option]) -> list[str]:
+    """Lines of TOML, each with what it means; JSON writes these values as TOML does."""
+    return [
+        f"{it.name} = {json.dumps(values[it.name], ensure_ascii=False)}  "
+        f"# {it.help}: {it.allowed()}"
+        for it in known
+    ]
+
+
+def _default(model: type[Options], name: str) -> Any:
+    return model.model_fields[name].default
+
+
+def _checked(option: Option, value: Any, path: str) -> Any:
+    """`value`, perhaps given as text, as what the option takes."""
+    refusal = RecipeError(f"{path} must be {option.allowed()}, not {_shown(value)}")
+    if option.choices:
+        if str(value) not in option.choices:
+            near = hint(str(value), option.choices)
+            raise RecipeError(f"{path} must be {option.allowed()}, not {_shown(value)}{near}")
+        return str(value)
+    if option.kind is str:
+        if not isinstance(value, str):
+            raise refusal
+        return value
+    if option.kind is bool:
+        told = str(value).lower()
+        if told not in ("true", "false"):
+            raise refusal
+        return told == "true"
+    if isinstance(value, bool):
+        raise refusal
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise refusal from None
+    if option.kind is int:
+        if number != number or number in (float("inf"), float("-inf")) or number != int(number):
+            raise refusal
+        number = int(number)
+    low = option.least is not None and (
+        not number > option.least if option.above else not number >= option.least
+    )
+    if low or (option.most is not None and not number <= option.most):
+        raise refusal
+    return number
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) and value else repr(value)

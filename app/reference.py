@@ -1,0 +1,97 @@
+"""Writes the reference page from the definitions: commands with their options, recipes with theirs.
+
+    python -m kinora.app.reference > docs/reference.md
+
+A test holds the page against what this prints.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from ..accel import recipe as recipes
+from ..accel.methods import METHODS
+from ..accel.options import Option, options_of
+from .cli import app
+
+
+def page() -> str:
+    """The page in Markdown."""
+    return "\n".join([*_head(), *_commands(), *_recipes()]) + "\n"
+
+
+def _head() -> Iterator[str]:
+    yield "# Reference"
+    yield ""
+    yield "Made by `python -m kinora.app.reference` from the definitions; do not edit."
+
+
+def _commands() -> Iterator[str]:
+    group: Any = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        yield from _command(f"kinora {name}", command)
+        for inner, sub in getattr(command, "commands", {}).items():
+            yield from _command(f"kinora {name} {inner}", sub)
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    yield ""
+    yield f"## {name}"
+    yield ""
+    yield (command.help or "").partition("\n")[0]
+    rows = [param for param in command.params if getattr(param, "help", None)]
+    if rows:
+        yield ""
+        yield "| option | what |"
+        yield "|---|---|"
+    for param in rows:
+        spelling = ", ".join(f"`{it}`" for it in param.opts)
+        if param.param_type_name == "argument":
+            spelling = f"`{param.name.upper()}`"
+        yield f"| {spelling} | {_cell(param.help)} |"
+
+
+def _recipes() -> Iterator[str]:
+    yield ""
+    yield "## Recipes"
+    yield ""
+    yield "| preset | for | what |"
+    yield "|---|---|---|"
+    for name in recipes.names():
+        found = recipes.find(name)
+        yield f"| `{name}` | {_cell(found.title)} | {_cell(found.words())} |"
+    yield from _options("Of a recipe", options_of(recipes.Recipe))
+    for name, method in METHODS.items():
+        sentence = (method.__doc__ or "").strip().partition("\n")[0]
+        yield from _options(f"`[attention]` by `{name}`", options_of(method), sentence)
+    for wrapper in recipes.WRAPPERS:
+        sentence = (wrapper.__doc__ or "").strip().partition("\n")[0]
+        yield from _options(
+            f"`[attention]` by any method: {wrapper.name}", options_of(wrapper), sentence
+        )
+
+
+def _options(title: str, options: tuple[Option, ...], sentence: str = "") -> Iterator[str]:
+    yield ""
+    yield f"### {title}"
+    if sentence:
+        yield ""
+        yield sentence
+    yield ""
+    yield "| option | default | allowed | what |"
+    yield "|---|---|---|---|"
+    for it in options:
+        default, allowed = json.dumps(it.default), _cell(it.allowed())
+        yield f"| `{it.name}` | `{default}` | {allowed} | {_cell(it.help)} |"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,129 @@
+"""What a recipe gains and what it costs: speed and the judge's verdict, against dense, in one run.
+
+    python benchmarks/recipes.py balanced [--size 256x256] [--prompts 1] [--set PART.OPTION=VALUE]
+
+Every prompt is made dense and by each recipe in turn, with the same seed, through `generate`, on a
+loaded model; prompts and meanings are those of `tiny_quality.py`. The difference in *all correct*
+is paired: its interval is a bootstrap over prompts. Run nothing beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_quality import Group
+
+from kinora.eval.world import ALL_CORRECT, judge
+from kinora.pipelines.generate import generate
+from kinora.pipelines.media import read_frames
+from kinora.pipelines.models import Shelf
+from kinora.pipelines.request import DENSE, Request
+from kinora.pipelines.run import Run
+
+RESAMPLES = 10_000
+
+
+def run_once(request: Request, shelf: Shelf) -> dict[str, Any]:
+    """Times, receipt and verdict of one video."""
+    run = list(generate(request, shelf=shelf))[-1]
+    assert isinstance(run, Run)
+    (output,) = run.outputs
+    receipt = output.receipt
+    assert receipt is not None
+    return {
+        "denoise_s": run.stages_s["denoise"],
+        "total_s": run.total_s,
+        "density": receipt.attention.density if receipt.attention else 1.0,
+        "words": receipt.words(),
+        "path": output.path,
+    }
+
+
+def paired_interval(differences: list[float], seed: int = 0) -> tuple[float, float]:
+    """The middle 95 % of the mean of `differences` over resampled prompts."""
+    rng, count = random.Random(seed), len(differences)
+    means = sorted(sum(rng.choices(differences, k=count)) / count for _ in range(RESAMPLES))
+    return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("recipes", nargs="+", help="names or files; dense is always run too")
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument("--size", default="256x256")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--prompts", type=int, default=1)
+    parser.add_argument("--things", type=int, default=1, help="objects in each")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    width, height = (int(side) for side in options.size.split("x"))
+    prompts = Group("recipes", "test", options.things, width).prompts(options.prompts)
+    names = [DENSE, *options.recipes]
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    shelf = Shelf()
+    with tempfile.TemporaryDirectory() as folder:
+        # One short run, so that no recipe pays for loading.
+        warm = Request(prompt="a red circle", steps=1, output=folder)
+        list(generate(warm, shelf=shelf))
+        for seed, (prompt, meaning) in enumerate(prompts):
+            for name in names:
+                request = Request(
+                    prompt=prompt,
+                    width=width,
+                    height=height,
+                    steps=options.steps,
+                    seed=seed,
+                    output=folder,
+                    recipe=name,
+                    settings=() if name == DENSE else tuple(options.settings),
+                )
+                row = run_once(request, shelf)
+                seen = judge(read_frames(row.pop("path")), meaning)
+                row[ALL_CORRECT] = seen[ALL_CORRECT] or 0.0
+                rows[name].append(row)
+                print(f"{name}: {row['total_s']:.1f} s, all correct {row[ALL_CORRECT]:g}: {prompt}",
+                      flush=True)  # fmt: skip
+    cuda = torch.cuda.is_available()
+    report: dict[str, Any] = {
+        "size": options.size,
+        "steps": options.steps,
+        "settings": options.settings,
+        "prompts": len(prompts),
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    dense = rows[DENSE]
+    for name, found in rows.items():
+        medians = {
+            key: round(statistics.median(row[key] for row in found), 3)
+            for key in ("denoise_s", "total_s", "density")
+        }
+        differences = [a[ALL_CORRECT] - b[ALL_CORRECT] for a, b in zip(found, dense, strict=True)]
+        report[name] = {
+            **medians,
+            "speedup": round(
+                statistics.median(x["total_s"] for x in dense) / medians["total_s"], 3
+            ),
+            "all correct": sum(row[ALL_CORRECT] for row in found) / len(found),
+            "against dense": sum(differences) / len(differences),
+            "interval": paired_interval(differences),
+            "receipt": found[-1]["words"],
+        }
+        print(f"{name}: {report[name]}", flush=True)
+    line = json.dumps(report)
+    if options.json:
+        options.json.write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

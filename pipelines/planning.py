@@ -1,0 +1,149 @@
+"""What would run: a recipe on a model, a size and a device, told before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from . import cards, memory, models
+from .errors import ModelError, RecipeError
+from .folder import ModelFolder
+from .request import Request, Resolved, resolve
+
+if TYPE_CHECKING:
+    from ..accel.attach.families import Family
+    from ..accel.recipe import Recipe
+
+Verdict = Literal["ok", "adjusted", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a recipe.
+
+    `speedup` is that of the denoising, or None where nothing is known. `refused`: a run with this
+    recipe would be refused; `adjusted`: it would run, but not as asked, `why` says how.
+    """
+
+    part: str
+    asked: str
+    verdict: Verdict
+    why: str
+    density: float
+    speedup: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run as predicted."""
+
+    request: Resolved
+    tokens: int
+    memory: memory.Estimate
+    free_bytes: int
+    parts: tuple[Part, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a machine-readable report."""
+        return {
+            "request": self.request.model_dump(),
+            "tokens": self.tokens,
+            "memory_bytes": {**asdict(self.memory), "peak": self.memory.peak},
+            "free_bytes": self.free_bytes,
+            "parts": [asdict(part) for part in self.parts],
+        }
+
+
+def plan(request: Request) -> Plan:
+    """Predict the run that `request` asks for; loads nothing.
+
+    Raises `KinoraError` for what no run could do, as `generate` would; a recipe that the model
+    refuses is part of the answer.
+    """
+    card = cards.find(request.model)
+    resolved = resolve(request, card)
+    weights = models.locate(card)
+    place = models.place(card, resolved.device, resolved.dtype)
+    resolved = resolved.model_copy(update={"device": place.device, "dtype": place.dtype})
+    grid = card.grid(resolved.width, resolved.height, resolved.frames)
+    estimate = memory.estimate(
+        weights.folder,
+        weights.files,
+        grid,
+        pixels=(resolved.frames, resolved.height, resolved.width),
+        dtype=place.dtype,
+        vae_dtype=place.vae_dtype,
+        resident=False,
+    )
+    part = _attention(resolved, weights.folder)
+    return Plan(
+        resolved,
+        grid.tokens,
+        estimate,
+        memory.free_bytes(place.device),
+        () if part is None else (part,),
+    )
+
+
+def recipe(resolved: Resolved, weights: models.Weights) -> Recipe:
+    """The recipe of a run. Raises `RecipeError` where the model refuses it."""
+    from ..accel.recipe import from_table
+
+    chosen = from_table(resolved.recipe)
+    if chosen.attention is not None:
+        _family(weights.folder)
+    return chosen
+
+
+def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
+    """What the attention part would do."""
+    import torch
+
+    from ..accel.cost import predict
+    from ..accel.recipe import from_table
+
+    chosen = from_table(resolved.recipe)
+    if chosen.attention is None:
+        return None
+    asked = chosen.attention.words()
+    try:
+        family = _family(folder)
+        shape = family.shape(folder.config("transformer"))
+    except RecipeError as error:
+        return Part("attention", asked, "refused", str(error), 1.0, None)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder.path} has a config of the wrong form: {error}") from error
+    card = cards.find(resolved.model)
+    predicted = predict(
+        chosen.attention,
+        shape,
+        card.grid(resolved.width, resolved.height, resolved.frames),
+        device=resolved.device,
+        dtype=getattr(torch, resolved.dtype),
+        steps=resolved.steps,
+        always=chosen.when == "always",
+    )
+    if predicted.density >= 1:
+        why = f"all calls run dense {predicted.dense or 'as the recipe says'}"
+        return Part("attention", asked, "adjusted", why, 1.0, 1.0)
+    why = (
+        f"{predicted.density:.0%} of all pairs of tokens by the {predicted.kernel} kernel; dense, "
+        f"attention would take {predicted.share:.0%} of a step"
+    )
+    if predicted.dense:
+        why += f"; some calls run dense {predicted.dense}"
+    verdict: Verdict = "adjusted" if predicted.dense else "ok"
+    return Part("attention", asked, verdict, why, predicted.density, predicted.speedup)
+
+
+def _family(folder: ModelFolder) -> Family:
+    """What is known of the denoiser in `folder`. Raises `RecipeError` where nothing is."""
+    from ..accel.attach.families import FAMILIES
+
+    name = folder.parts.get("transformer") or folder.parts.get("unet") or "none"
+    if name not in FAMILIES:
+        raise RecipeError(
+            f"attention of {name} cannot be accelerated yet, only that of {', '.join(FAMILIES)}: "
+            f"choose --recipe dense"
+        )
+    return FAMILIES[name]

@@ -1,0 +1,183 @@
+"""Small denoisers of every family that can be accelerated, each in something that runs like a pipe.
+
+The `Loop`s do what pipelines do to a denoiser and a scheduler, without text encoders.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+def diffusers() -> Any:
+    """The library, untyped: its annotations do not allow what it documents."""
+    return importlib.import_module("diffusers")
+
+
+@dataclass
+class Loop:
+    """A denoiser, a scheduler and the denoiser's other arguments."""
+
+    transformer: Any
+    scheduler: Any
+    latents: tuple[int, ...]
+    arguments: dict[str, Any]
+
+    def __call__(self, steps: int = 3, seed: int = 0, callback: Any = None) -> torch.Tensor:
+        x = torch.randn(self.latents, generator=torch.Generator().manual_seed(seed))
+        self.scheduler.set_timesteps(steps)
+        for i, t in enumerate(self.scheduler.timesteps):
+            with torch.no_grad():
+                out = self.transformer(
+                    hidden_states=x, timestep=t.expand(len(x)), return_dict=False, **self.arguments
+                )[0]
+            x = self.scheduler.step(out, t, x, return_dict=False)[0]
+            if callback:
+                callback(i)
+        return x
+
+
+def euler() -> Any:
+    return diffusers().FlowMatchEulerDiscreteScheduler()
+
+
+def ltx() -> Loop:
+    """A grid of 4 x 8 x 16 and cross-attention with a mask."""
+    denoiser = diffusers().LTXVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        num_layers=2,
+        caption_channels=16,
+    )
+    return Loop(
+        denoiser.eval(),
+        euler(),
+        (1, 512, 4),
+        {
+            "encoder_hidden_states": torch.randn(1, 6, 16),
+            "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]]),
+            "num_frames": 4,
+            "height": 8,
+            "width": 16,
+        },
+    )
+
+
+def hunyuan(batch: int = 1, words: tuple[int, ...] = (5,)) -> Loop:
+    """A grid of 4 x 8 x 16, then 8 tokens of text of which `words` are valid."""
+    denoiser = diffusers().HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=10,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        patch_size=1,
+        patch_size_t=1,
+        text_embed_dim=16,
+        pooled_projection_dim=8,
+        rope_axes_dim=(2, 4, 4),
+    )
+    return Loop(
+        denoiser.eval(),
+        euler(),
+        (batch, 4, 4, 8, 16),
+        {
+            "encoder_hidden_states": torch.randn(batch, 8, 16),
+            "encoder_attention_mask": torch.stack([torch.arange(8) < it for it in words]).long(),
+            "pooled_projections": torch.randn(batch, 8),
+            "guidance": torch.full((batch,), 1000.0),
+        },
+    )
+
+
+def qwen() -> Loop:
+    """9 tokens of text, the last two masked, then a grid of 1 x 16 x 32."""
+    denoiser = diffusers().QwenImageTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 6, 6),
+    )
+    return Loop(
+        denoiser.eval(),
+        euler(),
+        (1, 512, 4),
+        {
+            "encoder_hidden_states": torch.randn(1, 9, 16),
+            "encoder_hidden_states_mask": torch.arange(9)[None] < 7,
+            "img_shapes": [[(1, 16, 32)]],
+        },
+    )
+
+
+@dataclass
+class Stock:
+    """A stock pipeline and how to run it to its latents."""
+
+    pipe: Any
+    arguments: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pipe, name)
+
+    def __call__(self, steps: int = 3, seed: int = 0, callback: Any = None) -> torch.Tensor:
+        def on_step(_pipe: Any, step: int, _t: Any, tensors: Any) -> Any:
+            if callback:
+                callback(step)
+            return tensors
+
+        self.pipe.set_progress_bar_config(disable=True)
+        return self.pipe(
+            "a red circle",
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+            callback_on_step_end=on_step,
+            **self.arguments,
+        )[0]
+
+
+SIZES: dict[str, dict[str, int]] = {
+    "wan": {"width": 128, "height": 128, "num_frames": 9},
+    "cogvideox": {"width": 128, "height": 128, "num_frames": 9},
+    "flux": {"width": 64, "height": 64},
+}
+LOOPS: dict[str, Callable[[], Loop]] = {"ltx": ltx, "hunyuan": hunyuan, "qwen": qwen}
+
+
+Build = Callable[[str], Any]
+
+
+@pytest.fixture
+def build(model_folders: dict[str, Path]) -> Build:
+    """A function that makes a new small model of a family, always the same."""
+
+    def make(family: str) -> Any:
+        torch.manual_seed(0)
+        if family in LOOPS:
+            return LOOPS[family]()
+        pipe = diffusers().DiffusionPipeline.from_pretrained(model_folders[family])
+        return Stock(pipe, SIZES[family])
+
+    return make
+
+
+@pytest.fixture(params=[*SIZES, *LOOPS])
+def model(request: pytest.FixtureRequest, build: Build) -> Any:
+    """Each family: something with `transformer` and `scheduler`, that runs when called."""
+    return build(request.param)

@@ -1,0 +1,59 @@
+"""Accelerated denoisers under `torch.compile`: one compilation, the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from kinora.accel.attach import accelerate
+from kinora.accel.method import Within
+from kinora.accel.methods import TopBlocks
+from kinora.accel.recipe import Recipe
+
+Build = Callable[[str], Any]
+SPARSE = Recipe(attention=TopBlocks(keep=0.3, tile="64"), when="always")
+
+
+@pytest.mark.parametrize("family", ["wan", "cogvideox"])
+def test_a_denoiser_wrapped_by_torch_compile_is_accelerated_too(build: Build, family: str):
+    model = build(family)
+    with accelerate(model, SPARSE):
+        expected = model()
+    torch.compiler.reset()
+    model.pipe.transformer = torch.compile(model.transformer, backend="aot_eager", fullgraph=True)
+    with accelerate(model.pipe, SPARSE) as session:
+        out = model()
+    ran = session.receipt.attention
+    assert ran is not None and ran.kernels == {"cpu": ran.calls} and ran.calls
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["wan", "cogvideox"])
+def test_one_compilation_serves_all_layers_and_steps(build: Build, family: str):
+    from torch._dynamo.testing import (  # pyright: ignore[reportPrivateUsage]
+        CompileCounterWithBackend,
+    )
+
+    eager, compiled = build(family), build(family)
+    with accelerate(eager, SPARSE):
+        expected = eager()
+    counter = CompileCounterWithBackend("aot_eager")
+    torch.compiler.reset()
+    blocks = getattr(compiled.transformer, "blocks", None)
+    if blocks is None:
+        compiled.transformer.compile(fullgraph=True, backend=counter)
+    else:
+        for block in blocks:
+            block.compile(fullgraph=True, backend=counter)
+    recipe = Recipe(
+        attention=Within(method=TopBlocks(keep=0.3, tile="64"), from_layer=0), when="always"
+    )
+    with accelerate(compiled, recipe) as session:
+        out = compiled()
+    ran = session.receipt.attention
+    assert ran is not None and ran.kernels == {"cpu": ran.calls}
+    assert counter.frame_count == 1
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)

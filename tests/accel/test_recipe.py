@@ -1,0 +1,137 @@
+"""Recipes: files, settings and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kinora.accel import recipe as recipes
+from kinora.accel.errors import RecipeError
+from kinora.accel.method import Reuse, Within
+from kinora.accel.methods import METHODS, TopBlocks
+from kinora.accel.options import options_of
+
+
+def attention(**table: object) -> recipes.Recipe:
+    return recipes.from_table({"attention": {"method": "top-blocks", **table}})
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_preset_reads_says_what_it_is_for_and_is_written_as_it_was_read(name: str):
+    recipe = recipes.find(name)
+    assert recipe.name == name and recipe.title
+    assert recipes.from_table(recipe.table(), name) == recipe
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_printed_as_a_file_is_read_again(name: str, tmp_path: Path):
+    path = tmp_path / "again.toml"
+    path.write_text(recipes.find(name).to_toml())
+    assert recipes.find(str(path)).table() == recipes.find(name).table()
+
+
+def test_dense_accelerates_nothing():
+    assert recipes.find("dense").empty and not recipes.find("balanced").empty
+
+
+def test_options_of_wrappers_stand_beside_those_of_the_method():
+    recipe = attention(keep=0.3, from_step=0.2, every=4)
+    inner = TopBlocks(keep=0.3)
+    assert recipe.attention == Within(method=Reuse(method=inner, every=4), from_step=0.2)
+    assert recipes.from_table(recipe.table()) == recipe
+
+
+def test_defaults_of_wrappers_wrap_nothing():
+    assert attention(from_step=0, every=1).attention == TopBlocks()
+
+
+def test_settings_are_put_over_a_recipe():
+    recipe = recipes.changed(
+        recipes.find("balanced"), ["attention.keep=0.3", "attention.every = 5", "when=always"]
+    )
+    assert recipe.table()["attention"] == {
+        **recipes.find("balanced").table()["attention"],
+        "keep": 0.3,
+        "every": 5,
+    }
+    assert recipe.when == "always"
+    made = recipes.changed(recipes.find("dense"), ["attention.method=top-blocks"])
+    assert made.attention == TopBlocks()
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("attention.keep=1.5", "attention.keep must be a number above 0 to 1, not 1.5"),
+        ("attention.keep=0", "a number above 0 to 1, not 0"),
+        ("attention.keep=nan", "a number above 0 to 1, not nan"),
+        ("attention.keep=", "a number above 0 to 1, not ''"),
+        ("attention.every=2.5", "attention.every must be a whole number from 1 to 1000"),
+        ("attention.every=inf", "a whole number from 1"),
+        ("attention.from_step=-1", "a number from 0 to 1 (of the steps), not -1"),
+        ("attention.kep=1", "top-blocks has no option 'kep' (did you mean keep?)"),
+        ("attention.order=mortn", "must be raster, morton, gilbert, not mortn (did you mean morto"),
+        (
+            "attention.method=topblocks",
+            "no attention method 'topblocks' (did you mean top-blocks?)",
+        ),
+        ("atention.keep=1", "no part 'atention' (did you mean attention?)"),
+        ("wen=always", "no 'wen' (did you mean when?)"),
+        ("when=sometimes", "when must be faster, always, not sometimes"),
+        ("attention.keep", "sets nothing: write PART.OPTION=VALUE"),
+        ("=3", "sets nothing"),
+    ],
+)
+def test_a_bad_setting_is_told_in_one_line(setting: str, told: str):
+    with pytest.raises(RecipeError) as caught:
+        recipes.changed(recipes.find("balanced"), [setting])
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_setting_of_a_part_that_is_not_there_says_what_to_do():
+    with pytest.raises(RecipeError, match=r"set attention[.]method first"):
+        recipes.changed(recipes.find("dense"), ["attention.keep=0.3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[attention]\nkeep = 0.3", "attention names no method; there are top-blocks"),
+        ("attention = 3", "attention is 3; it must be a table"),
+        ("[attention]\nmethod = 'top-blocks'\nkeep = true", "not True"),
+        ("[attention]\nmethod = 'top-blocks'\nkeep = [1]", "not [1]"),
+        ("[caches]\nx = 1", "a recipe has no 'caches'"),
+        ("not toml", "is no TOML file"),
+        ("title = 3", "title must be text, not 3"),
+    ],
+)
+def test_a_bad_file_is_named_and_told(tmp_path: Path, text: str, told: str):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        recipes.find(str(path))
+    assert told in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_is_told_with_the_nearest(tmp_path: Path):
+    with pytest.raises(RecipeError, match="did you mean balanced"):
+        recipes.find("balancd")
+    with pytest.raises(RecipeError, match="cannot be read: No such file"):
+        recipes.find(str(tmp_path / "none.toml"))
+
+
+def test_a_file_of_ones_own_is_read(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text('title = "mine"\n[attention]\nmethod = "top-blocks"\nkeep = 0.5\n')
+    assert recipes.find(str(path)).attention == TopBlocks(keep=0.5)
+
+
+@pytest.mark.parametrize("method", METHODS.values())
+def test_every_option_has_help_and_a_range_or_choices(method: type[TopBlocks]):
+    for it in recipes.attention_options(method):
+        assert it.help and it.help[0].isupper() and not it.help.endswith(".")
+        assert it.choices or it.kind is bool or (it.least is not None and it.most is not None)
+    names = [it.name for it in recipes.attention_options(method)]
+    assert len(set(names)) == len(names)
+    assert (method.__doc__ or "").strip() and options_of(method)

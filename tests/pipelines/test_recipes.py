@@ -1,0 +1,160 @@
+"""Recipes in `generate` and in `plan`: what runs is told, what cannot run is refused before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kinora.pipelines import models, sidecar
+from kinora.pipelines.errors import AccelerationError, RecipeError
+from kinora.pipelines.generate import generate
+from kinora.pipelines.planning import plan
+from kinora.pipelines.request import Request
+from kinora.pipelines.run import Output, Run
+
+Ask = Callable[..., Request]
+SPARSE = ("attention.tile=64", "attention.keep=0.3", "when=always")
+
+
+@pytest.fixture
+def ask(wan_folder: Path, tmp_path: Path) -> Ask:
+    """A request for 512 tokens, 5 steps, on the tiny Wan pipeline; keywords change it."""
+
+    def make(**fields: Any) -> Request:
+        small = {"prompt": "a red circle", "model": str(wan_folder), "width": 128, "height": 128}
+        small |= {"frames": 5, "steps": 5, "output": str(tmp_path / "out"), "recipe": "balanced"}
+        return Request.model_validate({**small, **fields})
+
+    return make
+
+
+def finish(request: Request, **options: Any) -> tuple[Output, ...]:
+    *_, last = generate(request, **options)
+    assert isinstance(last, Run)
+    return last.outputs
+
+
+def test_the_receipt_says_what_ran_and_stands_in_both_records(ask: Ask) -> None:
+    (output,) = finish(ask(settings=SPARSE))
+    receipt = output.receipt
+    assert receipt is not None and receipt.attention is not None
+    assert receipt.steps == 5 and receipt.peak_memory_bytes
+    assert receipt.attention.kernels == {"cpu": 4 * 2 * 2}
+    assert receipt.attention.dense == {"in the first 20% of the steps": 2 * 2}
+    assert receipt.recipe["attention"]["keep"] == 0.3
+    for record in (sidecar.read(output.sidecar), sidecar.read(output.path)):
+        assert record.receipt is not None and record.receipt.attention == receipt.attention
+        assert record.request.recipe == receipt.recipe and record.request.settings == ()
+
+
+def test_a_sidecar_with_a_recipe_makes_the_video_again(ask: Ask) -> None:
+    (output,) = finish(ask(settings=SPARSE))
+    record = sidecar.read(output.sidecar)
+    (again,) = finish(record.request.request(), original=record)
+    assert again.identical is True
+    (dense,) = finish(ask(recipe="dense"), original=record)
+    assert dense.identical is None and dense.frames_sha256 != output.frames_sha256
+
+
+def test_a_record_from_before_recipes_reads_as_dense(ask: Ask) -> None:
+    (output,) = finish(ask(recipe="dense"))
+    content = json.loads(output.sidecar.read_text())
+    for name in ("recipe", "settings", "strict"):
+        del content["request"][name]
+    del content["receipt"]
+    output.sidecar.write_text(json.dumps(content))
+    record = sidecar.read(output.sidecar)
+    (again,) = finish(record.request.request(), original=record)
+    assert again.identical is True
+
+
+def test_the_dense_recipe_is_bitwise_the_stock_pipeline_and_says_so(ask: Ask) -> None:
+    import importlib
+
+    import torch
+
+    from kinora.pipelines.frames import from_result, sha256
+
+    request = ask(recipe="dense")
+    (output,) = finish(request)
+    pipe = importlib.import_module("diffusers").DiffusionPipeline.from_pretrained(request.model)
+    pipe.set_progress_bar_config(disable=True)
+    stock = pipe(
+        request.prompt,
+        width=128,
+        height=128,
+        num_frames=5,
+        num_inference_steps=5,
+        generator=torch.Generator("cpu").manual_seed(0),
+        output_type="pt",
+    )
+    assert sha256(from_result(stock)) == output.frames_sha256
+    assert output.receipt is not None and output.receipt.attention is None
+    assert output.receipt.words() == ["nothing accelerated: the stock pipeline ran"]
+
+
+def test_runs_on_one_shelf_do_not_see_each_other(ask: Ask) -> None:
+    shelf = models.Shelf()
+    dense = finish(ask(recipe="dense"), shelf=shelf)
+    finish(ask(settings=SPARSE), shelf=shelf)
+    again = finish(ask(recipe="dense"), shelf=shelf)
+    assert dense[0].frames_sha256 == again[0].frames_sha256
+
+
+def test_each_video_has_a_receipt_of_its_own(ask: Ask) -> None:
+    for output in finish(ask(settings=SPARSE, num_videos=2)):
+        assert output.receipt is not None and output.receipt.attention is not None
+        assert output.receipt.attention.calls == 5 * 2 * 2
+
+
+def test_strict_ends_a_run_that_falls_back_and_leaves_nothing(ask: Ask, tmp_path: Path) -> None:
+    # Almost nothing is left out: predicted to lose.
+    settings = ("attention.keep=0.8", "attention.tile=64")
+    (output,) = finish(ask(settings=settings))
+    assert output.receipt is not None and output.receipt.attention is not None
+    assert "predicted to take" in output.receipt.attention.fallbacks[0]
+    output.path.unlink()
+    output.sidecar.unlink()
+    with pytest.raises(AccelerationError, match="strict: attention of layer 0 would run dense"):
+        finish(ask(settings=settings, strict=True))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_model_without_known_attention_is_refused_before_it_is_loaded(
+    ask: Ask, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded"))
+    request = ask(model=str(model_folders["sdxl"]), width=32, height=32, frames=1)
+    with pytest.raises(RecipeError, match="UNet2DConditionModel cannot be accelerated yet"):
+        finish(request)
+
+
+@pytest.mark.parametrize("family", ["wan", "cogvideox", "flux"])
+def test_what_is_predicted_is_what_runs(
+    ask: Ask, model_folders: dict[str, Path], family: str
+) -> None:
+    frames = {"wan": 5, "cogvideox": 9, "flux": 1}[family]
+    request = ask(model=str(model_folders[family]), frames=frames, settings=SPARSE)
+    (part,) = plan(request).parts
+    assert part.verdict == "ok" and part.speedup is not None
+    (output,) = finish(request)
+    assert output.receipt is not None and output.receipt.attention is not None
+    # A ragged last tile, which is always kept where it holds text, is smaller than predicted.
+    assert output.receipt.attention.density == pytest.approx(part.density, abs=0.03)
+
+
+def test_a_plan_loads_nothing_and_tells_refusals(
+    ask: Ask, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded"))
+    (part,) = plan(ask(settings=("attention.keep=0.9",))).parts
+    assert part.verdict == "adjusted" and "all calls run dense" in part.why and part.speedup == 1
+    assert plan(ask(recipe="dense")).parts == ()
+    sdxl = ask(model=str(model_folders["sdxl"]), width=32, height=32, frames=1)
+    (part,) = plan(sdxl).parts
+    assert part.verdict == "refused" and part.speedup is None
+    assert json.loads(json.dumps(plan(sdxl).to_json()))["parts"][0]["verdict"] == "refused"
