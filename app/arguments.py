@@ -1,10 +1,14 @@
-"""The options that several commands share, each with its help."""
+"""The options that several commands share, each with its help, and how their text is read."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ..pipelines.request import Format
 
 Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout.")]
 Output = Annotated[
@@ -51,3 +55,28 @@ Steps = Annotated[
     int | None,
     typer.Option(help="Number of denoising steps, 1 to 1000. [default: the model's]"),
 ]
+
+
+def size_of(text: str) -> dict[str, int]:
+    """`WIDTHxHEIGHT` as fields of a request. Raises `RequestError`."""
+    from ..pipelines.errors import RequestError
+
+    match = re.fullmatch(r"\s*([0-9]{1,9})\s*[xX×*]\s*([0-9]{1,9})\s*", text)
+    if match is None:
+        raise RequestError(f"--size must be WIDTHxHEIGHT in pixels, such as 128x128, not {text!r}")
+    return {"width": int(match[1]), "height": int(match[2])}
+
+
+def format_of(text: str | None) -> Format | None:
+    """The format called so, in whatever case. Raises `RequestError`."""
+    from ..pipelines.errors import RequestError, nearest
+    from ..pipelines.request import FORMATS
+
+    if text is None:
+        return None
+    for known in FORMATS:
+        if text.lower() == known:
+            return known
+    close = nearest(text, FORMATS, 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise RequestError(f"--format must be {', '.join(FORMATS)}, not {text!r}{hint}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import warnings
 from collections.abc import Generator
@@ -27,13 +26,15 @@ from .arguments import (
     Settings,
     Size,
     Steps,
+    format_of,
+    size_of,
 )
 from .ending import EXIT_FAULT, ended, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..pipelines.request import Format, Request
+    from ..pipelines.request import Request
     from ..pipelines.run import Output as Finished
     from ..pipelines.sidecar import Record
     from ..pipelines.worker import Event
@@ -156,7 +157,7 @@ def generate(
 
         given = {name: value for name, value in fields.items() if value is not None}
         if size is not None:
-            given |= _size(size)
+            given |= size_of(size)
         request, original = _request(given, source)
         return run(request, original=original, finished=context.obj)
 
@@ -184,7 +185,7 @@ def decode(
             latents,
             model=model,
             output=output or _default_output(),
-            media=_format(media),
+            media=format_of(media),
             device=device or "auto",
             force=force,
         )
@@ -220,7 +221,7 @@ def plan(
     }
     given = {name: value for name, value in fields.items() if value is not None}
     if size is not None:
-        given |= _size(size)
+        given |= size_of(size)
     predicted = predict(Request(prompt="any", **given))
     if as_json:
         print_json(predicted.to_json())
@@ -336,7 +337,7 @@ def _request(given: dict[str, Any], source: Path | None) -> tuple[Request, Recor
     from ..pipelines.sidecar import read
 
     if "format" in given:
-        given["format"] = _format(given["format"])
+        given["format"] = format_of(given["format"])
     if source is None:
         if "prompt" not in given:
             raise RequestError("there is no PROMPT: say what to show, or give --from a sidecar")
@@ -350,29 +351,6 @@ def _request(given: dict[str, Any], source: Path | None) -> tuple[Request, Recor
     if names_a_file(str(given.get("output", DEFAULT_OUTPUT))):
         before["format"] = None  # the file's ending decides
     return Request.model_validate({**before, **given}), record
-
-
-def _size(text: str) -> dict[str, int]:
-    from ..pipelines.errors import RequestError
-
-    match = re.fullmatch(r"\s*([0-9]{1,9})\s*[xX×*]\s*([0-9]{1,9})\s*", text)
-    if match is None:
-        raise RequestError(f"--size must be WIDTHxHEIGHT in pixels, such as 128x128, not {text!r}")
-    return {"width": int(match[1]), "height": int(match[2])}
-
-
-def _format(text: str | None) -> Format | None:
-    from ..pipelines.errors import RequestError, nearest
-    from ..pipelines.request import FORMATS
-
-    if text is None:
-        return None
-    for known in FORMATS:
-        if text.lower() == known:
-            return known
-    close = nearest(text, FORMATS, 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise RequestError(f"--format must be {', '.join(FORMATS)}, not {text!r}{hint}")
 
 
 def _default_output() -> str:
