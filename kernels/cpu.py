@@ -140,7 +140,9 @@ class _Extras:
 def efficiency(problem: Problem) -> float:
     """Measured beside torch's dense attention on two cores with AVX-512, planning included.
 
-    Tiles of 128 tokens, densities of 1/8 to 1/2, 4 heads of 64; `benchmarks/block_attention.py`.
-    With few tokens, planning and gathering weigh more.
+    4 heads of 64, tiles of 256 x 128, density 1/4. With few tokens, planning and gathering weigh
+    more; small tiles are gathered more often; the tail needs a mask.
     """
-    return next(value for tokens, value in _EFFICIENCIES if problem.keys >= tokens)
+    value = next(value for tokens, value in _EFFICIENCIES if problem.keys >= tokens)
+    small = 0.8 if problem.tile.query * problem.tile.key < 128 * 128 else 1.0
+    return value * small * (0.8 if problem.tail == "complement" else 1.0)

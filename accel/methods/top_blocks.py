@@ -33,8 +33,8 @@ class TopBlocks(AttentionMethod):
     paper: ClassVar[str] = "arXiv 2505.13389, 2509.24006 (the selection only)"
 
     keep: float = option(0.25, "Share of the key tiles that each query tile keeps", above=0, most=1)
-    tile: Literal["64", "128", "256"] = option(
-        "128", "Size of a tile; smaller ones choose better and run slower", unit="tokens"
+    tile: Literal["64x64", "128x64", "128x128", "256x128"] = option(
+        "256x128", "Queries by keys in a tile; smaller ones choose better and run slower"
     )
     order: Literal["raster", "morton", "gilbert"] = option(
         "gilbert", "Order in which tokens are cut into tiles"
@@ -45,15 +45,15 @@ class TopBlocks(AttentionMethod):
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
         """See `AttentionMethod`."""
-        size, tokens = int(self.tile), site.tokens
-        tile, tail = self.tiling()
-        columns = tiles_of(tokens, size)
+        tokens, (tile, tail) = site.tokens, self.tiling()
+        columns = tiles_of(tokens, tile.key)
         kept = self._kept(columns)
         if kept == columns:
             return None
         order = token_order(self.order, site.grid, site.text, site.text_first).on(q.device)
         # Float32: in half precision ties would favour the first tiles.
-        means_q, means_k = (pool(x.index_select(2, order).float(), size) for x in (q, k))
+        means_q = pool(q.index_select(2, order).float(), tile.query)
+        means_k = pool(k.index_select(2, order).float(), tile.key)
         scores = means_q @ means_k.mT
         forced = self._forced(site).to(q.device)
         best = scores.masked_fill(forced, torch.inf).argsort(dim=-1, descending=True, stable=True)
@@ -65,24 +65,26 @@ class TopBlocks(AttentionMethod):
 
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`."""
-        return Tile(int(self.tile), int(self.tile)), self.tail
+        query, _, key = self.tile.partition("x")
+        return Tile(int(query), int(key)), self.tail
 
     def predict(self, site: Site) -> float:
         """See `AttentionMethod`."""
-        columns = tiles_of(site.tokens, int(self.tile))
+        columns = tiles_of(site.tokens, self.tiling()[0].key)
         forced = self._forced(site).sum(-1)
         return float(forced.clamp(min=self._kept(columns)).double().mean() / columns)
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""
-        return f"because {self.keep:g} of {tiles_of(site.tokens, int(self.tile))} tiles is all"
+        columns = tiles_of(site.tokens, self.tiling()[0].key)
+        return f"because {self.keep:g} of {columns} tiles is all"
 
     def _kept(self, columns: int) -> int:
         return math.ceil(round(self.keep * columns, 6))
 
     def _forced(self, site: Site) -> torch.Tensor:
         """What is kept whatever the scores say, `[Q, K]` bool."""
-        return forced(int(self.tile), self.order, site.grid, site.text, site.text_first)
+        return forced(self.tiling()[0], self.order, site.grid, site.text, site.text_first)
 
 
 @lru_cache(maxsize=64)
@@ -92,11 +94,16 @@ def token_order(name: str, grid: TokenGrid, text: int, text_first: bool) -> Toke
 
 
 @lru_cache(maxsize=64)
-def forced(size: int, order: str, grid: TokenGrid, text: int, text_first: bool) -> torch.Tensor:
-    """The diagonal, and rows and columns of tiles that hold a token of text, `[Q, K]` bool."""
+def forced(tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool) -> torch.Tensor:
+    """Tiles of a query with itself, and rows and columns that hold a token of text, `[Q, K]`."""
     site = Site(grid, 0, 1, 0, 1, text=text, text_first=text_first)
+    token = torch.arange(site.tokens)
+    row, column = token // tile.query, token // tile.key
+    kept = torch.zeros(
+        tiles_of(site.tokens, tile.query), tiles_of(site.tokens, tile.key), dtype=torch.bool
+    )
+    kept[row, column] = True
     is_text = site.is_text()[token_order(order, grid, text, text_first).places]
-    columns = tiles_of(site.tokens, size)
-    tiles = torch.zeros(columns, dtype=torch.bool)
-    tiles[torch.arange(site.tokens)[is_text] // size] = True
-    return torch.eye(columns, dtype=torch.bool) | tiles | tiles[:, None]
+    kept[row[is_text]] = True
+    kept[:, column[is_text]] = True
+    return kept

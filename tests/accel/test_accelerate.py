@@ -20,7 +20,7 @@ Build = Callable[[str], Any]
 
 
 def sparse(keep: float = 0.5, **options: Any) -> Recipe:
-    method = TopBlocks(keep=keep, tile="64", **options)
+    method = TopBlocks(keep=keep, tile="64x64", **options)
     return Recipe(attention=method, when="always")
 
 
@@ -59,7 +59,7 @@ def test_nothing_enabled_is_bitwise_the_stock_pipeline(model: Any):
 
 def test_dense_calls_of_an_accelerated_run_are_bitwise_the_stock_ones(model: Any):
     dense = model()
-    late = Recipe(attention=Within(method=TopBlocks(keep=0.1, tile="64"), from_step=1.0))
+    late = Recipe(attention=Within(method=TopBlocks(keep=0.1, tile="64x64"), from_step=1.0))
     with accelerate(model, late) as session:
         assert torch.equal(model(), dense)
     ran = session.receipt.attention
@@ -78,7 +78,7 @@ def test_keep_1_is_dense_to_rounding_through_the_kernel(model: Any):
             return 0.99
 
         def plan(self, q: torch.Tensor, k: torch.Tensor, site: Any) -> Any:
-            plan = TopBlocks(keep=0.5, tile="64").plan(q, k, site)
+            plan = TopBlocks(keep=0.5, tile="64x64").plan(q, k, site)
             assert plan is not None
             full = plan.from_mask(
                 torch.ones_like(plan.mask()),
@@ -122,7 +122,7 @@ def test_an_exception_in_the_middle_of_a_run_leaves_nothing_behind(model: Any):
         if step == 1:
             raise RuntimeError("broken off")
 
-    recipe = Recipe(attention=Reuse(method=TopBlocks(tile="64", keep=0.5), every=100))
+    recipe = Recipe(attention=Reuse(method=TopBlocks(tile="64x64", keep=0.5), every=100))
     recipe = recipe.model_copy(update={"when": "always"})
     with accelerate(model, recipe) as session:
         with pytest.raises(RuntimeError, match="broken off"):
@@ -198,14 +198,16 @@ def test_steps_layers_and_branches_are_told_to_the_method(build: Build):
             return super().plan(q, k, site)
 
     model = build("wan")
-    with accelerate(model, Recipe(attention=Spy(keep=0.5, tile="64"), when="always")):
+    with accelerate(model, Recipe(attention=Spy(keep=0.5, tile="64x64"), when="always")):
         model()
     assert seen == [(s, b, i) for s in range(3) for b in range(2) for i in range(2)]
 
 
 def test_a_window_counts_steps_of_the_schedule(build: Build):
     model = build("wan")
-    within = Within(method=TopBlocks(keep=0.5, tile="64"), from_step=0.2, to_step=0.8, from_layer=1)
+    within = Within(
+        method=TopBlocks(keep=0.5, tile="64x64"), from_step=0.2, to_step=0.8, from_layer=1
+    )
     with accelerate(model, Recipe(attention=within, when="always")) as session:
         model(steps=10)
     ran = session.receipt.attention
@@ -228,7 +230,7 @@ def test_a_plan_is_kept_for_as_many_steps_as_asked(build: Build):
             return super().plan(q, k, site)
 
     model = build("wan")
-    recipe = Recipe(attention=Reuse(method=Spy(keep=0.5, tile="64"), every=2), when="always")
+    recipe = Recipe(attention=Reuse(method=Spy(keep=0.5, tile="64x64"), every=2), when="always")
     with accelerate(model, recipe):
         model(steps=5)
     assert made == [step for step in (0, 2, 4) for _ in range(2 * 2)]
@@ -286,7 +288,7 @@ def test_what_cannot_be_sparse_runs_dense_and_is_told_or_refused(build: Build):
 def test_a_part_that_is_predicted_to_lose_runs_dense(build: Build):
     model = build("wan")
     dense = model()
-    method = TopBlocks(keep=0.9, tile="64")
+    method = TopBlocks(keep=0.9, tile="64x64")
     with accelerate(model, Recipe(attention=method)) as session:
         assert torch.equal(model(), dense)
     ran = session.receipt.attention

@@ -14,7 +14,7 @@ from kinora.accel.methods import TopBlocks
 from kinora.accel.recipe import Recipe
 
 Build = Callable[[str], Any]
-SPARSE = Recipe(attention=TopBlocks(keep=0.3, tile="64"), when="always")
+SPARSE = Recipe(attention=TopBlocks(keep=0.3, tile="64x64"), when="always")
 
 
 @pytest.mark.parametrize("family", ["wan", "cogvideox"])
@@ -49,7 +49,7 @@ def test_one_compilation_serves_all_layers_and_steps(build: Build, family: str):
         for block in blocks:
             block.compile(fullgraph=True, backend=counter)
     recipe = Recipe(
-        attention=Within(method=TopBlocks(keep=0.3, tile="64"), from_layer=0), when="always"
+        attention=Within(method=TopBlocks(keep=0.3, tile="64x64"), from_layer=0), when="always"
     )
     with accelerate(compiled, recipe) as session:
         out = compiled()

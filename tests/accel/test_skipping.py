@@ -69,7 +69,7 @@ def test_a_skipped_step_gives_the_scheduler_what_the_policy_says(model: Any):
 
 
 def test_skipped_steps_and_sparse_attention_go_together(model: Any):
-    recipe = Recipe(attention=TopBlocks(keep=0.5, tile="64"), steps=EverySecond(), when="always")
+    recipe = Recipe(attention=TopBlocks(keep=0.5, tile="64x64"), steps=EverySecond(), when="always")
     with accelerate(model, recipe) as session:
         model(steps=4)
     ran = session.receipt.attention

@@ -32,6 +32,7 @@ FLAGS = {
     "recipes": {"json"},
     "doctor": {"json"},
     "models": {"json"},
+    "ui": {"output", "port", "open"},
 }  # fmt: skip
 
 

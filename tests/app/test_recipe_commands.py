@@ -27,11 +27,11 @@ def test_recipes_are_listed_and_printed_as_files(cli: Cli, tmp_path: Path) -> No
 
 
 def test_a_run_with_a_recipe_ends_with_its_receipt_in_words(cli: Cli, wan_folder: Path) -> None:
-    sparse = ("--set", "attention.tile=64", "--set", "when=always")
+    sparse = ("--set", "attention.tile=64x64", "--set", "when=always")
     called = cli("generate", "a red circle", "--model", wan_folder, *SMALL, "--recipe", "balanced",
                  *sparse)  # fmt: skip
     assert called.status == 0
-    assert "asked: attention by top-blocks (keep 0.25, tile 64" in called.out
+    assert "asked: attention by top-blocks (keep 0.25, tile 64x64" in called.out
     assert "ran: 8 of 12 attention calls by the cpu kernel" in called.out
     assert "4 calls dense in the first 20% of the steps" in called.out
 
@@ -44,7 +44,7 @@ def test_dense_says_that_the_stock_pipeline_ran(cli: Cli, wan_folder: Path) -> N
 
 def test_a_repetition_keeps_the_recipe_and_can_change_it(cli: Cli, wan_folder: Path) -> None:
     first = cli("generate", "a red circle", "--model", wan_folder, *SMALL, "--recipe", "balanced",
-                "--set", "attention.tile=64", "--json").last["outputs"][0]  # fmt: skip
+                "--set", "attention.tile=64x64", "--json").last["outputs"][0]  # fmt: skip
     again = cli("generate", "--from", first["sidecar"], "--json").last["outputs"][0]
     assert again["identical"] is True
     changed = cli("generate", "--from", first["sidecar"], "--set", "attention.keep=0.5", "--json")

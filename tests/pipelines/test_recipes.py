@@ -17,7 +17,7 @@ from kinora.pipelines.request import Request
 from kinora.pipelines.run import Output, Run
 
 Ask = Callable[..., Request]
-SPARSE = ("attention.tile=64", "attention.keep=0.3", "when=always")
+SPARSE = ("attention.tile=64x64", "attention.keep=0.3", "when=always")
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_each_video_has_a_receipt_of_its_own(ask: Ask) -> None:
 
 def test_strict_ends_a_run_that_falls_back_and_leaves_nothing(ask: Ask, tmp_path: Path) -> None:
     # Almost nothing is left out: predicted to lose.
-    settings = ("attention.keep=0.8", "attention.tile=64")
+    settings = ("attention.keep=0.8", "attention.tile=64x64")
     (output,) = finish(ask(settings=settings))
     assert output.receipt is not None and output.receipt.attention is not None
     assert "predicted to take" in output.receipt.attention.fallbacks[0]
