@@ -31,6 +31,7 @@ class Shape:
     head_dim: int
     middle: int
     text: int
+    text_first: bool
     cross_attention: bool
 
     @property
@@ -84,7 +85,15 @@ def predict(
     dense = None
     for step in range(steps):
         for layer in range(shape.layers):
-            site = Site(grid, layer, shape.layers, step, steps, text=shape.text)
+            site = Site(
+                grid,
+                layer,
+                shape.layers,
+                step,
+                steps,
+                text=shape.text,
+                text_first=shape.text_first,
+            )
             density = method.predict(site)
             reason = None if always or density >= 1 else slower(problem, density)
             if reason:
@@ -102,9 +111,15 @@ def predict(
 
 
 def problem_of(
-    tiling: tuple[Tile, Tail], device: str, dtype: torch.dtype, head_dim: int, tokens: int
+    tiling: tuple[Tile, Tail],
+    device: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    tokens: int,
+    *,
+    requires_grad: bool = False,
 ) -> Problem:
-    """Self-attention over `tokens` by plans of `tiling`, without gradients."""
+    """Self-attention over `tokens` by plans of `tiling`."""
     tile, tail = tiling
     return Problem(
         device=torch.device(device).type,
@@ -115,7 +130,7 @@ def problem_of(
         tile=tile,
         tail=tail,
         biased=False,
-        requires_grad=False,
+        requires_grad=requires_grad,
     )
 
 

@@ -26,7 +26,8 @@ class AttentionReceipt(_Part):
     dense: dict[str, int]
     fallbacks: list[str]
     density: float
-    density_by_layer: list[float]
+    density_by_layer: list[float | None]
+    """Of the layers of all denoisers in a row; None where a layer never ran."""
 
 
 class Receipt(_Part):
@@ -34,11 +35,13 @@ class Receipt(_Part):
 
     recipe: dict[str, Any]
     strict: bool
-    steps: int
+    steps: int | None
+    """Followed; None where nothing was attached."""
     skipped: int = 0
     """Steps for which the denoiser was not evaluated."""
     attention: AttentionReceipt | None
     peak_memory_bytes: int | None = None
+    """The most that the process has held so far, on the accelerator if there is one."""
 
     def words(self) -> list[str]:
         """The same in plain sentences."""
@@ -46,11 +49,11 @@ class Receipt(_Part):
             return ["nothing accelerated: the stock pipeline ran"]
         lines = [*self._steps(), *self._attention()]
         if self.peak_memory_bytes is not None:
-            lines.append(f"peak memory {self.peak_memory_bytes / 1e9:.1f} GB")
+            lines.append(f"peak memory of the process so far {self.peak_memory_bytes / 1e9:.1f} GB")
         return lines
 
     def _steps(self) -> list[str]:
-        if "steps" not in self.recipe:
+        if "steps" not in self.recipe or self.steps is None:
             return []
         return [f"ran: {self.steps - self.skipped} of {self.steps} steps, {self.skipped} skipped"]
 
@@ -62,7 +65,8 @@ class Receipt(_Part):
         lines = [f"asked: attention by {told.asked}"]
         if sparse:
             by = ", ".join(f"the {name} kernel" for name in told.kernels)
-            low, high = min(told.density_by_layer), max(told.density_by_layer)
+            by_layer = [it for it in told.density_by_layer if it is not None]
+            low, high = min(by_layer), max(by_layer)
             alike = f"{low:.0%}" == f"{high:.0%}"
             spread = "in every layer" if alike else f"({low:.0%} to {high:.0%} by layer)"
             lines.append(

@@ -111,20 +111,28 @@ def find(name: str) -> Recipe:
     if name in presets:
         text = (PRESETS / f"{name}.toml").read_text(encoding="utf-8")
         return from_table(tomllib.loads(text), name)
-    path = Path(name).expanduser()
-    if not (path.suffix or "/" in name or path.is_file()):
-        raise RecipeError(
-            f"there is no recipe {name!r}{hint(name, presets)}; there are {', '.join(presets)}, "
-            f"or give the path of a TOML file"
-        )
+    path, shown = Path(name), name if len(name) <= 80 else f"{name[:80]}…"
+    try:
+        path = path.expanduser()
+        if not (path.suffix or "/" in name or path.is_file()):
+            raise RecipeError(
+                f"there is no recipe {shown!r}{hint(name, presets)}; there are "
+                f"{', '.join(presets)}, or give the path of a TOML file"
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, RecipeError):
+            raise
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise RecipeError(f"the recipe {shown!r} is no path: {reason}") from error
     try:
         return from_table(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
-    except OSError as error:
-        raise RecipeError(f"the recipe {name} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{name} is no TOML file: {error}") from error
     except RecipeError as error:
-        raise RecipeError(f"{name}: {error}") from error
+        raise RecipeError(f"{shown}: {error}") from error
+    except OSError as error:
+        near = hint(path.stem, presets)
+        raise RecipeError(f"the recipe {shown} cannot be read: {error.strerror}{near}") from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{shown} is no TOML file: {error}") from error
 
 
 def names() -> list[str]:
@@ -182,9 +190,9 @@ def _method(table: Any) -> AttentionMethod | None:
     name = given.pop("method", None)
     if name is None:
         raise RecipeError(f"attention names no method; there are {', '.join(METHODS)}")
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise RecipeError(
-            f"there is no attention method {name!r}{hint(str(name), METHODS)}; "
+            f"there is no attention method {_shown(name)!r}{hint(str(name), METHODS)}; "
             f"there are {', '.join(METHODS)}"
         )
     known = {it.name: it for it in attention_options(METHODS[name])}
@@ -198,6 +206,11 @@ def _method(table: Any) -> AttentionMethod | None:
     def of(model: type[AttentionMethod]) -> dict[str, Any]:
         return {it.name: values[it.name] for it in options_of(model) if it.name in values}
 
+    if values.get("from_step", 0.0) >= values.get("to_step", 1.0):
+        raise RecipeError(
+            f"attention.from_step {values.get('from_step', 0.0):g} must be below attention.to_step "
+            f"{values.get('to_step', 1.0):g}, else it never runs"
+        )
     method = METHODS[name](**of(METHODS[name]))
     for wrapper in WRAPPERS:
         if any(value != _default(wrapper, key) for key, value in of(wrapper).items()):
@@ -248,7 +261,7 @@ def _checked(option: Option, value: Any, path: str) -> Any:
         raise refusal
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise refusal from None
     if option.kind is int:
         if number != number or number in (float("inf"), float("-inf")) or number != int(number):
@@ -263,4 +276,5 @@ def _checked(option: Option, value: Any, path: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) and value else repr(value)
+    told = value if isinstance(value, str) and value else repr(value)
+    return told if len(told) <= 60 else f"{told[:60]}…"

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import cards, memory, models
-from .errors import ModelError, RecipeError
+from .errors import AccelerationError, ModelError, RecipeError
 from .folder import ModelFolder
 from .request import Request, Resolved, resolve
 
@@ -86,12 +86,23 @@ def plan(request: Request) -> Plan:
 
 
 def recipe(resolved: Resolved, weights: models.Weights) -> Recipe:
-    """The recipe of a run. Raises `RecipeError` where the model refuses it."""
+    """The recipe of a run.
+
+    Raises:
+        RecipeError: the model refuses it.
+        AccelerationError: it would not run as asked, and the request is strict.
+    """
     from ..accel.recipe import from_table
 
     chosen = from_table(resolved.recipe)
-    if chosen.attention is not None:
-        _family(weights.folder)
+    part = _attention(resolved, weights.folder)
+    if part is not None and part.verdict == "refused":
+        raise RecipeError(part.why)
+    if part is not None and part.verdict == "adjusted" and resolved.strict:
+        raise AccelerationError(
+            f"strict: {part.part} would not run as asked, {part.why}; "
+            f"change the recipe, or allow it by leaving strict out"
+        )
     return chosen
 
 
@@ -125,14 +136,17 @@ def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
     )
     if predicted.density >= 1:
         why = f"all calls run dense {predicted.dense or 'as the recipe says'}"
-        return Part("attention", asked, "adjusted", why, 1.0, 1.0)
+        verdict: Verdict = "adjusted" if predicted.dense else "ok"
+        return Part("attention", asked, verdict, why, 1.0, 1.0)
     why = (
         f"{predicted.density:.0%} of all pairs of tokens by the {predicted.kernel} kernel; dense, "
         f"attention would take {predicted.share:.0%} of a step"
     )
     if predicted.dense:
         why += f"; some calls run dense {predicted.dense}"
-    verdict: Verdict = "adjusted" if predicted.dense else "ok"
+    if predicted.speedup < 1:
+        why += "; it loses, and runs because the recipe says always"
+    verdict = "adjusted" if predicted.dense else "ok"
     return Part("attention", asked, verdict, why, predicted.density, predicted.speedup)
 
 

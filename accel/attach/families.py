@@ -83,7 +83,11 @@ def _qwen(config: Any, given: Arguments) -> TokenGrid:
 
 
 def _shape(
-    *layers: str, middle: int | str = 4, text: int | str = 0, cross: bool = False
+    *layers: str,
+    middle: int | str = 4,
+    text: int | str = 0,
+    first: bool = False,
+    cross: bool = False,
 ) -> Callable[[Mapping[str, Any]], Shape]:
     """Reads a config: `layers` names its counts of layers, `middle` is a factor of the width or
     the name of a width, `text` a number of tokens or the name of one."""
@@ -96,6 +100,7 @@ def _shape(
             head_dim=head_dim,
             middle=int(config[middle]) if isinstance(middle, str) else middle * heads * head_dim,
             text=int(config[text]) if isinstance(text, str) else text,
+            text_first=first,
             cross_attention=cross,
         )
 
@@ -135,7 +140,7 @@ FAMILIES: dict[str, Family] = {
             "first",
             True,
             _flux,
-            _shape("num_layers", "num_single_layers", text=512),
+            _shape("num_layers", "num_single_layers", text=512, first=True),
         ),
         Family(
             "QwenImageTransformer2DModel",
@@ -143,7 +148,7 @@ FAMILIES: dict[str, Family] = {
             "first",
             True,
             _qwen,
-            _shape("num_layers", text=256),
+            _shape("num_layers", text=256, first=True),
         ),
         Family(
             "CogVideoXTransformer3DModel",
@@ -151,7 +156,7 @@ FAMILIES: dict[str, Family] = {
             "first",
             False,
             _cogvideox,
-            _shape("num_layers", text="max_text_seq_length"),
+            _shape("num_layers", text="max_text_seq_length", first=True),
         ),
     )
 }

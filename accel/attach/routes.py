@@ -21,6 +21,8 @@ from diffusers.models import attention_dispatch as dispatch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ..errors import AccelerationError
+
 BACKEND = "kinora"
 
 
@@ -74,13 +76,6 @@ class Listener(Protocol):
 active: ContextVar[Listener | None] = ContextVar("active", default=None)
 
 
-def _listener() -> Listener:
-    found = active.get()
-    if found is None:
-        raise RuntimeError("an accelerated layer was called outside of its denoiser")
-    return found
-
-
 # --- dispatching models -----------------------------------------------------------------------
 
 
@@ -97,7 +92,7 @@ def _dispatched(
 ) -> torch.Tensor:
     """The backend: `[B, L, H, D]` in and out."""
     if _parallel_config is not None:
-        raise RuntimeError("context parallelism and a recipe cannot be combined yet")
+        raise AccelerationError("context parallelism and a recipe cannot be combined yet")
     flags = Flags(dropout_p, is_causal, enable_gqa)
     if torch.compiler.is_compiling():
         return torch.ops.kinora.dispatched(query, key, value, attn_mask, scale, *flags)
@@ -115,14 +110,17 @@ def _dispatched_now(
     enable_gqa: bool,
 ) -> torch.Tensor:
     flags = Flags(dropout_p, is_causal, enable_gqa)
-    listener = _listener()
-    stock = listener.stock_backend()
+    listener = active.get()
+    # Without a session: a copy of a denoiser that was made inside of one. It is stock.
+    stock = None if listener is None else listener.stock_backend()
 
     def dense() -> torch.Tensor:
         return dispatch.dispatch_attention_fn(
             query, key, value, mask, scale=scale, backend=stock, **flags._asdict()
         )
 
+    if listener is None:
+        return dense()
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     return listener.attend(
         Call(q, k, v, mask, scale, flags, dense, lambda out: out.transpose(1, 2))
@@ -216,7 +214,9 @@ def _attended_now(
         with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
             return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, **flags._asdict())
 
-    return _listener().attend(Call(q, k, v, mask, scale, flags, dense, lambda out: out))
+    listener = active.get()
+    assert listener is not None  # it is what `TakeOver` was entered for
+    return listener.attend(Call(q, k, v, mask, scale, flags, dense, lambda out: out))
 
 
 @torch.library.custom_op("kinora::attended", mutates_args=())

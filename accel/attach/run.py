@@ -67,10 +67,8 @@ class Run:
 
     def receipt(self, method: AttentionMethod, layers: int) -> AttentionReceipt:
         """What happened so far."""
-        by_layer = [
-            sum(map(float, self._densities[layer])) / len(self._densities[layer])
-            for layer in sorted(self._densities)
-        ]
+        found = {layer: list(map(float, it)) for layer, it in self._densities.items()}
+        every = [density for it in found.values() for density in it]
         return AttentionReceipt(
             asked=method.words(),
             layers=layers,
@@ -78,6 +76,9 @@ class Run:
             kernels=dict(self._kernels),
             dense=dict(self._dense),
             fallbacks=list(self._fallbacks),
-            density=round(sum(by_layer) / len(by_layer), 4) if by_layer else 1.0,
-            density_by_layer=[round(it, 4) for it in by_layer],
+            density=round(sum(every) / len(every), 4) if every else 1.0,
+            density_by_layer=[
+                round(sum(found[layer]) / len(found[layer]), 4) if layer in found else None
+                for layer in range(layers)
+            ],
         )

@@ -52,7 +52,7 @@ def accelerate(
         AccelerationError: this pipeline cannot be accelerated so; in strict mode, a fallback.
         RecipeError: there is no such recipe.
     """
-    chosen = find(recipe) if isinstance(recipe, str) else recipe
+    chosen = recipe if isinstance(recipe, Recipe) else find(recipe)
     session = Session(pipe, chosen, strict=strict, seed=seed)
     with ExitStack() as stack:
         if not chosen.empty:
@@ -84,9 +84,16 @@ class _Forward:
     session: Session
     denoiser: _Denoiser
     grid: TokenGrid | None
+    text: int
+    """Text tokens beside the picture's, masked ones too."""
     layer: int = 0
 
     def stock_backend(self) -> Any:
+        if self.layer >= len(self.denoiser.stock):
+            raise AccelerationError(
+                f"{self.denoiser.family.denoiser} attends more often than it has layers, as with "
+                f"an IP adapter: unload it, or use --recipe dense"
+            )
         return self.denoiser.stock[self.layer]
 
     def attend(self, call: routes.Call) -> torch.Tensor:
@@ -100,6 +107,7 @@ class Session:
     def __init__(self, pipe: Any, recipe: Recipe, *, strict: bool, seed: int) -> None:
         self.pipe, self.recipe, self.strict, self.seed = pipe, recipe, strict, seed
         self._denoisers: list[_Denoiser] = []
+        self._scheduler: Any = None
         self._run: Run | None = None
 
     @property
@@ -108,11 +116,11 @@ class Session:
         method, attention = self.recipe.attention, None
         if method is not None:
             layers = sum(len(it.layers) for it in self._denoisers)
-            attention = (self._run or self._new_run(steps=0)).receipt(method, layers)
+            attention = (self._run or self._new_run(steps=1)).receipt(method, layers)
         return Receipt(
             recipe=self.recipe.table(),
             strict=self.strict,
-            steps=self._run.done if self._run else 0,
+            steps=self._run.done if self._run else None if self.recipe.empty else 0,
             skipped=self._run.skipped if self._run else 0,
             attention=attention,
         )
@@ -120,7 +128,7 @@ class Session:
     def attach(self, stack: ExitStack) -> None:
         """Put everything on; `stack` takes it off again, last first."""
         self._find()
-        scheduler = getattr(self.pipe, "scheduler", None)
+        scheduler = self._scheduler = getattr(self.pipe, "scheduler", None)
         if scheduler is None:
             raise AccelerationError(f"{type(self.pipe).__name__} has no scheduler to follow")
         for denoiser in self._denoisers:
@@ -149,7 +157,8 @@ class Session:
         key = forward.denoiser.offset + layer
         try:
             rows = unmasked(call)
-            text = text_tokens(call, rows, forward.grid, forward.denoiser.family)
+            first = forward.denoiser.family.text == "first"
+            text = text_tokens(call, rows, forward.grid, forward.text, first)
         except NoSiteError as refusal:
             return self._dense(run, key, call, str(refusal), fallback=True)
         assert forward.grid is not None
@@ -160,7 +169,7 @@ class Session:
             step=run.first + run.done,
             steps=run.steps,
             text=text,
-            text_first=forward.denoiser.family.text == "first",
+            text_first=first,
             branch=run.branch,
             expert=forward.denoiser.number,
             seed=self.seed,
@@ -172,7 +181,12 @@ class Session:
             return self._dense(run, key, call, method.why_dense(site))
         if self.recipe.when == "faster":
             problem = problem_of(
-                method.tiling(), call.q.device.type, call.q.dtype, call.q.shape[3], site.tokens
+                method.tiling(),
+                call.q.device.type,
+                call.q.dtype,
+                call.q.shape[3],
+                site.tokens,
+                requires_grad=torch.is_grad_enabled() and call.q.requires_grad,
             )
             reason = slower(problem, density)
             if reason:
@@ -217,6 +231,11 @@ class Session:
                     f"attention of {type(inner).__name__} cannot be accelerated yet"
                     f"{hint(type(inner).__name__, FAMILIES)}; known are {', '.join(FAMILIES)}"
                 )
+            if getattr(inner, "is_cache_enabled", False):
+                raise AccelerationError(
+                    f"{name} has a cache of diffusers enabled, which skips layers unseen: "
+                    f"call disable_cache() on it first"
+                )
             if isinstance(vars(module).get("_compiled_call_impl"), _Entry):
                 raise AccelerationError(f"{name} of this pipeline is accelerated already")
             layers = family.names(inner)
@@ -246,11 +265,13 @@ class Session:
             given = signature.bind(denoiser.inner, *args, **kwargs).arguments
             return self._forward(denoiser, lambda: call(*args, **kwargs), given)
 
-        vars(module)["_compiled_call_impl"] = _Entry(entry)
+        ours = vars(module)["_compiled_call_impl"] = _Entry(entry)
         try:
             yield
         finally:
-            if before is None:
+            if vars(module).get("_compiled_call_impl") is not ours:
+                pass  # it was compiled in between: that is not ours to undo
+            elif before is None:
                 del vars(module)["_compiled_call_impl"]
             else:
                 vars(module)["_compiled_call_impl"] = before
@@ -258,10 +279,18 @@ class Session:
     def _forward(
         self, denoiser: _Denoiser, call: Callable[[], Any], given: Mapping[str, Any]
     ) -> Any:
-        run = self._run = self._run or self._new_run(steps=1)
+        run = self._run
+        if run is None or self.pipe.scheduler is not self._scheduler:
+            raise AccelerationError(
+                f"{denoiser.family.denoiser} is called by steps that cannot be followed: run the "
+                f"pipeline that is accelerated, with the scheduler that it had then"
+            )
         if run.forwards == 0:
-            run.first = int(getattr(self.pipe.scheduler, "begin_index", None) or 0)
+            run.first = _first_step(self._scheduler, given)
         decision = run.decide()
+        if isinstance(decision, Skip) and denoiser.kind is None:
+            # The other denoiser's history says nothing of this one.
+            decision = run.decision = Compute()
         if isinstance(decision, Skip):
             result = _instead(decision.output, denoiser, given)
         elif self.recipe.attention is None:
@@ -282,7 +311,9 @@ class Session:
             grid = denoiser.family.grid(denoiser.inner.config, given)
         except (LookupError, TypeError, ValueError):
             grid = None
-        forward = _Forward(self, denoiser, grid)
+        joint = denoiser.family.text != "none"
+        text = given["encoder_hidden_states"].shape[1] if joint else 0
+        forward = _Forward(self, denoiser, grid, text)
         token = routes.active.set(forward)
         try:
             with nullcontext() if denoiser.family.dispatches else routes.TakeOver():
@@ -323,10 +354,19 @@ class Session:
         run.finish_step(output, sample)
 
 
+def _first_step(scheduler: Any, given: Mapping[str, Any]) -> int:
+    """Where in the schedule a run begins, from its first call of a denoiser."""
+    told = getattr(scheduler, "begin_index", None)
+    if told is not None:
+        return int(told)
+    # Schedulers without one are told the timestep itself.
+    distance = (scheduler.timesteps.cpu().double() - given["timestep"].flatten()[0].item()).abs()
+    return int(distance.argmin()) if float(distance.min()) < 0.5 else 0
+
+
 def _instead(output: torch.Tensor, denoiser: _Denoiser, given: Mapping[str, Any]) -> Any:
     """`output` for every item of a denoiser's batch, returned as the denoiser returns."""
-    if denoiser.kind is None:
-        raise AccelerationError("a step policy skipped the first call of a denoiser")
+    assert denoiser.kind is not None
     times = given["hidden_states"].shape[0] // output.shape[0]
     whole = output.to(denoiser.dtype).repeat(times, *[1] * (output.ndim - 1))
     return (whole,) if denoiser.kind is tuple else denoiser.kind(sample=whole)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from ..grid import TokenGrid
-from .families import Family
 from .routes import Call
 
 
@@ -30,21 +29,21 @@ def unmasked(call: Call) -> torch.Tensor | None:
 
 
 def text_tokens(
-    call: Call, rows: torch.Tensor | None, grid: TokenGrid | None, family: Family
+    call: Call, rows: torch.Tensor | None, grid: TokenGrid | None, text: int, first: bool
 ) -> int:
     """How many of the tokens of `call`, of which `rows` are left, are text.
 
-    Raises `NoSiteError` where the rest is not `grid`, or is masked.
+    All `text` of them stand before the picture (`first`) or behind it. Raises `NoSiteError` where
+    the rest is not `grid`, or is masked.
     """
     whole = call.q.shape[2]
     tokens = whole if rows is None else len(rows)
     if not call.flags.plain or call.k.shape != call.q.shape:
         raise NoSiteError("because it is no plain self-attention")
-    text = tokens - grid.tokens if grid else -1
-    if grid is None or text < 0 or (text > 0 and family.text == "none"):
-        raise NoSiteError(f"because its {tokens:,} tokens are not those of a grid {grid}")
+    if grid is None or whole != grid.tokens + text:
+        raise NoSiteError(f"because its {whole:,} tokens are not {text} of text and a grid {grid}")
+    text = tokens - grid.tokens
     if rows is not None:
-        first = family.text == "first"
         start = whole - grid.tokens if first else 0
         picture = rows[text:] if first else rows[: grid.tokens]
         if not torch.equal(picture.cpu(), torch.arange(start, start + grid.tokens)):

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ...kernels.plan import BlockPlan, Tail, Tile, tiles_of
+from ...kernels.plan import BlockPlan, Tail, Tile, tile_lengths, tiles_of
 from ...kernels.reference import pool
 from ..grid import TokenGrid
 from ..method import AttentionMethod
@@ -70,9 +70,16 @@ class TopBlocks(AttentionMethod):
 
     def predict(self, site: Site) -> float:
         """See `AttentionMethod`."""
-        columns = tiles_of(site.tokens, self.tiling()[0].key)
-        forced = self._forced(site).sum(-1)
-        return float(forced.clamp(min=self._kept(columns)).double().mean() / columns)
+        tile, tokens = self.tiling()[0], site.tokens
+        columns = tiles_of(tokens, tile.key)
+        heights, widths = (tile_lengths(tokens, size).double() for size in (tile.query, tile.key))
+        forced = self._forced(site).double()
+        # What scores choose beside the forced tiles is as long as those are on average: only a
+        # ragged last tile is shorter.
+        free = columns - forced.sum(-1)
+        chosen = (self._kept(columns) - forced.sum(-1)).clamp(min=0)
+        kept = forced @ widths + chosen * (tokens - forced @ widths) / free.clamp(min=1)
+        return float(heights @ kept) / tokens**2
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""
@@ -90,20 +97,26 @@ class TopBlocks(AttentionMethod):
 @lru_cache(maxsize=64)
 def token_order(name: str, grid: TokenGrid, text: int, text_first: bool) -> TokenOrder:
     """The order `name` of a grid, with text beside it."""
-    return ORDERS[name](grid).beside_text(text, first=text_first)
+    # Kept for later runs, which may not be in inference mode.
+    with torch.inference_mode(False):
+        return ORDERS[name](grid).beside_text(text, first=text_first)
 
 
 @lru_cache(maxsize=64)
 def forced(tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool) -> torch.Tensor:
     """Tiles of a query with itself, and rows and columns that hold a token of text, `[Q, K]`."""
-    site = Site(grid, 0, 1, 0, 1, text=text, text_first=text_first)
+    with torch.inference_mode(False):
+        return _forced(tile, Site(grid, 0, 1, 0, 1, text=text, text_first=text_first), order)
+
+
+def _forced(tile: Tile, site: Site, order: str) -> torch.Tensor:
     token = torch.arange(site.tokens)
     row, column = token // tile.query, token // tile.key
     kept = torch.zeros(
         tiles_of(site.tokens, tile.query), tiles_of(site.tokens, tile.key), dtype=torch.bool
     )
     kept[row, column] = True
-    is_text = site.is_text()[token_order(order, grid, text, text_first).places]
+    is_text = site.is_text()[token_order(order, site.grid, site.text, site.text_first).places]
     kept[row[is_text]] = True
     kept[:, column[is_text]] = True
     return kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -87,7 +88,8 @@ def test_keep_1_is_dense_to_rounding_through_the_kernel(model: Any):
                 keys=plan.keys,
                 order=plan.order,
             )
-            return full
+            # A bias of zeros keeps the kernel from taking its way for dense plans.
+            return dataclasses.replace(full, bias=torch.zeros(full.indices.shape))
 
     with accelerate(model, Recipe(attention=Everything(), when="always")) as session:
         out = model()
@@ -216,7 +218,9 @@ def test_a_window_counts_steps_of_the_schedule(build: Build):
     assert ran.dense["in the first 20% of the steps"] == 2 * 2 * 2
     assert ran.dense["after 80% of the steps"] == 2 * 2
     assert ran.dense["in the first 1 layers"] == 8 * 2
-    assert ran.density_by_layer[0] == 1 > ran.density_by_layer[1]
+    first, second = ran.density_by_layer
+    assert first == 1 and second is not None and second < 1
+    assert ran.density == pytest.approx((first + second) / 2, abs=1e-3)
 
 
 def test_a_plan_is_kept_for_as_many_steps_as_asked(build: Build):
@@ -256,7 +260,8 @@ def test_masked_text_is_left_out_and_the_picture_equals_the_dense_one(build: Bui
             def dense_plan(tokens: int) -> Any:
                 from kinora.kernels.plan import BlockPlan, Tile
 
-                return BlockPlan.dense(tile=Tile(64, 64), queries=tokens, keys=tokens)
+                full = BlockPlan.dense(tile=Tile(64, 64), queries=tokens, keys=tokens)
+                return dataclasses.replace(full, bias=torch.zeros(full.indices.shape))
 
         with accelerate(model, Recipe(attention=All(), when="always")) as session:
             out = model()

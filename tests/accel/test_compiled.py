@@ -38,7 +38,10 @@ def test_one_compilation_serves_all_layers_and_steps(build: Build, family: str):
     )
 
     eager, compiled = build(family), build(family)
-    with accelerate(eager, SPARSE):
+    recipe = Recipe(
+        attention=Within(method=TopBlocks(keep=0.3, tile="64x64"), from_step=0.3), when="always"
+    )
+    with accelerate(eager, recipe):
         expected = eager()
     counter = CompileCounterWithBackend("aot_eager")
     torch.compiler.reset()
@@ -48,12 +51,9 @@ def test_one_compilation_serves_all_layers_and_steps(build: Build, family: str):
     else:
         for block in blocks:
             block.compile(fullgraph=True, backend=counter)
-    recipe = Recipe(
-        attention=Within(method=TopBlocks(keep=0.3, tile="64x64"), from_layer=0), when="always"
-    )
     with accelerate(compiled, recipe) as session:
         out = compiled()
     ran = session.receipt.attention
-    assert ran is not None and ran.kernels == {"cpu": ran.calls}
+    assert ran is not None and ran.kernels and ran.dense
     assert counter.frame_count == 1
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)

@@ -79,6 +79,8 @@ def test_settings_are_put_over_a_recipe():
         ("atention.keep=1", "no part 'atention' (did you mean attention?)"),
         ("wen=always", "no 'wen' (did you mean when?)"),
         ("when=sometimes", "when must be faster, always, not sometimes"),
+        ("attention.to_step=0.1", "from_step 0.2 must be below attention.to_step 0.1"),
+        ("attention.keep=" + "9" * 400, "a number above 0 to 1, not 999"),
         ("attention.keep", "sets nothing: write PART.OPTION=VALUE"),
         ("=3", "sets nothing"),
     ],
@@ -103,6 +105,10 @@ def test_a_setting_of_a_part_that_is_not_there_says_what_to_do():
         ("[attention]\nmethod = 'top-blocks'\nkeep = [1]", "not [1]"),
         ("[caches]\nx = 1", "a recipe has no 'caches'"),
         ("not toml", "is no TOML file"),
+        ("[attention]\nmethod = ['top-blocks']", "no attention method"),
+        ("[attention]\nmethod = 'top-blocks'\nkeep = " + "9" * 400, "not 999"),
+        ("a = " + "9" * 5000, "is no TOML file"),
+        ("a = " + "[" * 5000, "is no TOML file"),
         ("title = 3", "title must be text, not 3"),
     ],
 )
@@ -119,6 +125,13 @@ def test_a_recipe_that_is_not_there_is_told_with_the_nearest(tmp_path: Path):
         recipes.find("balancd")
     with pytest.raises(RecipeError, match="cannot be read: No such file"):
         recipes.find(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize("name", ["~nobody-here/x.toml", "x" * 5000, "a\0b.toml"])
+def test_a_path_that_is_none_is_told(name: str):
+    with pytest.raises(RecipeError) as caught:
+        recipes.find(name)
+    assert len(str(caught.value)) < 300
 
 
 def test_a_file_of_ones_own_is_read(tmp_path: Path):

@@ -119,8 +119,13 @@ def test_strict_ends_a_run_that_falls_back_and_leaves_nothing(ask: Ask, tmp_path
     assert "predicted to take" in output.receipt.attention.fallbacks[0]
     output.path.unlink()
     output.sidecar.unlink()
-    with pytest.raises(AccelerationError, match="strict: attention of layer 0 would run dense"):
-        finish(ask(settings=settings, strict=True))
+    loads = models.load
+    models.load = lambda *_: pytest.fail("loaded")  # it is known before
+    try:
+        with pytest.raises(AccelerationError, match="strict: attention would not run as asked"):
+            finish(ask(settings=settings, strict=True))
+    finally:
+        models.load = loads
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -151,8 +156,12 @@ def test_a_plan_loads_nothing_and_tells_refusals(
     ask: Ask, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded"))
-    (part,) = plan(ask(settings=("attention.keep=0.9",))).parts
-    assert part.verdict == "adjusted" and "all calls run dense" in part.why and part.speedup == 1
+    (part,) = plan(ask(settings=("attention.keep=0.9", "attention.tile=64x64"))).parts
+    assert part.verdict == "ok" and "0.9 of 8 tiles is all" not in part.why and part.speedup == 1
+    (part,) = plan(ask(settings=("attention.keep=0.8", "attention.tile=64x64"))).parts
+    assert part.verdict == "adjusted" and "all calls run dense because" in part.why
+    (part,) = plan(ask(settings=("attention.tile=64x64", "when=always"))).parts
+    assert part.verdict == "ok" and "it loses" in part.why
     assert plan(ask(recipe="dense")).parts == ()
     sdxl = ask(model=str(model_folders["sdxl"]), width=32, height=32, frames=1)
     (part,) = plan(sdxl).parts
