@@ -30,6 +30,7 @@ from .arguments import (
     size_of,
 )
 from .ending import EXIT_FAULT, ended, print_json
+from .ui.command import ui
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from ..pipelines.sidecar import Record
     from ..pipelines.worker import Event
 
-_COMMANDS = ("generate", "decode", "plan", "models", "recipes", "doctor")
+_COMMANDS = ("generate", "decode", "plan", "models", "recipes", "doctor", "ui")
 
 app = typer.Typer(
     name="kinora",
@@ -312,6 +313,9 @@ def doctor(as_json: Json = False) -> None:
         show_findings([(it.verdict, it.subject, it.text) for it in findings], _stdout())
     if not works(findings):
         raise typer.Exit(EXIT_FAULT)
+
+
+app.command()(ui)
 
 
 def _follow(start: Any, as_json: bool) -> None:

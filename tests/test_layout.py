@@ -24,7 +24,7 @@ LIBRARIES = {
         *("imageio", "av", "PIL", "psutil", "huggingface_hub"),
     },
     "eval": {"torch", "numpy", "cv2", "av"},
-    "app": {"typer", "rich", "gradio", "fastapi", "torch", "numpy"},
+    "app": {"typer", "rich", "gradio", "fastapi", "uvicorn", "torch", "numpy"},
 }
 
 

@@ -1,0 +1,25 @@
+"""`kinora ui`: the page of this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Folder = Annotated[
+    str | None,
+    typer.Option("--output", "-o", help="Folder to put videos into. [default: outputs]"),
+]
+Port = Annotated[
+    int | None,
+    typer.Option(min=0, max=65535, help="[default: 7860, or the next one that is free]"),
+]
+Browser = Annotated[bool, typer.Option("--open/--no-browser", help="Open a browser on it, or not.")]
+
+
+def ui(output: Folder = None, port: Port = None, browser: Browser = False) -> None:
+    """Serve a page to generate with, on this machine only."""
+    from ...pipelines.request import DEFAULT_OUTPUT
+    from .server import serve
+
+    serve(output or DEFAULT_OUTPUT, port, browser=browser)

@@ -1,0 +1,48 @@
+"""From the fields of the page to a `Request`, and from a model's card to the fields' defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...accel import recipe as recipes
+from ...pipelines.cards import Card
+from ...pipelines.request import Request
+from .controls import method_of, settings
+
+BY_CARD = ("width", "height", "frames", "steps", "guidance")
+"""Fields whose defaults are the model's own."""
+
+
+def request_of(
+    fields: Mapping[str, Any], options: Mapping[str, dict[str, Any]], output: str
+) -> Request:
+    """What the page asks for.
+
+    An empty field means the default. `options` holds the values of the controls by method, and
+    under "" those of a recipe as a whole; methods that the recipe does not use are left alone.
+
+    Raises `RecipeError` where there is no such recipe.
+    """
+    given = {name: value for name, value in fields.items() if value not in (None, "")}
+    recipe = recipes.find(given["recipe"])
+    chosen = {**options[""], **options.get(method_of(recipe) or "", {})}
+    return Request.model_validate(
+        {"prompt": "", **given, "output": output, "settings": settings(recipe, chosen)}
+    )
+
+
+def defaults(card: Card) -> dict[str, Any]:
+    """The fields of `BY_CARD` as the model has them."""
+    return {name: getattr(card, name) for name in BY_CARD}
+
+
+def steps(card: Card) -> dict[str, float]:
+    """By how much a press on a field's arrows changes it, so that it stays allowed."""
+    across, down = card.multiple_px
+    return {"width": across, "height": down, "frames": card.frame_stride, "guidance": 0.5}
+
+
+def about(card: Card) -> str:
+    """What the model is, in a line."""
+    return f"{card.title or card.pipeline} (licence: {card.licence})"

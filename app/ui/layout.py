@@ -1,0 +1,117 @@
+"""The components of the page and where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from ...accel import recipe as recipes
+from ...accel.methods import METHODS
+from ...accel.options import Option
+from ...pipelines import cards
+from ...pipelines.request import DEFAULT_MODEL, DENSE, EXAMPLE_PROMPT, Request
+from . import controls, form, view
+from .view import View
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The components that something is done with.
+
+    `options` are by method, and under "" those of a recipe as a whole; each by what `--set` calls
+    it. `groups` hold them, by the same names.
+    """
+
+    fields: dict[str, Component]
+    options: dict[str, dict[str, Component]]
+    groups: dict[str, gr.Column]
+    prediction: gr.HTML
+    generate: gr.Button
+    cancel: gr.Button
+    status: gr.HTML
+    result: gr.HTML
+
+    def inputs(self) -> list[Component]:
+        """Everything that a request is made from."""
+        return [*self.fields.values(), *self.all_options()]
+
+    def all_options(self) -> list[Component]:
+        """The controls of all methods."""
+        return [it for each in self.options.values() for it in each.values()]
+
+    def request(self, values: Mapping[Component, Any], output: str) -> Request:
+        """What the fields ask for. Raises `KinoraError`."""
+        fields = {name: values[it] for name, it in self.fields.items()}
+        options = {
+            method: {path: values[it] for path, it in each.items()}
+            for method, each in self.options.items()
+        }
+        return form.request_of(fields, options, output)
+
+
+def lay_out() -> Panel:
+    """Make the components, inside a `gr.Blocks`."""
+    gr.HTML("<h1>Kinora</h1>", elem_id="k-name")
+    with gr.Row(elem_id="k-desk"):
+        with gr.Column(elem_id="k-ask"):
+            prompt = gr.Textbox(
+                EXAMPLE_PROMPT, label="Prompt", lines=2, max_lines=8, elem_id="k-prompt"
+            )
+            with gr.Row():
+                generate = gr.Button("Generate", variant="primary", elem_id="k-generate", scale=2)
+                cancel = gr.Button("Cancel", interactive=False, elem_id="k-cancel", min_width=90)
+        with gr.Column(elem_id="k-fields"):
+            fields = _model_fields()
+            recipe, options, groups = _recipe_fields()
+        with gr.Column(elem_id="k-result"):
+            status = gr.HTML(view.status(View(), 0), elem_id="k-status")
+            result = gr.HTML(view.result(View()), elem_id="k-output")
+            prediction = gr.HTML(elem_id="k-prediction")
+    fields = {"prompt": prompt, **fields, "recipe": recipe}
+    return Panel(fields, options, groups, prediction, generate, cancel, status, result)
+
+
+def _model_fields() -> dict[str, Component]:
+    card = cards.find(DEFAULT_MODEL)
+    value, step = form.defaults(card), form.steps(card)
+
+    def number(name: str, label: str) -> gr.Number:
+        return gr.Number(
+            value.get(name, 0), label=label, precision=None if name == "guidance" else 0,
+            step=step.get(name, 1), min_width=90, elem_id=f"k-{name}",
+        )  # fmt: skip
+
+    model = gr.Dropdown(
+        cards.names(), value=card.name, allow_custom_value=True, elem_id="k-model",
+        label="Model, or the path of a diffusers folder", info=form.about(card),
+    )  # fmt: skip
+    fields: dict[str, Component] = {"model": model}
+    for row in _ROWS:
+        with gr.Row():
+            fields |= {name: number(name, label) for name, label in row.items()}
+    return fields
+
+
+_ROWS = (
+    {"width": "Width (px)", "height": "Height (px)", "frames": "Frames"},
+    {"steps": "Steps", "guidance": "Guidance", "seed": "Seed"},
+)
+
+
+def _recipe_fields() -> tuple[gr.Dropdown, dict[str, dict[str, Component]], dict[str, gr.Column]]:
+    first = recipes.find(DENSE)
+    recipe = gr.Dropdown(
+        recipes.names(), value=DENSE, label="Recipe", info=first.title, elem_id="k-recipe"
+    )
+    known: dict[str, dict[str, Option]] = {"": controls.recipe_options()}
+    known |= {name: controls.method_options(name) for name in METHODS}
+    options: dict[str, dict[str, Component]] = {}
+    groups: dict[str, gr.Column] = {}
+    for method, each in known.items():
+        with gr.Column(visible=False, elem_classes="k-options") as groups[method]:
+            options[method] = {path: controls.control(it, it.default) for path, it in each.items()}
+    return recipe, options, groups

@@ -1,0 +1,245 @@
+"""The page in headless Chromium: a run, a mistake, a cancel, a closed tab, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
+pytest.importorskip("selenium", reason="the browser is driven by selenium: pip install selenium")
+
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--disable-dev-shm-usage", "--window-size=1280,1400"),
+)
+PATIENCE_S = 30
+FOREVER = {"width": 128, "height": 128, "frames": 33, "steps": 1000}
+SMALL = {"width": 32, "height": 32, "frames": 5, "steps": 2}
+
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER),
+    reason="there is no Chromium to drive: apt-get install -y chromium chromium-driver",
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    """`kinora ui` at work."""
+
+    process: subprocess.Popen[str]
+    address: str
+    output: Path
+
+    def files(self) -> list[str]:
+        """What it has made, and what it may have left behind."""
+        return sorted(path.name for path in self.output.glob("*")) if self.output.exists() else []
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server, None, None]:
+    """The command, on a free port; ended by Ctrl-C."""
+    output = tmp_path_factory.mktemp("ui") / "made"
+    command = [sys.executable, "-m", "kinora.app", "ui", "--port", "0", "--output", str(output)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        first = process.stdout.readline()
+        try:
+            assert first.startswith("http://127.0.0.1:"), first or process.stderr.read()
+            yield Server(process, first.split()[0], output)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+            assert process.stderr.read().splitlines()[-1] == "stopped"
+        finally:
+            process.kill()
+
+
+class Page:
+    """One tab with the page in it."""
+
+    def __init__(self, driver: Any, server: Server) -> None:
+        self.driver = driver
+        driver.get(server.address)
+        # Its first prediction is there: the page is alive.
+        self.until(lambda: "tokens" in self.text("prediction"))
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait for something; what it looks at may be drawn anew meanwhile."""
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                if condition():
+                    return
+            except Exception:
+                if time.monotonic() > end:
+                    raise
+            shown = "the page shows: " + self.driver.find_element(By.TAG_NAME, "body").text
+            assert time.monotonic() < end, shown
+            time.sleep(0.05)
+
+    def find(self, selector: str) -> Any:
+        """The first element there."""
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def text(self, name: str) -> str:
+        """The text of a part."""
+        return self.find(f"#k-{name}").text
+
+    def phase(self) -> str:
+        """What the page says of the run."""
+        return self.find("#k-status [data-phase]").get_attribute("data-phase")
+
+    def fill(self, **fields: object) -> None:
+        """Type values into fields."""
+        for name, value in fields.items():
+            field = self.find(f"#k-{name} input, #k-{name} textarea")
+            field.click()
+            field.send_keys(Keys.CONTROL, "a")
+            field.send_keys(Keys.DELETE, str(value), Keys.TAB if name != "model" else Keys.ENTER)
+
+    def choose(self, name: str, value: str) -> None:
+        """Pick an entry of a list."""
+        field = self.find(f"#k-{name} input")
+        field.click()
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(value, Keys.ENTER)
+
+    def press(self, name: str) -> None:
+        """Press a button once it can be pressed."""
+        self.until(lambda: self.find(f"#k-{name}").is_enabled())
+        self.find(f"#k-{name}").click()
+
+    def generate(self, *phases: str) -> None:
+        """Press Generate, and wait for what comes of it."""
+        self.press("generate")
+        self.until(lambda: self.phase() in phases)
+
+    def hosts(self) -> set[str | None]:
+        """Whom the pages have asked for something since the last call."""
+        messages = [
+            json.loads(it["message"])["message"] for it in self.driver.get_log("performance")
+        ]
+        sent = [it["params"] for it in messages if it["method"] == "Network.requestWillBeSent"]
+        # Other documents are the browser's own; `data:` and `blob:` ask nobody.
+        sent = [it["request"]["url"] for it in sent if it["documentURL"].startswith("http")]
+        return {urlsplit(url).hostname for url in sent if not url.startswith(("data:", "blob:"))}
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Generator[Any, None, None]:
+    """Chromium with an empty profile."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture
+def page(server: Server, driver: Any, wan_folder: Path) -> Page:
+    """A fresh page, set to a small run of the tiny Wan pipeline."""
+    page = Page(driver, server)
+    page.fill(model=wan_folder)
+    page.until(lambda: page.find("#k-steps input").get_attribute("value") == "50")
+    page.fill(**SMALL)
+    return page
+
+
+def test_a_run_shows_video_receipt_times_and_files(page: Page, server: Server, driver: Any) -> None:
+    assert not page.find("#k-cancel").is_enabled()
+    page.fill(prompt="a blue square", seed=3)
+    page.choose("recipe", "balanced")
+    page.until(lambda: "attention" in page.text("prediction"))
+    assert page.find(".k-options input[type=range]").get_attribute("value") == "0.25"
+    page.generate("done")
+    video = "document.querySelector('#k-output video')"
+    script = f"return [{video}.videoWidth, {video}.videoHeight, {video}.error]"
+    page.until(lambda: driver.execute_script(script) == [32, 32, None])
+    told = page.text("output")
+    for word in ("asked: attention by top-blocks", "denoise", "total", "a-blue-square-s3.json"):
+        assert word in told
+    assert server.files() == ["a-blue-square-s3.json", "a-blue-square-s3.mp4"]
+    record = json.loads((server.output / "a-blue-square-s3.json").read_text())
+    assert record["request"]["recipe"]["attention"]["from_step"] == 0.2
+    page.choose("recipe", "dense")
+    page.until(lambda: not driver.find_elements(By.CSS_SELECTOR, ".k-options input"))
+    assert page.hosts() == {"127.0.0.1"}
+    assert not [it for it in driver.get_log("browser") if it["level"] == "SEVERE"]
+
+
+def test_a_mistake_is_one_line(page: Page, server: Server) -> None:
+    before = server.files()
+    page.fill(frames=6)
+    page.until(lambda: "cannot make 6 frames" in page.text("prediction"))
+    page.generate("failed")
+    assert page.text("status").endswith("the nearest is --frames 5")
+    assert "\n" not in page.text("status") and "Traceback" not in page.find("body").text
+    page.fill(frames=5, prompt="")
+    page.generate("failed")
+    page.until(lambda: "the prompt is empty" in page.text("status"))
+    page.fill(prompt="a", model="/no/folder")
+    page.generate("failed")
+    page.until(lambda: "there is no model folder at /no/folder" in page.text("status"))
+    assert server.files() == before
+
+
+def test_a_cancel_stops_leaves_nothing_and_the_next_run_works(page: Page, server: Server) -> None:
+    before = server.files()
+    page.fill(**FOREVER, prompt="a red circle")
+    page.generate("running")
+    page.until(lambda: "step 2 of 1000" in page.text("status"))
+    assert not page.find("#k-generate").is_enabled()
+    page.press("cancel")
+    page.until(lambda: page.phase() == "cancelled")
+    assert page.text("status") == "Cancelled: nothing of it is left."
+    assert server.files() == before
+    page.fill(**SMALL)
+    page.generate("done")
+    assert len(server.files()) == len(before) + 2
+
+
+def test_closing_the_page_ends_its_run_and_others_wait_their_turn(
+    page: Page, server: Server, driver: Any, wan_folder: Path
+) -> None:
+    before = server.files()
+    page.fill(**FOREVER)
+    page.generate("running")
+    first = driver.current_window_handle
+    driver.switch_to.new_window("tab")
+    other = Page(driver, server)
+    other.fill(model=wan_folder)
+    other.until(lambda: other.find("#k-steps input").get_attribute("value") == "50")
+    other.fill(**SMALL)
+    other.generate("waiting")
+    assert "waiting for its turn" in other.text("status")
+    second = driver.current_window_handle
+    driver.switch_to.window(first)
+    assert page.phase() == "running"
+    driver.close()
+    driver.switch_to.window(second)
+    other.until(lambda: other.phase() == "done")
+    assert len(server.files()) == len(before) + 2
