@@ -76,6 +76,69 @@ class Listener(Protocol):
 active: ContextVar[Listener | None] = ContextVar("active", default=None)
 
 
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    dropout_p: float,
+    is_causal: bool,
+    enable_gqa: bool,
+    heads_first: bool,
+) -> torch.Tensor:
+    """A call of either route: `[B, H, L, D]` where torch was called, else `[B, L, H, D]`."""
+    flags = Flags(dropout_p, is_causal, enable_gqa)
+    listener = active.get()
+    # Without a session it is a copy of a denoiser that was made inside of one: stock.
+    stock = None if listener is None or heads_first else listener.stock_backend()
+
+    def dense() -> torch.Tensor:
+        given: dict[str, Any] = {"attn_mask": mask, "scale": scale, **flags._asdict()}
+        if not heads_first:
+            return dispatch.dispatch_attention_fn(query, key, value, backend=stock, **given)
+        # Where a compiled denoiser runs, `TakeOver` is still on around this.
+        with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
+            return F.scaled_dot_product_attention(query, key, value, **given)
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        return x if heads_first else x.transpose(1, 2)
+
+    if listener is None:
+        return dense()
+    q, k, v = (turned(x) for x in (query, key, value))
+    return listener.attend(Call(q, k, v, mask, scale, flags, dense, turned))
+
+
+@torch.library.custom_op("kinora::attention", mutates_args=())
+def _attention_op(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    dropout_p: float,
+    is_causal: bool,
+    enable_gqa: bool,
+    heads_first: bool,
+) -> torch.Tensor:
+    flags = (dropout_p, is_causal, enable_gqa)
+    return _attention(query, key, value, mask, scale, *flags, heads_first).contiguous()
+
+
+@_attention_op.register_fake
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> torch.Tensor:
+    del key
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+def _routed(*args: Any) -> torch.Tensor:
+    """`_attention`, through the operator while `torch.compile` looks."""
+    if torch.compiler.is_compiling():
+        return torch.ops.kinora.attention(*args)
+    return _attention(*args)
+
+
 # --- dispatching models -----------------------------------------------------------------------
 
 
@@ -93,69 +156,8 @@ def _dispatched(
     """The backend: `[B, L, H, D]` in and out."""
     if _parallel_config is not None:
         raise AccelerationError("context parallelism and a recipe cannot be combined yet")
-    flags = Flags(dropout_p, is_causal, enable_gqa)
-    if torch.compiler.is_compiling():
-        return torch.ops.kinora.dispatched(query, key, value, attn_mask, scale, *flags)
-    return _dispatched_now(query, key, value, attn_mask, scale, *flags)
-
-
-def _dispatched_now(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float | None,
-    dropout_p: float,
-    is_causal: bool,
-    enable_gqa: bool,
-) -> torch.Tensor:
-    flags = Flags(dropout_p, is_causal, enable_gqa)
-    listener = active.get()
-    # Without a session: a copy of a denoiser that was made inside of one. It is stock.
-    stock = None if listener is None else listener.stock_backend()
-
-    def dense() -> torch.Tensor:
-        return dispatch.dispatch_attention_fn(
-            query, key, value, mask, scale=scale, backend=stock, **flags._asdict()
-        )
-
-    if listener is None:
-        return dense()
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    return listener.attend(
-        Call(q, k, v, mask, scale, flags, dense, lambda out: out.transpose(1, 2))
-    )
-
-
-@torch.library.custom_op("kinora::dispatched", mutates_args=())
-def _dispatched_op(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float | None,
-    dropout_p: float,
-    is_causal: bool,
-    enable_gqa: bool,
-) -> torch.Tensor:
-    return _dispatched_now(
-        query, key, value, mask, scale, dropout_p, is_causal, enable_gqa
-    ).contiguous()
-
-
-@_dispatched_op.register_fake
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float | None,
-    dropout_p: float,
-    is_causal: bool,
-    enable_gqa: bool,
-) -> torch.Tensor:
-    del key, mask, scale, dropout_p, is_causal, enable_gqa
-    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+    flags = (dropout_p, is_causal, enable_gqa)
+    return _routed(query, key, value, attn_mask, scale, *flags, False)
 
 
 def backend() -> Any:
@@ -197,57 +199,6 @@ def routed(processors: list[Any]) -> Generator[list[Any], None, None]:
 # --- models that call torch themselves --------------------------------------------------------
 
 
-def _attended_now(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float | None,
-    dropout_p: float,
-    is_causal: bool,
-    enable_gqa: bool,
-) -> torch.Tensor:
-    flags = Flags(dropout_p, is_causal, enable_gqa)
-
-    def dense() -> torch.Tensor:
-        # Where a compiled denoiser runs, `TakeOver` is still on around this.
-        with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
-            return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, **flags._asdict())
-
-    listener = active.get()
-    assert listener is not None  # it is what `TakeOver` was entered for
-    return listener.attend(Call(q, k, v, mask, scale, flags, dense, lambda out: out))
-
-
-@torch.library.custom_op("kinora::attended", mutates_args=())
-def _attended_op(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float | None,
-    dropout_p: float,
-    is_causal: bool,
-    enable_gqa: bool,
-) -> torch.Tensor:
-    return _attended_now(q, k, v, mask, scale, dropout_p, is_causal, enable_gqa).contiguous()
-
-
-@_attended_op.register_fake
-def _(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float | None,
-    dropout_p: float,
-    is_causal: bool,
-    enable_gqa: bool,
-) -> torch.Tensor:
-    del k, mask, scale, dropout_p, is_causal, enable_gqa
-    return q.new_empty((*q.shape[:-1], v.shape[-1]))
-
-
 class TakeOver(TorchFunctionMode):
     """Sends every `scaled_dot_product_attention` in its body to the active session."""
 
@@ -257,10 +208,10 @@ class TakeOver(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        return _attended(*args, **kwargs)
+        return _taken_over(*args, **kwargs)
 
 
-def _attended(
+def _taken_over(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -270,7 +221,6 @@ def _attended(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    flags = Flags(dropout_p, is_causal, enable_gqa)
-    if torch.compiler.is_compiling():
-        return torch.ops.kinora.attended(query, key, value, attn_mask, scale, *flags)
-    return _attended_now(query, key, value, attn_mask, scale, *flags)
+    """In place of torch's: `[B, H, L, D]` in and out."""
+    flags = (dropout_p, is_causal, enable_gqa)
+    return _routed(query, key, value, attn_mask, scale, *flags, True)

@@ -47,7 +47,7 @@ class TopBlocks(AttentionMethod):
         """See `AttentionMethod`."""
         tokens, (tile, tail) = site.tokens, self.tiling()
         columns = tiles_of(tokens, tile.key)
-        kept = self._kept(columns)
+        kept = kept_of(self.keep, columns)
         if kept == columns:
             return None
         order = token_order(self.order, site.grid, site.text, site.text_first).on(q.device)
@@ -70,28 +70,39 @@ class TopBlocks(AttentionMethod):
 
     def predict(self, site: Site) -> float:
         """See `AttentionMethod`."""
-        tile, tokens = self.tiling()[0], site.tokens
-        columns = tiles_of(tokens, tile.key)
-        heights, widths = (tile_lengths(tokens, size).double() for size in (tile.query, tile.key))
-        forced = self._forced(site).double()
-        # What scores choose beside the forced tiles is as long as those are on average: only a
-        # ragged last tile is shorter.
-        free = columns - forced.sum(-1)
-        chosen = (self._kept(columns) - forced.sum(-1)).clamp(min=0)
-        kept = forced @ widths + chosen * (tokens - forced @ widths) / free.clamp(min=1)
-        return float(heights @ kept) / tokens**2
+        return _density(
+            self.keep, self.tiling()[0], self.order, site.grid, site.text, site.text_first
+        )
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""
         columns = tiles_of(site.tokens, self.tiling()[0].key)
         return f"because {self.keep:g} of {columns} tiles is all"
 
-    def _kept(self, columns: int) -> int:
-        return math.ceil(round(self.keep * columns, 6))
-
     def _forced(self, site: Site) -> torch.Tensor:
         """What is kept whatever the scores say, `[Q, K]` bool."""
         return forced(self.tiling()[0], self.order, site.grid, site.text, site.text_first)
+
+
+def kept_of(keep: float, columns: int) -> int:
+    """How many of `columns` tiles `keep` means; at least one."""
+    return math.ceil(round(keep * columns, 6))
+
+
+@lru_cache(maxsize=64)
+def _density(
+    keep: float, tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool
+) -> float:
+    """What `predict` says; it is the same for every step and layer, and asked at each."""
+    always = forced(tile, order, grid, text, text_first).double()
+    tokens, columns = grid.tokens + text, always.shape[1]
+    heights, widths = (tile_lengths(tokens, size).double() for size in (tile.query, tile.key))
+    # What scores choose beside the forced tiles is as long as those are on average: only a
+    # ragged last tile is shorter.
+    free = columns - always.sum(-1)
+    chosen = (kept_of(keep, columns) - always.sum(-1)).clamp(min=0)
+    kept = always @ widths + chosen * (tokens - always @ widths) / free.clamp(min=1)
+    return float(heights @ kept) / tokens**2
 
 
 @lru_cache(maxsize=64)
