@@ -203,6 +203,11 @@ def main() -> None:
                 "seconds": round(time.perf_counter() - began, 1),
                 "shuffled captions": summary(other)[ALL_CORRECT].mean if other else None,
                 "scores": {name: asdict(value) for name, value in summary(own).items()},
+                "missed": {
+                    f"{i}: {prompts[i][0]}": it.seen
+                    for i, it in enumerate(own)
+                    if it[ALL_CORRECT] != 1
+                },
             }
             _print_row(group.name, report[group.name])
     if options.sheet and sheet:

@@ -27,10 +27,10 @@ class Clip:
 
 
 def sample_clips(rng: random.Random, clip: Clip, count: int) -> list[Scene]:
-    """`count` scenes that training may show; two objects twice as often as one."""
+    """`count` scenes that training may show; one object as often as two."""
     scenes: list[Scene] = []
     for _ in range(count):
-        things = rng.choice((1, 2, 2))
+        things = rng.choice((1, 2))
         description = sample_split(rng, "train", things=things, still_image=clip.is_image)
         scene = sample_scene(rng, description, frames=clip.frames, aspect=clip.width / clip.height)
         # One frame shows no motion, so its caption must not tell the one that was drawn for it.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +170,14 @@ def main(argv: list[str] | None = None) -> None:
     nn.Module.to(denoiser, device)
     speed_up(denoiser, device)
     lessons = SMALL_LESSONS if options.small else LESSONS
+    if options.init:
+        lessons = tuple(replace(it, early_share=it.late_share) for it in lessons)
     counts = SMALL_POOLS if options.small else POOLS
     optimizers = muon_and_adamw(denoiser, is_inner_matrix, options.learning_rate)
     average = Average(denoiser)
     stateful: dict[str, Any] = {"denoiser": denoiser, "average": average}
     stateful |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(optimizers)}
-    must_agree = settings(options, pools=counts, **{f"lesson {it}": it for it in lessons})
+    must_agree = settings(options, pools=counts, **{f"lesson {it}": repr(it) for it in lessons})
     log_steps = 5 if options.small else 50
     session = Session(options.out, options.minutes, stateful, must_agree, log_steps=log_steps)
     session.check()  # before minutes of drawing and compiling

@@ -35,7 +35,8 @@ class Lesson:
     frames: int
     size: int
     early_share: float
-    """Weight among the steps at the start; it moves linearly to `late_share` by half time."""
+    """Weight among the steps at the start; it moves linearly to `late_share` by half time. A
+    denoiser that was trained before has the late one throughout."""
     late_share: float
     time_shift: float
     """Times are logit-normal, then s -> shift s / (1 + (shift - 1) s): larger clips, more noise."""
@@ -52,18 +53,19 @@ IMAGE, LARGE_IMAGE = Clip(1, 128, 128), Clip(1, 256, 256)
 VIDEO, LARGE_VIDEO = Clip(33, 128, 128), Clip(33, 256, 256)
 WIDE, TALL = Clip(33, 96, 160), Clip(33, 160, 96)
 
-POOLS = {IMAGE: 20_000, LARGE_IMAGE: 4_000, VIDEO: 20_000, WIDE: 2_000, TALL: 2_000}
-POOLS[LARGE_VIDEO] = 3_000
+POOLS = {IMAGE: 12_000, LARGE_IMAGE: 4_000, VIDEO: 16_000, WIDE: 2_000, TALL: 2_000}
+POOLS[LARGE_VIDEO] = 4_000
 LESSONS = (
-    Lesson(IMAGE, 1, 768, 0.35, 0.03, 1.5),
-    Lesson(LARGE_IMAGE, 1, 192, 0.05, 0.04, 2.0),
-    Lesson(VIDEO, 9, 256, 0.25, 0.04, 2.5),
-    Lesson(VIDEO, 17, 160, 0.15, 0.06, 3.0),
-    Lesson(VIDEO, 33, 96, 0.20, 0.45, 3.0),
-    Lesson(WIDE, 33, 96, 0.0, 0.04, 3.0),
-    Lesson(TALL, 33, 96, 0.0, 0.04, 3.0),
-    Lesson(LARGE_VIDEO, 9, 64, 0.0, 0.02, 3.0),
-    Lesson(LARGE_VIDEO, 33, 20, 0.05, 0.28, 4.0),
+    Lesson(IMAGE, 1, 768, 0.35, 0.02, 1.5),
+    Lesson(LARGE_IMAGE, 1, 192, 0.05, 0.05, 2.0),
+    Lesson(VIDEO, 9, 256, 0.25, 0.03, 2.5),
+    Lesson(VIDEO, 17, 160, 0.15, 0.04, 3.0),
+    Lesson(VIDEO, 33, 96, 0.20, 0.36, 3.0),
+    Lesson(WIDE, 33, 96, 0.0, 0.03, 3.0),
+    Lesson(TALL, 33, 96, 0.0, 0.03, 3.0),
+    Lesson(LARGE_VIDEO, 9, 64, 0.0, 0.10, 3.0),
+    Lesson(LARGE_VIDEO, 17, 32, 0.0, 0.08, 3.5),
+    Lesson(LARGE_VIDEO, 33, 20, 0.05, 0.26, 4.0),
 )
 SMALL_POOLS = {Clip(1, 32, 32): 16, Clip(9, 32, 48): 16}
 SMALL_LESSONS = (
