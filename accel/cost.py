@@ -6,11 +6,12 @@ at `rho` of its dense time, a call takes (1 - a) + a rho of its dense time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ..kernels.attention import choose, efficiency
+from ..kernels.attention import choose, efficiency, workspace
 from ..kernels.plan import Tail, Tile
 from ..kernels.problem import Problem
 from .grid import TokenGrid
@@ -57,6 +58,7 @@ class Prediction:
         density: executed, over all layers and steps; dense calls count as 1.
         speedup: of the denoising; the text encoder and decoding are not in it.
         dense: why calls that the method wanted sparse will run dense, if some will.
+        workspace: bytes that the kernel needs beside its inputs and output; 0 where all is dense.
     """
 
     share: float
@@ -64,6 +66,7 @@ class Prediction:
     speedup: float
     kernel: str
     dense: str | None
+    workspace: int
 
 
 def predict(
@@ -75,10 +78,15 @@ def predict(
     dtype: torch.dtype,
     steps: int,
     always: bool,
+    batch: int = 2,
 ) -> Prediction:
-    """What `method` is expected to gain on a denoiser of `shape` in `steps` steps."""
+    """What `method` is expected to gain on a denoiser of `shape` in `steps` steps.
+
+    `batch` of a call: with guidance, two in all pipelines that do not call twice.
+    """
     tokens = grid.tokens + shape.text
-    problem = problem_of(method.tiling(), device, dtype, shape.head_dim, tokens)
+    size = (batch, shape.heads, tokens, shape.head_dim)
+    problem = problem_of(method.tiling(), device, dtype, size)
     kernel = choose(problem)
     densities: list[float] = []
     ratios: list[float] = []
@@ -107,6 +115,7 @@ def predict(
         speedup=1 / ((1 - share) + share * rho),
         kernel=kernel,
         dense=dense,
+        workspace=workspace(problem, kernel) if min(densities) < 1 else 0,
     )
 
 
@@ -114,16 +123,17 @@ def problem_of(
     tiling: tuple[Tile, Tail],
     device: str,
     dtype: torch.dtype,
-    head_dim: int,
-    tokens: int,
+    size: Sequence[int],
     *,
     requires_grad: bool = False,
 ) -> Problem:
-    """Self-attention over `tokens` by plans of `tiling`."""
-    tile, tail = tiling
+    """Self-attention over tensors of `size` `[B, H, L, D]` by plans of `tiling`."""
+    (batch, heads, tokens, head_dim), (tile, tail) = size, tiling
     return Problem(
         device=torch.device(device).type,
         dtype=dtype,
+        batch=batch,
+        heads=heads,
         head_dim=head_dim,
         queries=tokens,
         keys=tokens,

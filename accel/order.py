@@ -143,7 +143,8 @@ def _walk(a: int, b: int, c: int) -> torch.Tensor:
     two even halves of a, down to 2 × 2 × 2 (a U-turn of five) and 2 × 2 × 1 (one of three).
     """
     if b == c == 1:
-        return torch.stack([torch.arange(a), torch.zeros(a).long(), torch.zeros(a).long()])
+        along, beside = torch.arange(a), torch.zeros(a, dtype=torch.int64)
+        return torch.stack([along, beside, beside])
     mirrored = [[((0, 2, 1)[t], (x, z, y)) for t, (x, y, z) in way] for way in _ways(a, c, b)]
     ways = [
         way

@@ -31,7 +31,10 @@ class AttentionReceipt(_Part):
 
 
 class Receipt(_Part):
-    """Requested against ran, for one run of one pipeline."""
+    """Requested against ran, for one run of one pipeline.
+
+    `words` leaves the times out: those who print a receipt draw them as a table beside it.
+    """
 
     recipe: dict[str, Any]
     strict: bool
@@ -42,6 +45,8 @@ class Receipt(_Part):
     attention: AttentionReceipt | None
     peak_memory_bytes: int | None = None
     """The most that the process has held so far, on the accelerator if there is one."""
+    stages_s: dict[str, float] = {}
+    """Seconds by stage; empty where only a session, which sees no stages, has written it."""
 
     def words(self) -> list[str]:
         """The same in plain sentences."""

@@ -23,11 +23,9 @@ from .errors import RecipeError, hint
 from .method import AttentionMethod, Reuse, Within, Wrapper
 from .methods import METHODS
 from .options import Option, Options, option, options_of
+from .presets import DENSE, FOLDER, names
 from .steps import StepPolicy
 
-DENSE = "dense"
-"""The recipe that accelerates nothing."""
-PRESETS = Path(__file__).parent / "recipes"
 WRAPPERS: tuple[type[Wrapper], ...] = (Reuse, Within)
 """From the inside to the outside."""
 
@@ -50,7 +48,12 @@ class Recipe(Options):
         return self.attention is None and self.steps is None
 
     def table(self) -> dict[str, Any]:
-        """As a TOML file says it; `from_table` reads it again."""
+        """As a TOML file says it; `from_table` reads it again.
+
+        Raises:
+            RecipeError: the attention is wrapped in a way that no file could say.
+        """
+        _check_order(self.attention)
         own = {"title": self.title, "when": self.when}
         found: dict[str, Any] = {key: own[key] for key in own if own[key] != _default(Recipe, key)}
         if self.attention is not None:
@@ -109,7 +112,7 @@ def find(name: str) -> Recipe:
     """
     presets = names()
     if name in presets:
-        text = (PRESETS / f"{name}.toml").read_text(encoding="utf-8")
+        text = (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
         return from_table(tomllib.loads(text), name)
     path, shown = Path(name), name if len(name) <= 80 else f"{name[:80]}…"
     try:
@@ -133,11 +136,6 @@ def find(name: str) -> Recipe:
         raise RecipeError(f"the recipe {shown} cannot be read: {error.strerror}{near}") from error
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{shown} is no TOML file: {error}") from error
-
-
-def names() -> list[str]:
-    """The presets, by name."""
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
 def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
@@ -216,6 +214,20 @@ def _method(table: Any) -> AttentionMethod | None:
         if any(value != _default(wrapper, key) for key, value in of(wrapper).items()):
             method = wrapper(method=method, **of(wrapper))
     return method
+
+
+def _check_order(method: AttentionMethod | None) -> None:
+    """Raise `RecipeError` where wrappers stand in another order than files can say."""
+    found: list[str] = []
+    while isinstance(method, Wrapper):
+        found.append(method.name)
+        method = method.method
+    known = [wrapper.name for wrapper in reversed(WRAPPERS)]
+    if found != [name for name in known if name in found]:
+        raise RecipeError(
+            f"attention is wrapped in {', then '.join(found)}, from the outside; a recipe can "
+            f"have each of {', then '.join(known)} once, in that order"
+        )
 
 
 def _flat(method: AttentionMethod) -> dict[str, Any]:

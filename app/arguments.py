@@ -44,6 +44,14 @@ Settings = Annotated[
         help="Change the recipe; may be given several times. [default: nothing]",
     ),
 ]
+Strict = Annotated[
+    bool | None,
+    typer.Option(
+        "--strict/--no-strict",
+        help="Refuse whatever would not run as the recipe asks, or let it fall back. "
+        "[default: fall back]",
+    ),
+]
 Size = Annotated[
     str | None,
     typer.Option(metavar="WxH", help="Width and height in pixels. [default: the model's]"),

@@ -26,6 +26,7 @@ from .arguments import (
     Settings,
     Size,
     Steps,
+    Strict,
     format_of,
     size_of,
 )
@@ -90,9 +91,7 @@ def generate(
     model: Model = None,
     recipe: RecipeName = None,
     settings: Settings = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse whatever would not run as the recipe asks.")
-    ] = False,
+    strict: Strict = None,
     size: Size = None,
     frames: Frames = None,
     steps: Steps = None,
@@ -148,7 +147,7 @@ def generate(
         "dtype": dtype,
         "recipe": recipe,
         "settings": tuple(settings) if settings else None,
-        "strict": strict or None,
+        "strict": strict,
         "keep_latents": keep_latents or None,
         "force": force or None,
     }

@@ -49,7 +49,7 @@ def _command(name: str, command: Any) -> Iterator[str]:
         yield "| option | what |"
         yield "|---|---|"
     for param in rows:
-        spelling = ", ".join(f"`{it}`" for it in param.opts)
+        spelling = ", ".join(f"`{it}`" for it in (*param.opts, *param.secondary_opts))
         if param.param_type_name == "argument":
             spelling = f"`{param.name.upper()}`"
         yield f"| {spelling} | {_cell(param.help)} |"

@@ -82,15 +82,17 @@ def merge(
         first, second: output `[B, H, L, D]` and log-sum-exp `[B, H, L]` each.
     """
     (a, lse_a), (b, lse_b) = first, second
+    # No key on either side. The infinities are taken out before anything is computed, since their
+    # difference would make gradients NaN, and put back at the end.
+    empty = (lse_a == -torch.inf) & (lse_b == -torch.inf)
+    lse_a, lse_b = lse_a.masked_fill(empty, 0), lse_b.masked_fill(empty, 0)
     lse = torch.logaddexp(lse_a, lse_b)
-    # Both minus infinity: no key on either side, and the outputs are 0.
-    safe = lse.masked_fill(lse == -torch.inf, 0)
     out = sum(
-        part * (part_lse - safe).exp()[..., None].to(part.dtype)
+        part * (part_lse - lse).exp().masked_fill(empty, 0)[..., None].to(part.dtype)
         for part, part_lse in ((a, lse_a), (b, lse_b))
     )
     assert isinstance(out, torch.Tensor)
-    return out, lse
+    return out, lse.masked_fill(empty, -torch.inf)
 
 
 def _fit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan) -> None:
@@ -115,3 +117,10 @@ def _fit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan) -> 
 def efficiency(problem: Problem, backend: str) -> float:
     """density x dense time / time of `backend`, measured where its module says; 1 is perfect."""
     return BACKENDS[backend].efficiency(problem)
+
+
+def workspace(problem: Problem, backend: str) -> int:
+    """Bytes that `backend` is predicted to need beside inputs and output, at the most."""
+    # Queries, keys, values and output once more, in the order of the plan.
+    ordered = problem.tensor_bytes(2 * problem.queries + 2 * problem.keys)
+    return ordered + BACKENDS[backend].workspace(problem)

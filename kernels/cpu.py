@@ -53,17 +53,16 @@ def attend(
     head = torch.arange(batch * heads).repeat_interleave(rows)
     extras = _Extras.of(k, v, plan)
     out = torch.zeros(total, plan.tile.query, dim, dtype=q.dtype)
-    lse = torch.full((total, plan.tile.query), -torch.inf)
+    lse = torch.full((total, plan.tile.query), -torch.inf, dtype=torch.float32)
     bytes_per_tile = 2 * size * dim * q.element_size()
-    order = counts.argsort(stable=True)
+    order = counts.argsort(stable=True, descending=True)
     if plan.tail == "none":
         order = order[counts[order] > 0]
     while len(order):
-        # Counts rise along the order: the last row of a chunk is its widest.
-        width = max(1, int(counts[order[0]]))
-        chosen = order[: max(1, GATHERED_BYTES // (bytes_per_tile * width))]
+        # Counts fall along the order: the first row of a chunk is its widest.
+        width = int(counts[order[0]])
+        chosen = order[: max(1, GATHERED_BYTES // (bytes_per_tile * max(1, width)))]
         order = order[len(chosen) :]
-        width = int(counts[chosen[-1]])
         kept = torch.arange(width) < counts[chosen, None]
         places = torch.where(kept, indices[chosen, :width], 0)
         flat = (places + head[chosen, None] * columns).flatten()
@@ -81,6 +80,7 @@ def attend(
             scale=scale,
         )
         out[chosen], lse[chosen] = part[:, 0], part_lse[:, 0]
+        del keys, values, mask  # before the next chunk gathers as much
     return (
         out.view(batch, heads, -1, dim)[:, :, : plan.queries],
         lse.view(batch, heads, -1)[:, :, : plan.queries],
@@ -124,12 +124,12 @@ class _Extras:
         if kept.all() and not ragged and self.bias is None and self.pooled is None:
             return None
         tokens = torch.arange(self.size) < self.lengths[places][..., None]
-        mask = torch.zeros(*places.shape, self.size)
+        mask = torch.zeros(*places.shape, self.size, dtype=torch.float32)
         if self.bias is not None:
             mask += self.bias[chosen, : places.shape[1], None]
         mask = mask.masked_fill(~(tokens & kept[..., None]), -torch.inf).flatten(1)
         if self.pooled is not None:
-            tail = self.lengths.log().float().expand(len(chosen), -1).clone()
+            tail = self.lengths.to(torch.float32).log().expand(len(chosen), -1).clone()
             # A place that does not count points behind the last tile.
             beyond = F.pad(tail, (0, 1))
             beyond.scatter_(1, torch.where(kept, places, tail.shape[1]), -torch.inf)
@@ -146,3 +146,14 @@ def efficiency(problem: Problem) -> float:
     value = next(value for tokens, value in _EFFICIENCIES if problem.keys >= tokens)
     small = 0.8 if problem.tile.query * problem.tile.key < 128 * 128 else 1.0
     return value * small * (0.8 if problem.tail == "complement" else 1.0)
+
+
+def workspace(problem: Problem) -> int:
+    """Whole tiles of queries, keys and values, and what one chunk gathers.
+
+    A tail is put behind the gathered keys and values in a copy of them, and masks them.
+    """
+    tiles = problem.tensor_bytes(problem.queries + 2 * problem.keys)
+    one_row = 2 * problem.keys * problem.head_dim * problem.dtype.itemsize
+    gathered = max(GATHERED_BYTES, one_row)
+    return tiles + gathered * (2 if problem.tail == "complement" else 1)

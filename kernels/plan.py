@@ -128,14 +128,16 @@ class BlockPlan:
         return self.bias.new_zeros(shape).scatter_(-1, places, self.bias)[..., :-1]
 
     def density(self) -> torch.Tensor:
-        """Share of the pairs of valid tokens that are attended to, `[B or 1, H or 1]` float64.
+        """Share of the pairs of valid tokens that are attended to, `[B or 1, H or 1]` float32.
 
         Pooled tokens of the tail do not count.
         """
         device = self.indices.device
-        height = tile_lengths(self.queries, self.tile.query, device).double()
-        width = tile_lengths(self.keys, self.tile.key, device).double()
-        return (self.mask().double() @ width) @ height / (self.queries * self.keys)
+        height = tile_lengths(self.queries, self.tile.query, device)
+        width = tile_lengths(self.keys, self.tile.key, device)
+        # Counted in whole numbers: exact, and MPS has no float64.
+        pairs = ((self.mask() * width).sum(-1) * height).sum(-1)
+        return pairs.to(torch.float32) / (self.queries * self.keys)
 
     def to(self, device: torch.device | str) -> BlockPlan:
         """The same plan elsewhere."""

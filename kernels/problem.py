@@ -13,11 +13,14 @@ from .plan import BlockPlan, Tail, Tile
 class Problem:
     """An attention call without its numbers.
 
-    `requires_grad`: any of queries, keys and values does. `biased`: the plan weights its tiles.
+    `batch` and `heads` are those of the tensors. `requires_grad`: any of queries, keys and values
+    does. `biased`: the plan weights its tiles.
     """
 
     device: str
     dtype: torch.dtype
+    batch: int
+    heads: int
     head_dim: int
     queries: int
     keys: int
@@ -33,6 +36,8 @@ class Problem:
         return cls(
             device=q.device.type,
             dtype=q.dtype,
+            batch=q.shape[0],
+            heads=q.shape[1],
             head_dim=q.shape[-1],
             queries=plan.queries,
             keys=plan.keys,
@@ -41,3 +46,7 @@ class Problem:
             biased=plan.bias is not None,
             requires_grad=wants,
         )
+
+    def tensor_bytes(self, tokens: int) -> int:
+        """Bytes of `[B, H, tokens, D]`."""
+        return self.batch * self.heads * tokens * self.head_dim * self.dtype.itemsize

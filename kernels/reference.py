@@ -1,18 +1,23 @@
 """Block attention as its definition reads: every logit is written down. For tests and small inputs.
 
-Any device and floating dtype; gradients by autograd, through output and log-sum-exp alike.
+Any device and floating dtype; gradients by autograd, through output and log-sum-exp alike. Queries
+are taken in chunks that share nothing, so that memory is bounded and results stay the same.
 """
 
 from __future__ import annotations
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from .plan import BlockPlan, tile_lengths
+from .plan import BlockPlan, tile_lengths, tiles_of
 from .problem import Problem
+
+LOGITS_BYTES = 2**26
+"""Logits of one chunk; with masks and weights about four times as much is alive at a time."""
 
 
 def refuses(problem: Problem) -> str | None:
-    """Why it cannot take `problem`: never, but it needs memory for all `L²` logits."""
+    """Why it cannot take `problem`: never."""
     del problem
     return None
 
@@ -21,21 +26,46 @@ def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `block_attention`; q, k, v are already in the order of the plan."""
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    dtype = _precision(q.dtype)
     queries, keys, values = q.to(dtype), k.to(dtype), v.to(dtype)
-    logits = _by_token(plan, queries @ keys.mT * scale)
+    mask, bias = plan.mask(), plan.tile_bias()
+    pooled = None
     if plan.tail == "complement":
-        pooled_keys, pooled_values = pool(keys, plan.tile.key), pool(values, plan.tile.key)
-        weights = tile_lengths(plan.keys, plan.tile.key, q.device).to(dtype).log()
-        kept = plan.mask().repeat_interleave(plan.tile.query, dim=2)[:, :, : plan.queries]
-        pooled = queries @ pooled_keys.mT * scale + weights
-        logits = torch.cat([logits, pooled.masked_fill(kept, -torch.inf)], dim=-1)
-        values = torch.cat([values, pooled_values], dim=-2)
-    lse = logits.logsumexp(dim=-1)
-    # A row without a single key has no weights: its output is 0, its log-sum-exp minus infinity.
-    empty = lse == -torch.inf
-    weights = (logits - lse.masked_fill(empty, 0)[..., None]).exp()
-    return (weights @ values).to(q.dtype), lse
+        pooled = pool(keys, plan.tile.key), pool(values, plan.tile.key)
+
+    def chunk(queries: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+        row = torch.arange(start, start + queries.shape[2], device=q.device) // plan.tile.query
+        kept, all_values = mask[:, :, row], values
+        logits = queries @ keys.mT * scale
+        if bias is not None:
+            logits = logits + _by_token(bias[:, :, row], plan)
+        logits = logits.masked_fill(~_by_token(kept, plan), -torch.inf)
+        if pooled is not None:
+            weights = tile_lengths(plan.keys, plan.tile.key, q.device).to(dtype).log()
+            tail = queries @ pooled[0].mT * scale + weights
+            logits = torch.cat([logits, tail.masked_fill(kept, -torch.inf)], dim=-1)
+            all_values = torch.cat([values, pooled[1]], dim=-2)
+        lse = logits.logsumexp(dim=-1)
+        # A row without a key has no weights: its output is 0, its log-sum-exp minus infinity.
+        empty = lse == -torch.inf
+        weights = (logits - lse.masked_fill(empty, 0)[..., None]).exp()
+        return (weights @ all_values).to(q.dtype), lse
+
+    problem = Problem.of(q, k, v, plan)
+    size = max(1, LOGITS_BYTES // _logits_bytes(problem))
+    if size >= plan.queries:
+        return chunk(queries, 0)
+    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for start in range(0, plan.queries, size):
+        given = queries[:, :, start : start + size], start
+        # A backward pass would keep the logits of all chunks: they are made again instead.
+        parts.append(
+            checkpoint(chunk, *given, use_reentrant=False, preserve_rng_state=False)
+            if problem.requires_grad
+            else chunk(*given)
+        )
+    out, lse = zip(*parts, strict=True)
+    return torch.cat(out, dim=2), torch.cat(lse, dim=2)
 
 
 def pool(x: torch.Tensor, size: int) -> torch.Tensor:
@@ -46,20 +76,33 @@ def pool(x: torch.Tensor, size: int) -> torch.Tensor:
     return padded.unflatten(-2, (-1, size)).sum(-2) / lengths[:, None].to(x.dtype)
 
 
-def _by_token(plan: BlockPlan, logits: torch.Tensor) -> torch.Tensor:
-    """Logits `[B, H, queries, keys]` with the bias of kept tiles, minus infinity elsewhere."""
+def _by_token(tiles: torch.Tensor, plan: BlockPlan) -> torch.Tensor:
+    """`[…, K]` to `[…, keys]`: what is said of a tile, of each of its tokens."""
+    return tiles.repeat_interleave(plan.tile.key, dim=-1)[..., : plan.keys]
 
-    def spread(tiles: torch.Tensor) -> torch.Tensor:
-        rows = tiles.repeat_interleave(plan.tile.query, dim=2)[:, :, : plan.queries]
-        return rows.repeat_interleave(plan.tile.key, dim=3)[..., : plan.keys]
 
-    bias = plan.tile_bias()
-    if bias is not None:
-        logits = logits + spread(bias)
-    return logits.masked_fill(~spread(plan.mask()), -torch.inf)
+def _precision(dtype: torch.dtype) -> torch.dtype:
+    """What it computes in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _logits_bytes(problem: Problem) -> int:
+    """Of one query, in all heads."""
+    pooled = tiles_of(problem.keys, problem.tile.key) if problem.tail == "complement" else 0
+    size = _precision(problem.dtype).itemsize
+    return problem.batch * problem.heads * (problem.keys + pooled) * size
 
 
 def efficiency(problem: Problem) -> float:
     """It computes every logit several times over: never worth its time."""
     del problem
     return 0.05
+
+
+def workspace(problem: Problem) -> int:
+    """Queries, keys and values in the precision it computes in, and the logits of a chunk."""
+    one = _logits_bytes(problem)
+    logits = min(one * problem.queries, max(one, LOGITS_BYTES))
+    precision = _precision(problem.dtype)
+    copied = 0 if precision == problem.dtype else precision.itemsize // problem.dtype.itemsize
+    return 4 * logits + copied * problem.tensor_bytes(problem.queries + 2 * problem.keys)

@@ -102,7 +102,7 @@ def _flex_attention() -> str:
     from torch.nn.attention.flex_attention import flex_attention
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    q = torch.ones(1, 1, 16, 16, device=device)
+    q = torch.ones(1, 1, 16, 16, device=device, dtype=torch.float32)
     import warnings
 
     with warnings.catch_warnings():  # uncompiled use is meant here: only "does it run" is asked

@@ -35,6 +35,10 @@ class Card(BaseModel):
     `trained_px` (of a side) and `trained_frames` are the least and the most that training showed;
     None where that is not known. `estimates` names the fields that were not read off the repository
     itself.
+
+    `configs` and `others_b` are for predictions where the weights are absent: of the denoiser's and
+    the autoencoder's own config.json what those need, with the class as `_class_name`, and 10^9
+    weights of the parts beside the denoiser.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +56,8 @@ class Card(BaseModel):
     memory_gb: float | None = None
     estimates: tuple[str, ...] = ()
     note: str = ""
+    configs: dict[str, dict[str, Any]] = {}
+    others_b: dict[str, float] = {}
 
     width: int
     height: int

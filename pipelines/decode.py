@@ -57,7 +57,7 @@ def _decode(path: Path, wanted: dict[str, Any], channel: Channel) -> Run:
         request = request.model_copy(update={"device": place.device})
         predicted = memory.estimate(
             weights.folder,
-            weights.files,
+            weights.numel,
             None,
             pixels=(request.frames, request.height, request.width),
             dtype=place.dtype,

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,11 +36,13 @@ class ModelFolder:
     """A folder with a readable `model_index.json`.
 
     `parts` maps a component's name to its class name; components that are null are left out.
+    `configs` stand for the files of a folder that is not there.
     """
 
     path: Path
     pipeline: str
     parts: dict[str, str]
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
 
     @classmethod
     def open(cls, path: Path) -> ModelFolder:
@@ -72,9 +74,28 @@ class ModelFolder:
 
     def config(self, part: str) -> dict[str, Any]:
         """The config of a component; empty where it has none."""
+        if part in self.configs:
+            return self.configs[part]
         file = self.path / part / "config.json"
         with reading(file):
             return read_object(file) if part in self.parts and file.is_file() else {}
+
+    @property
+    def weighty(self) -> list[str]:
+        """The components that have weights."""
+        return [part for part in self.parts if not part.startswith(_WEIGHTLESS)]
+
+    def bare(self) -> bool:
+        """Whether every component has its config and none of them has any file of weights."""
+        with reading(self.path):
+            return all(
+                (self.path / part / "config.json").is_file()
+                and not any(
+                    file.suffix in (".safetensors", *_PICKLES)
+                    for file in (self.path / part).iterdir()
+                )
+                for part in self.weighty
+            )
 
     def check(self) -> tuple[list[WeightFile], str | None]:
         """Verify that every component is there and whole.
@@ -89,7 +110,7 @@ class ModelFolder:
         for part in self.parts:
             if not (self.path / part).is_dir():
                 raise ModelError(f"{self.path} is incomplete: the folder {part}/ is missing")
-        weighty = [part for part in self.parts if not part.startswith(_WEIGHTLESS)]
+        weighty = self.weighty
         for part in weighty:
             if not (self.path / part / "config.json").is_file():
                 raise ModelError(f"{self.path} is incomplete: {part}/config.json is missing")

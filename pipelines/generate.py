@@ -72,16 +72,17 @@ def _generate(
     channel.emit(Progress("load", 0, 0, clock.elapsed_s, None, 1, resolved.num_videos))
     _warn(weights, resolved, channel)
     outputs: list[Output] = []
-    recipe = planning.recipe(resolved, weights)
+    recipe, workspace = planning.recipe(resolved, weights)
     with shelf.reserved(channel.check):
         predicted = memory.estimate(
             weights.folder,
-            weights.files,
+            weights.numel,
             card.grid(resolved.width, resolved.height, resolved.frames),
             pixels=(resolved.frames, resolved.height, resolved.width),
             dtype=place.dtype,
             vae_dtype=place.vae_dtype,
             resident=shelf.holds(weights, place),
+            workspace=workspace,
         )
         remedy = "a smaller --size or --frames"
         room.check_memory(predicted, resolved, remedy, channel.notice)
@@ -283,9 +284,8 @@ class _Job:
             machine=self._machine(),
             created=sidecar.now(),
             latents_sha256=latents_sha256,
-            stages_s=self.clock.peek(),
             receipt=self._receipt(),
-        )
+        ).timed(self.clock.peek())
 
     def _receipt(self) -> Receipt | None:
         """What ran so far, with the peak of memory."""

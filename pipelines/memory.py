@@ -1,6 +1,7 @@
 """Predicts the peak memory of a run before anything is loaded, and what is free.
 
-peak = weights + the larger of (one denoiser call, the decode) + a fixed share for the libraries.
+peak = weights + the larger of (one denoiser call with what its attention needs besides, the decode)
++ a fixed share for the libraries.
 An estimate, meant to be right within a factor of about 1.5: it exists to stop what cannot fit.
 The constants were set against the peak resident memory of a 10-layer Wan on a CPU (33 frames of
 128² and 256², 9 of 512²: 0.93, 1.45 and 2.17 GB measured). On GPUs they are not measured yet.
@@ -10,13 +11,14 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from ..accel.grid import TokenGrid
 from .errors import ModelError
-from .folder import ModelFolder, WeightFile
+from .folder import ModelFolder
 
 # Live tensors of token width during one transformer block: residual, normed copy, q, k, v, the
 # attention output and the feed-forward's four-fold middle, with the copies between them.
@@ -37,23 +39,25 @@ _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Predicted bytes by what they are for."""
+    """Predicted bytes by what they are for; `workspace` is that of sparse attention."""
 
     weights: int
     denoise: int
     decode: int
     libraries: int = _LIBRARIES_BYTES
+    workspace: int = 0
 
     @property
     def peak(self) -> int:
         """Bytes at the highest point of the run."""
-        return self.weights + max(self.denoise, self.decode) + self.libraries
+        return self.weights + max(self.denoise + self.workspace, self.decode) + self.libraries
 
     def explain(self) -> str:
         """The parts in words, for an error or a report."""
         parts = {
             "weights": self.weights,
             "for a denoising step": self.denoise,
+            "for sparse attention": self.workspace,
             "for decoding": self.decode,
             "for the libraries": self.libraries,
         }
@@ -69,32 +73,37 @@ def amount(count: int) -> str:
 
 def estimate(
     folder: ModelFolder,
-    files: list[WeightFile],
+    numel: Mapping[str, int],
     grid: TokenGrid | None,
     *,
     pixels: tuple[int, int, int],
     dtype: str,
     vae_dtype: str,
     resident: bool,
+    workspace: int = 0,
 ) -> Estimate:
     """Predict the peak of one video of `pixels` = (frames, height, width).
 
-    Without a `grid` latents are decoded only, by the autoencoder alone. `resident` says that the
-    weights are loaded already and count as used, not as needed.
+    `numel` are numbers of weights by part, `workspace` the bytes of sparse attention. Without a
+    `grid` latents are decoded only, by the autoencoder alone. `resident` says that the weights are
+    loaded already and count as used, not as needed.
     """
     if grid is None:
-        files = [file for file in files if file.part == "vae"]
+        numel = {part: count for part, count in numel.items() if part == "vae"}
     try:
         denoise = 0 if grid is None else _denoise(folder, grid, dtype)
         decode = _decode(folder, pixels, vae_dtype)
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder.path} has a config of the wrong form: {reason}") from error
-    weights = sum(file.numel * _BYTES[vae_dtype if file.part == "vae" else dtype] for file in files)
+    weights = sum(
+        count * _BYTES[vae_dtype if part == "vae" else dtype] for part, count in numel.items()
+    )
     return Estimate(
         weights=0 if resident else weights,
         denoise=denoise,
         decode=decode,
+        workspace=workspace,
     )
 
 

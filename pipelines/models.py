@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,26 @@ class Weights:
     folder: ModelFolder
     files: list[WeightFile]
     variant: str | None
+
+    @property
+    def numel(self) -> dict[str, int]:
+        """Numbers of weights by part."""
+        counts = Counter[str]()
+        for file in self.files:
+            counts[file.part] += file.numel
+        return dict(counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What predictions need of a model: its configs, and numbers of weights by part.
+
+    `absent` says why it could not run: its weights are not here.
+    """
+
+    folder: ModelFolder
+    numel: dict[str, int]
+    absent: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +125,52 @@ def locate(card: Card) -> Weights:
     folder = ModelFolder.open(path)
     files, variant = folder.check()
     return Weights(card, folder, files, variant)
+
+
+def outline(card: Card) -> Outline:
+    """What is known of the model of `card`, if need be without its weights.
+
+    Without them a registered model is described by its card, a folder by its configs. Raises
+    `ModelError` where those say too little, or where weights are damaged.
+    """
+    try:
+        weights = locate(card)
+    except ModelError as error:
+        absent = str(error)
+        if card.configs:
+            return _told_by(card, absent)
+        if card.folder is None or not card.folder.is_dir():
+            raise
+        folder = ModelFolder.open(card.folder)
+        if not folder.bare():
+            raise
+        return Outline(folder, _counted(folder), absent)
+    return Outline(weights.folder, weights.numel, None)
+
+
+def _told_by(card: Card, absent: str) -> Outline:
+    parts = {part: str(config["_class_name"]) for part, config in card.configs.items()}
+    denoiser = next(part for part in parts if part != "vae")
+    billions = {denoiser: card.params_b or 0.0, **card.others_b}
+    folder = ModelFolder(Path(card.repo or card.name), card.pipeline, parts, card.configs)
+    return Outline(folder, {part: round(it * 1e9) for part, it in billions.items()}, absent)
+
+
+def _counted(folder: ModelFolder) -> dict[str, int]:
+    """Numbers of weights by part, from models that are built without memory for them."""
+    import diffusers
+    import torch
+
+    counts: dict[str, int] = {}
+    for part in folder.weighty:
+        kind, config = _class_of(folder, part), folder.config(part)
+        with _loading(folder.path / part), torch.device("meta"):
+            if issubclass(kind, diffusers.ModelMixin):
+                module: Any = cast("Any", kind).from_config(config)
+            else:
+                module = kind(kind.config_class.from_dict(config))
+        counts[part] = sum(it.numel() for it in module.parameters())
+    return counts
 
 
 def _snapshot(card: Card) -> Path | None:
@@ -185,21 +252,15 @@ def load(weights: Weights, place: Place, check: Callable[[], None] = _no_check) 
 
 def load_part(weights: Weights, name: str, dtype: Precision) -> Any:
     """One component with weights, on the CPU. Raises `ModelError` unless the files hold all."""
-    import diffusers
     import torch
-    import transformers
 
-    path, wanted = weights.folder.path / name, weights.folder.parts.get(name, "")
-    found: Any = getattr(diffusers, wanted, None) or getattr(transformers, wanted, None)
-    kinds = (diffusers.ModelMixin, transformers.PreTrainedModel)
-    if not (inspect.isclass(found) and issubclass(found, kinds)):
-        raise ModelError(f"{path} wants to be a {wanted}, which diffusers and transformers lack")
+    path, found = weights.folder.path / name, _class_of(weights.folder, name)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
     options |= {"local_files_only": True, "output_loading_info": True}
     if weights.variant is not None:
         options["variant"] = weights.variant
     with _loading(path):
-        part, info = cast("Any", found).from_pretrained(str(path), **options)
+        part, info = found.from_pretrained(str(path), **options)
     missing = sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"])))
     if missing:
         others = f" and {len(missing) - 1} more" if missing[1:] else ""
@@ -208,6 +269,21 @@ def load_part(weights: Weights, name: str, dtype: Precision) -> Any:
             "download it again"
         )
     return part
+
+
+def _class_of(folder: ModelFolder, part: str) -> Any:
+    """The class of a component with weights. Raises `ModelError` if the libraries lack it."""
+    import diffusers
+    import transformers
+
+    wanted = folder.parts.get(part, "")
+    found: Any = getattr(diffusers, wanted, None) or getattr(transformers, wanted, None)
+    kinds = (diffusers.ModelMixin, transformers.PreTrainedModel)
+    if not (inspect.isclass(found) and issubclass(found, kinds)):
+        raise ModelError(
+            f"{folder.path / part} wants to be a {wanted}, which diffusers and transformers lack"
+        )
+    return found
 
 
 @contextmanager

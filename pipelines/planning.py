@@ -19,10 +19,11 @@ Verdict = Literal["ok", "adjusted", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a recipe.
+    """One part of a recipe, or the weights where they are absent.
 
-    `speedup` is that of the denoising, or None where nothing is known. `refused`: a run with this
-    recipe would be refused; `adjusted`: it would run, but not as asked, `why` says how.
+    `speedup` is that of the denoising, or None where nothing is known. `refused`: the run would be
+    refused; `adjusted`: it would run, but not as asked, `why` says how. `workspace_bytes` are those
+    that it needs during a denoising step.
     """
 
     part: str
@@ -31,6 +32,7 @@ class Part:
     why: str
     density: float
     speedup: float | None
+    workspace_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,35 +60,37 @@ def plan(request: Request) -> Plan:
     """Predict the run that `request` asks for; loads nothing.
 
     Raises `KinoraError` for what no run could do, as `generate` would; a recipe that the model
-    refuses is part of the answer.
+    refuses is part of the answer, and so are weights that are absent, where the model is known
+    without them.
     """
     card = cards.find(request.model)
     resolved = resolve(request, card)
-    weights = models.locate(card)
+    outline = models.outline(card)
     place = models.place(card, resolved.device, resolved.dtype)
     resolved = resolved.model_copy(update={"device": place.device, "dtype": place.dtype})
     grid = card.grid(resolved.width, resolved.height, resolved.frames)
+    parts: list[Part] = []
+    if outline.absent is not None:
+        asked = card.repo or card.name
+        parts.append(Part("weights", asked, "refused", outline.absent, 1.0, None))
+    part = _attention(resolved, outline.folder)
+    if part is not None:
+        parts.append(part)
     estimate = memory.estimate(
-        weights.folder,
-        weights.files,
+        outline.folder,
+        outline.numel,
         grid,
         pixels=(resolved.frames, resolved.height, resolved.width),
         dtype=place.dtype,
         vae_dtype=place.vae_dtype,
         resident=False,
+        workspace=sum(it.workspace_bytes for it in parts),
     )
-    part = _attention(resolved, weights.folder)
-    return Plan(
-        resolved,
-        grid.tokens,
-        estimate,
-        memory.free_bytes(place.device),
-        () if part is None else (part,),
-    )
+    return Plan(resolved, grid.tokens, estimate, memory.free_bytes(place.device), tuple(parts))
 
 
-def recipe(resolved: Resolved, weights: models.Weights) -> Recipe:
-    """The recipe of a run.
+def recipe(resolved: Resolved, weights: models.Weights) -> tuple[Recipe, int]:
+    """The recipe of a run, and the bytes that it needs during a denoising step.
 
     Raises:
         RecipeError: the model refuses it.
@@ -103,7 +107,7 @@ def recipe(resolved: Resolved, weights: models.Weights) -> Recipe:
             f"strict: {part.part} would not run as asked, {part.why}; "
             f"change the recipe, or allow it by leaving strict out"
         )
-    return chosen
+    return chosen, 0 if part is None else part.workspace_bytes
 
 
 def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
@@ -146,8 +150,15 @@ def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
         why += f"; some calls run dense {predicted.dense}"
     if predicted.speedup < 1:
         why += "; it loses, and runs because the recipe says always"
-    verdict = "adjusted" if predicted.dense else "ok"
-    return Part("attention", asked, verdict, why, predicted.density, predicted.speedup)
+    return Part(
+        "attention",
+        asked,
+        "adjusted" if predicted.dense else "ok",
+        why,
+        predicted.density,
+        predicted.speedup,
+        predicted.workspace,
+    )
 
 
 def _family(folder: ModelFolder) -> Family:

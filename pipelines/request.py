@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from ..accel.presets import DENSE
 from .cards import Card
 from .errors import RequestError, nearest
 
@@ -18,7 +19,6 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_MODEL = "kinora-tiny"
 DEFAULT_OUTPUT = "outputs"
-DENSE = "dense"
 EXAMPLE_PROMPT = "a red circle moving left over a black background"
 MAX_VIDEOS = 1000
 MAX_STEPS = 1000  # schedulers are trained with as many noise levels

@@ -94,15 +94,16 @@ def save(
     digest = frame_ops.sha256(frames)
     clock.switch("save")
     request, suffix = record.request, destination.suffixes[0]
-    spent = {
+    spent: dict[Stage, float] = {
         stage: round(earlier.get(stage, 0.0) + s, 3)
         for stage, s in clock.peek().items()
         if stage != "save"
     }
-    embedded = record.model_copy(update={"frames_sha256": digest, "stages_s": spent})
+    embedded = record.model_copy(update={"frames_sha256": digest}).timed(spent)
     media = encode(frames, request.format, request.fps, embedded.to_text())
     saving_s = round(clock.peek()["save"], 3)
-    sidecar = embedded.model_copy(update={"stages_s": {**spent, "save": saving_s}})
+    spent["save"] = saving_s
+    sidecar = embedded.timed(spent)
     contents = {suffix: media, ".json": sidecar.to_text(indent=2).encode() + b"\n"}
     placed = publish(destination.folder, stem, contents)
     return Output(
@@ -113,7 +114,7 @@ def save(
         stages_s=clock.lap(),
         latents_sha256=record.latents_sha256,
         frames_sha256=digest,
-        receipt=record.receipt,
+        receipt=sidecar.receipt,
         identical=_identical(original, request, digest),
     )
 

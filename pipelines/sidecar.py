@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 import platform
 import stat
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..accel.receipt import Receipt
 from .cards import Card, Precision
 from .errors import SidecarError, explain_invalid
-from .events import Stage
+from .events import STAGES, Stage
 from .files import LATENTS_SUFFIX
 from .media import read_comment
 from .request import FORMATS, Resolved
@@ -67,8 +68,34 @@ class Record(_Part):
     created: str
     latents_sha256: str
     frames_sha256: str | None = None
-    stages_s: dict[Stage, float]
     receipt: Receipt | None = None
+
+    @property
+    def stages_s(self) -> dict[Stage, float]:
+        """Seconds by stage, as the receipt has them."""
+        told = {} if self.receipt is None else self.receipt.stages_s
+        return {stage: told[stage] for stage in STAGES if stage in told}
+
+    def timed(self, stages_s: Mapping[Stage, float]) -> Record:
+        """The same with other times."""
+        if self.receipt is None:
+            return self
+        receipt = self.receipt.model_copy(update={"stages_s": dict(stages_s)})
+        return self.model_copy(update={"receipt": receipt})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _times_beside_the_receipt(cls, content: Any) -> Any:
+        """Earlier records have their times beside the receipt; the first ones have none."""
+        if not isinstance(content, Mapping) or "stages_s" not in content:
+            return content
+        given = dict(cast("Mapping[str, Any]", content))
+        times, receipt = given.pop("stages_s"), given.get("receipt")
+        if receipt is None:  # from before recipes: the stock pipeline
+            receipt = {"recipe": {}, "strict": False, "steps": None, "attention": None}
+        if isinstance(receipt, Mapping):
+            given["receipt"] = {**cast("Mapping[str, Any]", receipt), "stages_s": times}
+        return given
 
     def to_text(self, indent: int | None = None) -> str:
         """As JSON."""

@@ -110,20 +110,13 @@ def _attention(
     return listener.attend(Call(q, k, v, mask, scale, flags, dense, turned))
 
 
-@torch.library.custom_op("kinora::attention", mutates_args=())
-def _attention_op(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float | None,
-    dropout_p: float,
-    is_causal: bool,
-    enable_gqa: bool,
-    heads_first: bool,
-) -> torch.Tensor:
-    flags = (dropout_p, is_causal, enable_gqa)
-    return _attention(query, key, value, mask, scale, *flags, heads_first).contiguous()
+# One list of arguments for the function and for the operator.
+_SCHEMA = torch.library.infer_schema(_attention, mutates_args=())
+
+
+@torch.library.custom_op("kinora::attention", mutates_args=(), schema=_SCHEMA)
+def _attention_op(*args: Any) -> torch.Tensor:
+    return _attention(*args).contiguous()
 
 
 @_attention_op.register_fake
@@ -132,17 +125,7 @@ def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> t
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
-def _routed(*args: Any) -> torch.Tensor:
-    """`_attention`, through the operator while `torch.compile` looks."""
-    if torch.compiler.is_compiling():
-        return torch.ops.kinora.attention(*args)
-    return _attention(*args)
-
-
-# --- dispatching models -----------------------------------------------------------------------
-
-
-def _dispatched(
+def _routed(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -152,12 +135,20 @@ def _dispatched(
     scale: float | None = None,
     enable_gqa: bool = False,
     _parallel_config: Any = None,
+    *,
+    heads_first: bool = False,
 ) -> torch.Tensor:
-    """The backend: `[B, L, H, D]` in and out."""
+    """A call as torch and diffusers spell it; through the operator while `torch.compile` looks."""
     if _parallel_config is not None:
         raise AccelerationError("context parallelism and a recipe cannot be combined yet")
     flags = (dropout_p, is_causal, enable_gqa)
-    return _routed(query, key, value, attn_mask, scale, *flags, False)
+    args = (query, key, value, attn_mask, scale, *flags, heads_first)
+    if torch.compiler.is_compiling():
+        return torch.ops.kinora.attention(*args)
+    return _attention(*args)
+
+
+# --- dispatching models -----------------------------------------------------------------------
 
 
 def backend() -> Any:
@@ -174,7 +165,7 @@ def backend() -> Any:
         names._value2member_map_[BACKEND] = member
         type.__setattr__(names, BACKEND, member)
         registry: Any = dispatch._AttentionBackendRegistry  # pyright: ignore[reportPrivateUsage]
-        registry.register(member)(_dispatched)
+        registry.register(member)(_routed)
     return names(BACKEND)
 
 
@@ -208,19 +199,4 @@ class TakeOver(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        return _taken_over(*args, **kwargs)
-
-
-def _taken_over(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    """In place of torch's: `[B, H, L, D]` in and out."""
-    flags = (dropout_p, is_causal, enable_gqa)
-    return _routed(query, key, value, attn_mask, scale, *flags, True)
+        return _routed(*args, **kwargs, heads_first=True)

@@ -50,7 +50,7 @@ def accelerate(
 
     Raises:
         AccelerationError: this pipeline cannot be accelerated so; in strict mode, a fallback.
-        RecipeError: there is no such recipe.
+        RecipeError: there is no such recipe, or one built in code that no file could say.
     """
     chosen = recipe if isinstance(recipe, Recipe) else find(recipe)
     session = Session(pipe, chosen, strict=strict, seed=seed)
@@ -106,6 +106,8 @@ class Session:
 
     def __init__(self, pipe: Any, recipe: Recipe, *, strict: bool, seed: int) -> None:
         self.pipe, self.recipe, self.strict, self.seed = pipe, recipe, strict, seed
+        # Now, since a recipe that has none is better refused before a run than after it.
+        self._table = recipe.table()
         self._denoisers: list[_Denoiser] = []
         self._scheduler: Any = None
         self._run: Run | None = None
@@ -118,7 +120,7 @@ class Session:
             layers = sum(len(it.layers) for it in self._denoisers)
             attention = (self._run or self._new_run(steps=1)).receipt(method, layers)
         return Receipt(
-            recipe=self.recipe.table(),
+            recipe=self._table,
             strict=self.strict,
             steps=self._run.done if self._run else None if self.recipe.empty else 0,
             skipped=self._run.skipped if self._run else 0,
@@ -184,8 +186,7 @@ class Session:
                 method.tiling(),
                 call.q.device.type,
                 call.q.dtype,
-                call.q.shape[3],
-                site.tokens,
+                (*call.q.shape[:2], site.tokens, call.q.shape[3]),
                 requires_grad=torch.is_grad_enabled() and call.q.requires_grad,
             )
             reason = slower(problem, density)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from kinora.accel import recipe as recipes
+from kinora.accel.attach import accelerate
 from kinora.accel.errors import RecipeError
-from kinora.accel.method import Reuse, Within
+from kinora.accel.method import AttentionMethod, Reuse, Within
 from kinora.accel.methods import METHODS, TopBlocks
 from kinora.accel.options import options_of
 
@@ -31,6 +34,12 @@ def test_a_recipe_printed_as_a_file_is_read_again(name: str, tmp_path: Path):
     assert recipes.find(str(path)).table() == recipes.find(name).table()
 
 
+def test_names_of_presets_need_no_torch():
+    code = "import sys; from kinora.accel.presets import DENSE, names; "
+    code += "assert DENSE in names() and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_dense_accelerates_nothing():
     assert recipes.find("dense").empty and not recipes.find("balanced").empty
 
@@ -39,6 +48,40 @@ def test_options_of_wrappers_stand_beside_those_of_the_method():
     recipe = attention(keep=0.3, from_step=0.2, every=4)
     inner = TopBlocks(keep=0.3)
     assert recipe.attention == Within(method=Reuse(method=inner, every=4), from_step=0.2)
+    assert recipes.from_table(recipe.table()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        (Reuse(method=Within(method=TopBlocks(), from_step=0.2), every=4), "reuse, then within"),
+        (
+            Within(method=Within(method=TopBlocks(), to_step=0.5), from_layer=1),
+            "within, then within",
+        ),
+        (Reuse(method=Reuse(method=TopBlocks(), every=2), every=3), "reuse, then reuse"),
+    ],
+)
+def test_wrappers_that_a_file_could_not_say_are_refused(method: AttentionMethod, told: str):
+    recipe = recipes.Recipe(attention=method)
+    with pytest.raises(RecipeError, match=told) as caught:
+        recipe.table()
+    assert "within, then reuse once" in str(caught.value)
+    with pytest.raises(RecipeError, match=told), accelerate(object(), recipe):
+        pytest.fail("before it runs")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        TopBlocks(keep=0.3),
+        Reuse(method=TopBlocks(), every=4),
+        Within(method=TopBlocks(), from_layer=2),
+        Within(method=Reuse(method=TopBlocks(keep=0.3), every=4), to_step=0.5),
+    ],
+)
+def test_what_is_built_in_code_survives_its_table(method: AttentionMethod):
+    recipe = recipes.Recipe(attention=method)
     assert recipes.from_table(recipe.table()) == recipe
 
 

@@ -55,6 +55,28 @@ def test_a_repetition_keeps_the_recipe_and_can_change_it(cli: Cli, wan_folder: P
     }
 
 
+def test_a_repetition_can_drop_strict(cli: Cli, wan_folder: Path) -> None:
+    sparse = ("--recipe", "balanced", "--set", "attention.tile=64x64", "--set", "when=always")
+    first = cli("generate", "a red circle", "--model", wan_folder, *SMALL, *sparse, "--strict",
+                "--json").last["outputs"][0]  # fmt: skip
+    # Now it is predicted to lose, and falls back.
+    again = ("generate", "--from", first["sidecar"], "--set", "when=faster", "--set",
+             "attention.keep=0.8")  # fmt: skip
+    refused = cli(*again)
+    assert refused.status == 2 and "strict: attention would not run as asked" in refused.complaint
+    fallen = cli(*again, "--no-strict", "--json")
+    assert fallen.status == 0 and fallen.last["request"]["strict"] is False
+    assert fallen.last["outputs"][0]["receipt"]["attention"]["fallbacks"]
+
+
+def test_a_plan_of_a_model_that_is_not_here(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinora.pipelines.models._snapshot", lambda _card: None)
+    called = cli("plan", "--model", "wan2.1-1.3b", "--recipe", "balanced")
+    assert called.status == 0
+    for told in ("32,760", "weights", "hf download", "for sparse attention", "times as fast"):
+        assert told in called.out
+
+
 def test_a_plan_is_told_in_words_and_as_json(cli: Cli) -> None:
     called = cli("plan", "--recipe", "balanced", "--size", "256x256")
     assert called.status == 0

@@ -162,6 +162,36 @@ def test_nothing_merged_with_nothing_is_nothing():
     assert not out.any() and bool((lse == -torch.inf).all())
 
 
+def test_gradients_pass_a_merge_of_queries_without_keys():
+    """Rows with keys on both sides, on either side and on none."""
+    q, k, v = (x[:1, :1, :12, :3].clone().requires_grad_() for x in _tensors())
+    left = torch.tensor([[[[True, False], [False, False], [True, False], [False, False]]]])
+    right = torch.tensor([[[[False, True], [False, True], [False, False], [False, False]]]])
+    plans = [BlockPlan.from_mask(it, tile=Tile(3, 6), queries=12, keys=12) for it in (left, right)]
+
+    def merged(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = merge(*(block_attention(q, k, v, plan) for plan in plans))
+        return out, lse.masked_fill(lse == -torch.inf, 0)
+
+    assert torch.autograd.gradcheck(merged, (q, k, v))
+
+
+@pytest.mark.parametrize("whose", ["neither", "first", "second"])
+def test_gradients_of_a_merge_are_finite(whose: str):
+    """Also with respect to the log-sum-exp of a side that has no key."""
+    out, lse = torch.randn(2, 1, 1, 4, 3), torch.randn(2, 1, 1, 4)
+    for side in {"neither": (0, 1), "first": (1,), "second": (0,)}[whose]:
+        out[side], lse[side] = 0, -torch.inf
+    given = [x.requires_grad_() for x in (out[0], lse[0], out[1], lse[1])]
+    merged, merged_lse = merge((given[0], given[1]), (given[2], given[3]))
+    loss = merged.square().sum() + merged.sum() + merged_lse.exp().sum()
+    for gradient in torch.autograd.grad(loss, given):
+        assert bool(gradient.isfinite().all())
+        assert whose != "neither" or not gradient.any()
+
+
 def test_a_bias_weighs_a_tile():
     """A bias of log 2 counts a tile twice, as if its keys and values stood there twice."""
     q, k, v = _tensors(16, 8)

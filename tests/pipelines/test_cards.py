@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,13 @@ def test_amounts_are_never_nothing() -> None:
     assert estimate.explain() == "5 MB for decoding, 100 MB for the libraries"
 
 
+def test_the_workspace_of_sparse_attention_adds_to_a_step_and_not_to_decoding() -> None:
+    estimate = memory.Estimate(weights=1, denoise=10, decode=15, libraries=0, workspace=3)
+    assert estimate.peak == 16
+    assert replace(estimate, workspace=8).peak == 19
+    assert "8 MB for sparse attention" in replace(estimate, workspace=8 * 10**6).explain()
+
+
 def test_memory_grows_with_the_request_and_counts_every_weight(wan_folder: Path) -> None:
     card = cards.find(str(wan_folder))
     weights = models.locate(card)
@@ -208,7 +216,7 @@ def test_memory_grows_with_the_request_and_counts_every_weight(wan_folder: Path)
     def predict(size: int, frames: int, dtype: str = "float32") -> memory.Estimate:
         return memory.estimate(
             weights.folder,
-            weights.files,
+            weights.numel,
             card.grid(size, size, frames),
             pixels=(frames, size, size),
             dtype=dtype,
@@ -218,7 +226,7 @@ def test_memory_grows_with_the_request_and_counts_every_weight(wan_folder: Path)
 
     decoding = memory.estimate(
         weights.folder,
-        weights.files,
+        weights.numel,
         None,
         pixels=(5, 32, 32),
         dtype="float32",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kinora.pipelines import models, sidecar
-from kinora.pipelines.errors import AccelerationError, RecipeError
+from kinora.pipelines import memory, models, sidecar
+from kinora.pipelines.errors import AccelerationError, MemoryLimitError, RecipeError
+from kinora.pipelines.events import STAGES
 from kinora.pipelines.generate import generate
 from kinora.pipelines.planning import plan
 from kinora.pipelines.request import Request
@@ -65,11 +67,22 @@ def test_a_record_from_before_recipes_reads_as_dense(ask: Ask) -> None:
     content = json.loads(output.sidecar.read_text())
     for name in ("recipe", "settings", "strict"):
         del content["request"][name]
-    del content["receipt"]
+    content["stages_s"] = content.pop("receipt")["stages_s"]
     output.sidecar.write_text(json.dumps(content))
     record = sidecar.read(output.sidecar)
+    assert record.receipt is not None and record.receipt.attention is None
+    assert record.stages_s == content["stages_s"]
     (again,) = finish(record.request.request(), original=record)
     assert again.identical is True
+
+
+def test_a_record_with_its_times_beside_the_receipt_is_read(ask: Ask) -> None:
+    (output,) = finish(ask(settings=SPARSE))
+    expected = sidecar.read(output.sidecar)
+    content = json.loads(output.sidecar.read_text())
+    content["stages_s"] = content["receipt"].pop("stages_s")
+    output.sidecar.write_text(json.dumps(content))
+    assert sidecar.read(output.sidecar) == expected and set(expected.stages_s) == set(STAGES)
 
 
 def test_the_dense_recipe_is_bitwise_the_stock_pipeline_and_says_so(ask: Ask) -> None:
@@ -166,3 +179,18 @@ def test_a_plan_loads_nothing_and_tells_refusals(
     (part,) = plan(sdxl).parts
     assert part.verdict == "refused" and part.speedup is None
     assert json.loads(json.dumps(plan(sdxl).to_json()))["parts"][0]["verdict"] == "refused"
+
+
+def test_memory_of_sparse_attention_is_in_the_plan_and_in_the_check_of_a_run(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sparse, dense = ask(settings=SPARSE, width=256, height=256), ask(recipe="dense")
+    planned = plan(sparse)
+    assert planned.parts[0].workspace_bytes == planned.memory.workspace > 10**7
+    assert plan(dense).memory.workspace == 0
+    least = planned.memory.peak
+    assert least > replace(planned.memory, workspace=0).peak
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(memory, "host_free_bytes", lambda: least - 1)
+    with pytest.raises(MemoryLimitError, match="for sparse attention"):
+        finish(sparse)

@@ -1,0 +1,50 @@
+"""Predictions: what a kernel needs of memory beside what it gains."""
+
+from __future__ import annotations
+
+import torch
+
+from kinora.accel.cost import Prediction, Shape, predict
+from kinora.accel.grid import TokenGrid
+from kinora.accel.method import AttentionMethod, Within
+from kinora.accel.methods import TopBlocks
+
+SHAPE = Shape(
+    layers=2, heads=4, head_dim=64, middle=1024, text=0, text_first=False, cross_attention=True
+)
+GRID = TokenGrid(9, 32, 32)
+
+
+def predicted(
+    method: AttentionMethod, *, device: str = "cpu", always: bool = True, batch: int = 2
+) -> Prediction:
+    return predict(
+        method,
+        SHAPE,
+        GRID,
+        device=device,
+        dtype=torch.float32,
+        steps=5,
+        always=always,
+        batch=batch,
+    )
+
+
+def test_sparse_attention_needs_a_workspace_that_grows_with_the_batch():
+    tensor = GRID.tokens * 4 * 64 * 4
+    one, two = (predicted(TopBlocks(), batch=batch).workspace for batch in (1, 2))
+    assert two - one == 7 * tensor  # q, k, v in order and in tiles, and the output
+    assert one > 7 * tensor
+
+
+def test_dense_attention_needs_none():
+    assert predicted(TopBlocks(keep=1)).workspace == 0
+    assert predicted(Within(method=TopBlocks(), from_step=1.0)).workspace == 0
+    # Predicted to lose, so that it runs dense.
+    assert predicted(TopBlocks(keep=0.8), always=False).workspace == 0
+    assert predicted(Within(method=TopBlocks(), from_step=0.8)).workspace > 0
+
+
+def test_the_reference_on_a_gpu_counts_its_logits():
+    found = predicted(TopBlocks(), device="cuda")
+    assert found.kernel == "reference" and found.workspace > 2**28
