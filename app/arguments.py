@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args
 
 import typer
 
@@ -54,7 +54,9 @@ Strict = Annotated[
 ]
 Size = Annotated[
     str | None,
-    typer.Option(metavar="WxH", help="Width and height in pixels. [default: the model's]"),
+    typer.Option(
+        "--size", metavar="WxH", help="Width and height in pixels. [default: the model's]"
+    ),
 ]
 Frames = Annotated[
     int | None, typer.Option(help="Number of frames; 1 makes an image. [default: the model's]")
@@ -63,6 +65,43 @@ Steps = Annotated[
     int | None,
     typer.Option(help="Number of denoising steps, 1 to 1000. [default: the model's]"),
 ]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="How closely to follow the prompt, from 0. [default: the model's]"),
+]
+NegativePrompt = Annotated[
+    str | None, typer.Option(help="What the video must not show. [default: nothing]")
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Seed of the noise; video k, from 0, gets seed + k. [default: 0]"),
+]
+NumVideos = Annotated[int | None, typer.Option(help="Number of videos, 1 to 1000. [default: 1]")]
+Fps = Annotated[
+    float | None,
+    typer.Option(help="Frames per second of the file, 0.1 to 240. [default: the model's]"),
+]
+KeepLatents = Annotated[
+    bool, typer.Option("--keep-latents", help="Keep the latents, for `kinora decode`.")
+]
+
+
+class Spelled(NamedTuple):
+    """An option as the command line shows it: flag, what it is for, what holds without it."""
+
+    flag: str
+    help: str
+    default: str
+
+
+def spelled(option: Any, parameter: str) -> Spelled:
+    """What the definition of a parameter's option says, for front ends that show it otherwise."""
+    info = get_args(option)[1]
+    flags = [info.default, *(info.param_decls or ())]  # typer takes the first for a default
+    flags = [it for it in flags if isinstance(it, str) and it.startswith("--")]
+    flag = flags[0] if flags else f"--{parameter.replace('_', '-')}"
+    text, _, default = str(info.help).partition(" [default: ")
+    return Spelled(flag, text, default.removesuffix("]"))
 
 
 def size_of(text: str) -> dict[str, int]:

@@ -17,12 +17,18 @@ from .arguments import (
     Device,
     Dtype,
     Force,
+    Fps,
     Frames,
+    Guidance,
     Json,
+    KeepLatents,
     Media,
     Model,
+    NegativePrompt,
+    NumVideos,
     Output,
     RecipeName,
+    Seed,
     Settings,
     Size,
     Steps,
@@ -95,31 +101,16 @@ def generate(
     size: Size = None,
     frames: Frames = None,
     steps: Steps = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="How closely to follow the prompt, from 0. [default: the model's]"),
-    ] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="What the video must not show. [default: nothing]")
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Seed of the noise; video k, from 0, gets seed + k. [default: 0]"),
-    ] = None,
-    num_videos: Annotated[
-        int | None, typer.Option(help="Number of videos, 1 to 1000. [default: 1]")
-    ] = None,
+    guidance: Guidance = None,
+    negative_prompt: NegativePrompt = None,
+    seed: Seed = None,
+    num_videos: NumVideos = None,
     output: Output = None,
     media: Media = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(help="Frames per second of the file, 0.1 to 240. [default: the model's]"),
-    ] = None,
+    fps: Fps = None,
     device: Device = None,
     dtype: Dtype = None,
-    keep_latents: Annotated[
-        bool, typer.Option("--keep-latents", help="Keep the latents, for `kinora decode`.")
-    ] = False,
+    keep_latents: KeepLatents = False,
     force: Force = False,
     source: Annotated[
         Path | None,

@@ -20,13 +20,6 @@ if TYPE_CHECKING:
     from ..accel.recipe import Recipe
     from ..pipelines.planning import Plan
 
-_DOING = {
-    "load": "loading the model",
-    "text": "reading the prompt",
-    "denoise": "denoising",
-    "decode": "decoding",
-    "save": "saving",
-}
 _MARK = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
 
 
@@ -60,7 +53,7 @@ def _show(bars: Progress, task: TaskID, event: Step) -> None:
         times += f", about {event.eta_s:.0f} s left"
     bars.update(
         task,
-        description=f"{_doing(event)}{which}",
+        description=f"{event.doing}{which}",
         total=event.steps or None,
         completed=event.step,
         count=f"step {event.step}/{event.steps}" if event.steps else "",
@@ -75,12 +68,8 @@ def _tell(console: Console, event: Step) -> None:
     which = f" [{event.video}/{event.videos}]" if event.videos > 1 else ""
     count = f" step {event.step}/{event.steps}" if event.steps else ""
     left = "" if event.eta_s is None else f", about {event.eta_s:.0f} s left"
-    line = f"{_doing(event)}{which}{count} ({event.elapsed_s:.1f} s{left})"
+    line = f"{event.doing}{which}{count} ({event.elapsed_s:.1f} s{left})"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _doing(event: Step) -> str:
-    return "saving latents" if event.latents else _DOING[event.stage]
 
 
 def show_run(run: Run, console: Console) -> None:

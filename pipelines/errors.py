@@ -76,7 +76,7 @@ class GenerationError(KinoraError):
 
 
 class Cancelled(Exception):  # noqa: N818 - not an error: the caller asked for it
-    """Raised inside the worker to end a run that nobody wants any more."""
+    """Ends a run that nobody wants any more: in its worker, and where its events are waited for."""
 
 
 def explain_invalid(error: ValidationError) -> str:

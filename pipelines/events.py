@@ -7,6 +7,14 @@ from typing import Literal
 
 Stage = Literal["load", "text", "denoise", "decode", "save"]
 STAGES: tuple[Stage, ...] = ("load", "text", "denoise", "decode", "save")
+DOING: dict[Stage, str] = {
+    "load": "loading the model",
+    "text": "reading the prompt",
+    "denoise": "denoising",
+    "decode": "decoding",
+    "save": "saving",
+}
+"""What is being done in each stage, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +35,11 @@ class Progress:
     video: int
     videos: int
     latents: bool = False
+
+    @property
+    def doing(self) -> str:
+        """What is being done, in words."""
+        return "saving the latents" if self.latents else DOING[self.stage]
 
 
 @dataclass(frozen=True, slots=True)

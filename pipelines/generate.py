@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from ..accel.receipt import Receipt
 from . import cards, files, memory, models, planning, room, sidecar, vocabulary
 from .cards import Card
 from .errors import Cancelled, GenerationError, KinoraError
-from .events import Progress, Stage
+from .events import DOING, Progress, Stage
 from .files import Destination
 from .request import Request, Resolved, resolve
 from .run import Output, Run, StageClock
@@ -24,14 +25,6 @@ if TYPE_CHECKING:
     from ..accel.attach import Session
     from ..accel.recipe import Recipe
 
-_DOING: dict[Stage, str] = {
-    "load": "loading",
-    "text": "encoding the text",
-    "denoise": "denoising",
-    "decode": "decoding",
-    "save": "saving",
-}
-
 
 def generate(
     request: Request,
@@ -39,18 +32,20 @@ def generate(
     shelf: models.Shelf | None = None,
     original: Record | None = None,
     finished: list[Output] | None = None,
+    stop: threading.Event | None = None,
 ) -> Generator[Event, None, None]:
     """Make what `request` asks for; yields `Progress` and `Notice`, and last the `Run`.
 
     Everything that can be refused is refused before the model is loaded. Closing the generator
-    stops within a step and leaves nothing of the unfinished video. `shelf` keeps the model for the
-    caller's next request. With `original`, the outputs say whether they equal it bit for bit.
+    stops within a step and leaves nothing of the unfinished video; so does setting `stop`, from any
+    thread, which then raises `Cancelled` here. `shelf` keeps the model for the caller's next
+    request. With `original`, the outputs say whether they equal it bit for bit.
     `finished` gets each output once it is on disk: also of a run that fails later or is stopped.
 
     Raises `KinoraError`: see `errors`; where latents were saved, `error.latents` names them.
     """
     shelf, finished = shelf or models.Shelf(), [] if finished is None else finished
-    return stream(lambda channel: _generate(request, shelf, channel, original, finished))
+    return stream(lambda channel: _generate(request, shelf, channel, original, finished), stop)
 
 
 def _generate(
@@ -262,7 +257,7 @@ class _Job:
     def _failure(self, error: Exception, kept: Any) -> GenerationError:
         """An exception of the model as one line, with what was saved."""
         reason = " ".join(str(error).split())[:300]
-        told = f"{self.card.name} failed while {_DOING[self.clock.stage]}: "
+        told = f"{self.card.name} failed while {DOING[self.clock.stage]}: "
         told += f"{type(error).__name__}: {reason}" if reason else type(error).__name__
         if type(error).__name__ == "OutOfMemoryError":
             told += "; choose a smaller --size or --frames"

@@ -16,6 +16,8 @@ from .errors import RequestError, nearest
 
 Format = Literal["mp4", "gif", "webm", "png"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+DEVICES = ("auto", "cpu", "cuda", "mps")
+"""And `cuda:N`, where there are several."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_MODEL = "kinora-tiny"
 DEFAULT_OUTPUT = "outputs"
@@ -213,7 +215,7 @@ def _check_counts(request: Request) -> None:
 
 
 def _check_device(request: Request) -> None:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", request.device):
+    if not re.fullmatch(rf"{'|'.join(DEVICES)}|cuda:\d+", request.device):
         raise RequestError(f"device must be auto, cpu, cuda, cuda:N or mps, not {request.device!r}")
     if request.dtype not in DTYPES:
         close = nearest(request.dtype, DTYPES, 1)

@@ -23,9 +23,10 @@ class _Failed:
 class Channel:
     """The job's side: it reports through `emit` and gives up where `check` raises."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: threading.Event | None = None) -> None:
         self.queue: queue.SimpleQueue[Event | _Failed] = queue.SimpleQueue()
-        self._stop = threading.Event()
+        self._closed = threading.Event()
+        self._stop = stop or self._closed
 
     def emit(self, event: Event) -> None:
         """Report to the consumer."""
@@ -35,23 +36,26 @@ class Channel:
         """Report a `Notice`."""
         self.emit(Notice(" ".join(text.split())))
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Ask the job to end at its next `check`."""
-        self._stop.set()
+        self._closed.set()
 
     def check(self) -> None:
         """Raises `Cancelled` if nobody wants the result any more."""
-        if self._stop.is_set():
+        if self._closed.is_set() or self._stop.is_set():
             raise Cancelled
 
 
-def stream(job: Callable[[Channel], Run]) -> Generator[Event, None, None]:
+def stream(
+    job: Callable[[Channel], Run], stop: threading.Event | None = None
+) -> Generator[Event, None, None]:
     """Yield the job's events; the last is its `Run`. Raises what the job raises.
 
     Closing the generator, or an exception in the consumer's thread while it waits here (Ctrl-C),
-    stops the job at its next check and waits until it has cleaned up.
+    stops the job at its next check and waits until it has cleaned up. `stop`, which any thread may
+    set, does the same to a consumer that goes on waiting, and raises `Cancelled` there.
     """
-    channel = Channel()
+    channel = Channel(stop)
 
     def work() -> None:
         try:
@@ -70,7 +74,7 @@ def stream(job: Callable[[Channel], Run]) -> Generator[Event, None, None]:
             if isinstance(event, Run):
                 return
     finally:
-        channel.stop()
+        channel.close()
         if thread.ident is not None:
             thread.join()
 

@@ -1,9 +1,7 @@
-"""The desk: makes one request after the other in the main thread, and stops one on demand.
+"""The desk: makes one request after the other, and stops one on demand.
 
-`generate` is stopped by an exception in the thread that waits for its events, which is how Ctrl-C
-ends a run of the command line: at the next check of the worker, so within a step, and leaving
-nothing behind. Only a signal reaches a thread that waits, and only the main thread takes signals;
-therefore the main thread makes the videos and the server has a thread of its own.
+It works in the main thread, which is where Ctrl-C arrives and ends the run that is being made; the
+server has a thread of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
-import signal
 import threading
 import time
 import traceback
@@ -21,13 +18,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...pipelines import models
-from ...pipelines.errors import KinoraError
+from ...pipelines.errors import Cancelled, KinoraError
 from ...pipelines.generate import generate
 from ...pipelines.request import Request
+from ...pipelines.run import Output
 from ...pipelines.worker import Event
 
-_SIGNAL = signal.SIGUSR1
-_KNOCKS, _KNOCK_S = 100, 0.005
 _POLL_S = 0.05
 
 
@@ -42,13 +38,15 @@ class Ended:
 class Job:
     """A request on its way. The desk puts into `news`, whoever submitted it takes out.
 
-    What comes after a `Run` or an `Ended` means nothing.
+    What comes after a `Run` or an `Ended` means nothing. `finished` holds what is on disk so far,
+    which stays there however the job ends.
     """
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.news: queue.SimpleQueue[Event | Ended] = queue.SimpleQueue()
-        self.cancelled = False
+        self.finished: list[Output] = []
+        self.stop = threading.Event()
 
     async def wait(self, seconds: float) -> list[Event | Ended]:
         """What is new, waiting for it up to `seconds`; in order, perhaps nothing."""
@@ -61,12 +59,8 @@ class Job:
         return found
 
 
-class _Cancel(BaseException):
-    """Ends the run of the current job; not an `Exception`, so that nothing on the way keeps it."""
-
-
 class Desk:
-    """Takes jobs from any thread; the main thread makes them, keeping the model in between."""
+    """Takes jobs from any thread; one thread makes them, keeping the model in between."""
 
     def __init__(self, shelf: models.Shelf | None = None) -> None:
         self._shelf = shelf or models.Shelf()
@@ -81,21 +75,12 @@ class Desk:
 
     def cancel(self, job: Job) -> None:
         """Ask for a job to end, in the line or at work; its last news say when it has."""
-        if job.cancelled:
-            return
-        job.cancelled = True
-        if self._current is not job:  # in the line, where the desk will pass it over, or done
+        job.stop.set()
+        if self._current is not job:  # in the line, where it need not wait for its turn, or done
             job.news.put(Ended("cancelled"))
-        for _ in range(_KNOCKS):
-            if self._current is not job:
-                return
-            # One that comes just before the main thread begins to wait is taken only after that.
-            signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
-            time.sleep(_KNOCK_S)
 
     def work(self, going_on: Callable[[], bool]) -> None:
-        """Make jobs for as long as `going_on`, asked about once a second; in the main thread."""
-        signal.signal(_SIGNAL, self._interrupt)
+        """Make jobs for as long as `going_on`, asked about once a second."""
         try:
             while going_on():
                 try:
@@ -104,25 +89,15 @@ class Desk:
                     continue
                 self._make(job)
         finally:
-            signal.signal(_SIGNAL, signal.SIG_IGN)  # a late knock must not end the process
             while not self._waiting.empty():
                 self._waiting.get().news.put(Ended("closed"))
 
-    def _interrupt(self, *_: object) -> None:
-        """The signal's handler, in the main thread: once a job, and never outside of one."""
-        if self._current is not None and self._current.cancelled:
-            self._current = None
-            raise _Cancel
-
     def _make(self, job: Job) -> None:
         last: Ended | None = Ended("closed")
+        self._current = job
         try:
-            self._current = job
-            # A cancel that came before the line above sent no signal.
-            last = Ended("cancelled") if job.cancelled else self._run(job)
-            self._current = None
-        except _Cancel:
-            last = Ended("cancelled")
+            # Read after the line above: a cancel before it has told already that the job is over.
+            last = Ended("cancelled") if job.stop.is_set() else self._run(job)
         finally:
             self._current = None
             if last is not None:
@@ -131,9 +106,13 @@ class Desk:
     def _run(self, job: Job) -> Ended | None:
         """Make the job's videos. None once there is a `Run`, otherwise what ended it."""
         try:
-            with closing(generate(job.request, shelf=self._shelf)) as events:
+            with closing(
+                generate(job.request, shelf=self._shelf, finished=job.finished, stop=job.stop)
+            ) as events:
                 for event in events:
                     job.news.put(event)
+        except Cancelled:
+            return Ended("cancelled")
         except KinoraError as error:
             return Ended("refused", str(error))
         except Exception as error:

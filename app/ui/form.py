@@ -7,10 +7,10 @@ from typing import Any
 
 from ...accel import recipe as recipes
 from ...pipelines.cards import Card
-from ...pipelines.request import Request
+from ...pipelines.request import DENSE, Request
 from .controls import method_of, settings
 
-BY_CARD = ("width", "height", "frames", "steps", "guidance")
+BY_CARD = ("width", "height", "frames", "steps", "guidance", "fps")
 """Fields whose defaults are the model's own."""
 
 
@@ -25,7 +25,7 @@ def request_of(
     Raises `RecipeError` where there is no such recipe.
     """
     given = {name: value for name, value in fields.items() if value not in (None, "")}
-    recipe = recipes.find(given["recipe"])
+    recipe = recipes.find(given.get("recipe", DENSE))
     chosen = {**options[""], **options.get(method_of(recipe) or "", {})}
     return Request.model_validate(
         {"prompt": "", **given, "output": output, "settings": settings(recipe, chosen)}

@@ -15,6 +15,7 @@ from ...accel.options import Option
 from ...pipelines import cards
 from ...pipelines.request import DEFAULT_MODEL, DENSE, EXAMPLE_PROMPT, Request
 from . import controls, form, view
+from .fields import explained, listed, number
 from .view import View
 
 
@@ -67,46 +68,51 @@ def lay_out() -> Panel:
         with gr.Column(elem_id="k-fields"):
             fields = _model_fields()
             recipe, options, groups = _recipe_fields()
+            advanced = _advanced_fields()
         with gr.Column(elem_id="k-result"):
             status = gr.HTML(view.status(View(), 0), elem_id="k-status")
             result = gr.HTML(view.result(View()), elem_id="k-output")
             prediction = gr.HTML(elem_id="k-prediction")
-    fields = {"prompt": prompt, **fields, "recipe": recipe}
+    fields = {"prompt": prompt, **fields, "recipe": recipe, **advanced}
     return Panel(fields, options, groups, prediction, generate, cancel, status, result)
 
 
 def _model_fields() -> dict[str, Component]:
     card = cards.find(DEFAULT_MODEL)
-    value, step = form.defaults(card), form.steps(card)
-
-    def number(name: str, label: str) -> gr.Number:
-        return gr.Number(
-            value.get(name, 0), label=label, precision=None if name == "guidance" else 0,
-            step=step.get(name, 1), min_width=90, elem_id=f"k-{name}",
-        )  # fmt: skip
-
-    model = gr.Dropdown(
-        cards.names(), value=card.name, allow_custom_value=True, elem_id="k-model",
-        label="Model, or the path of a diffusers folder", info=form.about(card),
-    )  # fmt: skip
+    value, step = {"seed": 0, **form.defaults(card)}, form.steps(card)
+    model = listed("model", card.name, cards.names(), form.about(card))
     fields: dict[str, Component] = {"model": model}
-    for row in _ROWS:
+    for row in _EVERY_DAY:
         with gr.Row():
-            fields |= {name: number(name, label) for name, label in row.items()}
+            fields |= {name: number(name, value[name], step.get(name, 1)) for name in row}
     return fields
 
 
-_ROWS = (
-    {"width": "Width (px)", "height": "Height (px)", "frames": "Frames"},
-    {"steps": "Steps", "guidance": "Guidance", "seed": "Seed"},
+def _advanced_fields() -> dict[str, Component]:
+    fields: dict[str, Component] = {}
+    value = form.defaults(cards.find(DEFAULT_MODEL))
+    with gr.Accordion("Advanced", open=False, elem_id="k-advanced"):
+        for row in _ADVANCED:
+            with gr.Row():
+                fields |= {name: explained(name, value.get(name)) for name in row}
+    return fields
+
+
+_EVERY_DAY = (("width", "height", "frames"), ("steps", "guidance", "seed"))
+_ADVANCED = (
+    ("negative_prompt",),
+    ("num_videos", "fps"),
+    ("format",),
+    ("device", "dtype"),
+    ("keep_latents",),
+    ("strict",),
+    ("force",),
 )
 
 
 def _recipe_fields() -> tuple[gr.Dropdown, dict[str, dict[str, Component]], dict[str, gr.Column]]:
     first = recipes.find(DENSE)
-    recipe = gr.Dropdown(
-        recipes.names(), value=DENSE, label="Recipe", info=first.title, elem_id="k-recipe"
-    )
+    recipe = listed("recipe", DENSE, recipes.names(), first.title)
     known: dict[str, dict[str, Option]] = {"": controls.recipe_options()}
     known |= {name: controls.method_options(name) for name in METHODS}
     options: dict[str, dict[str, Component]] = {}

@@ -12,9 +12,10 @@ import gradio as gr
 from gradio.components import Component
 
 from ...accel import recipe as recipes
+from ...accel.recipe import Recipe
 from ...pipelines import cards, planning
 from ...pipelines.errors import KinoraError
-from ...pipelines.request import DEFAULT_MODEL, EXAMPLE_PROMPT
+from ...pipelines.request import DEFAULT_MODEL, DENSE, EXAMPLE_PROMPT
 from . import controls, form, view
 from .desk import Desk, Job, fault
 from .layout import lay_out
@@ -97,12 +98,13 @@ class Page:
             yield self._draw(view.failed(_told(error)))
             return
         job = self._jobs[asker.session_hash] = self._desk.submit(request)
-        shown = View("waiting")
+        shown = View("waiting", request=request)
         try:
             while shown.busy:
-                yield self._draw(replace(shown, stopping=job.cancelled))
+                yield self._draw(replace(shown, stopping=job.stop.is_set()))
                 for event in await job.wait(_TICK_S):
                     shown = view.after(shown, event, time.monotonic())
+                shown = replace(shown, outputs=tuple(job.finished))
             yield self._draw(shown)
         finally:
             self._desk.cancel(job)
@@ -137,9 +139,13 @@ class Page:
         }
         return {panel.fields["model"]: gr.Dropdown(info=form.about(card)), **told}
 
-    def preset(self, name: str) -> Update:
+    def preset(self, name: str | None) -> Update:
         """Set the controls to the recipe's values, and show those that it has."""
-        panel, recipe = self._panel, recipes.find(name)
+        panel = self._panel
+        try:
+            recipe = recipes.find(name or DENSE)
+        except KinoraError:
+            recipe = Recipe()  # the prediction says why
         method, values = controls.method_of(recipe), controls.values(recipe)
         update: Update = {panel.fields["recipe"]: gr.Dropdown(info=recipe.title)}
         for key, group in panel.groups.items():

@@ -9,27 +9,22 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from ...pipelines.events import STAGES, Notice, Progress, Stage
+from ...pipelines.events import STAGES, Notice, Progress
 from ...pipelines.memory import amount
 from ...pipelines.planning import Plan
+from ...pipelines.request import Request
 from ...pipelines.run import Output, Run
 from ...pipelines.worker import Event
 from .desk import Ended
+from .fields import in_titles
 
 Phase = Literal["idle", "waiting", "running", "done", "cancelled", "failed"]
 FILES = "/gradio_api/file="
 """Where gradio serves the files that it may."""
 
-_DOING: dict[Stage, str] = {
-    "load": "loading the model",
-    "text": "reading the prompt",
-    "denoise": "denoising",
-    "decode": "decoding",
-    "save": "saving",
-}
 _LAST: dict[str, tuple[Phase, str]] = {
-    "cancelled": ("cancelled", "Cancelled: nothing of it is left."),
-    "closed": ("cancelled", "Stopped: `kinora ui` has ended."),
+    "cancelled": ("cancelled", "Cancelled"),
+    "closed": ("cancelled", "`kinora ui` has ended"),
     "refused": ("failed", ""),
     "fault": ("failed", ""),
 }
@@ -37,15 +32,19 @@ _LAST: dict[str, tuple[Phase, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A run as far as it is known. `at` is when `progress` came, on the clock of the caller."""
+    """A run of `request` as far as it is known.
+
+    `at` is when `progress` came, on the clock of the caller; `outputs` are on disk.
+    """
 
     phase: Phase = "idle"
+    request: Request | None = None
     progress: Progress | None = None
     at: float = 0.0
     stopping: bool = False
     notices: tuple[str, ...] = ()
     told: str = ""
-    run: Run | None = None
+    outputs: tuple[Output, ...] = ()
 
     @property
     def busy(self) -> bool:
@@ -62,7 +61,7 @@ def after(view: View, event: Event | Ended, now: float) -> View:
     if isinstance(event, Notice):
         return replace(view, notices=(*view.notices, event.text))
     if isinstance(event, Run):
-        return replace(view, phase="done", run=event)
+        return replace(view, phase="done", outputs=event.outputs)
     phase, told = _LAST[event.how]
     return replace(view, phase=phase, told=told or event.text)
 
@@ -75,19 +74,24 @@ def failed(text: str) -> View:
 def status(view: View, now: float) -> str:
     """The line about the run, its bar and its notices, as HTML."""
     lines: list[str] = []
-    if view.told:
-        lines.append(f'<p class="k-{view.phase}">{escape(view.told)}</p>')
-    elif view.busy:
+    if view.busy:
         lines.append(_doing(view, now))
-    lines += [f'<p class="k-notice">{escape(text)}</p>' for text in view.notices]
+    elif view.told:
+        told = view.told
+        if view.phase == "cancelled":
+            told += f": {'the finished videos stay' if view.outputs else 'nothing of it is left'}."
+        lines.append(f'<p class="k-{view.phase}">{_worded(told)}</p>')
+    lines += [f'<p class="k-notice">{_worded(text)}</p>' for text in view.notices]
     return f'<div role="status" data-phase="{view.phase}">{"".join(lines)}</div>'
 
 
 def result(view: View) -> str:
-    """The video with what ran, how long it took and where it is, as HTML."""
-    if view.run is None:
+    """The videos that there are, where, how long they took and what ran, as HTML."""
+    if not view.outputs:
         return '<div class="k-frame k-empty">The video appears here.</div>'
-    return "".join(_output(view.run, output) for output in view.run.outputs)
+    shown = "".join(_output(view, output) for output in view.outputs)
+    several = " k-several" if view.request and view.request.num_videos > 1 else ""
+    return f'<div class="k-outputs{several}">{shown}</div>{_times(view)}{_receipt(view)}'
 
 
 def prediction(plan: Plan) -> str:
@@ -116,8 +120,13 @@ def refused(text: str) -> str:
 
 
 def _remark(heading: str, lines: list[str], mark: str = "") -> str:
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    items = "".join(f"<li>{_worded(line)}</li>" for line in lines)
     return f'<div class="k-remark {mark}"><b>{heading}</b><ul>{items}</ul></div>'
+
+
+def _worded(text: str) -> str:
+    """A text of Kinora's as HTML, in the page's words."""
+    return escape(in_titles(text))
 
 
 def _doing(view: View, now: float) -> str:
@@ -126,8 +135,10 @@ def _doing(view: View, now: float) -> str:
         doing, count, times = "waiting for its turn", "", ""
     else:
         passed = max(0.0, now - view.at)
-        doing = "saving the latents" if progress.latents else _DOING[progress.stage]
-        count = f"step {progress.step} of {progress.steps}" if progress.steps else ""
+        doing = progress.doing
+        which = f"video {progress.video} of {progress.videos}" if progress.videos > 1 else ""
+        step = f"step {progress.step} of {progress.steps}" if progress.steps else ""
+        count = ", ".join(filter(None, (which, step)))
         times = f"{progress.elapsed_s + passed:.0f} s"
         if progress.eta_s is not None:
             times += f", about {max(0.0, progress.eta_s - passed):.0f} s left"
@@ -141,29 +152,38 @@ def _doing(view: View, now: float) -> str:
     )
 
 
-def _output(run: Run, output: Output) -> str:
-    times = [(stage, output.stages_s[stage]) for stage in STAGES]
-    times.append(("total", sum(output.stages_s.values())))
-    cells = "".join(f"<div><dt>{name}</dt><dd>{taken:.2f} s</dd></div>" for name, taken in times)
-    receipt = output.receipt.words() if output.receipt is not None else []
+def _output(view: View, output: Output) -> str:
+    files = filter(None, (output.path, output.sidecar, output.latents))
     return (
-        f'<figure class="k-frame">{_media(run, output)}</figure>'
-        f'<dl class="k-times">{cells}</dl>'
-        f"{_remark('Receipt', receipt) if receipt else ''}"
-        f'<p class="k-paths">{_link(output.path)} {_link(output.sidecar)}</p>'
+        f'<div><figure class="k-frame">{_media(view, output)}</figure>'
+        f'<p class="k-paths">{" ".join(_link(path) for path in files)}</p></div>'
     )
 
 
-def _media(run: Run, output: Output) -> str:
-    request = run.request
-    facts = f'src="{_url(output.path, output.frames_sha256)}" width="{request.width}" '
-    facts += f'height="{request.height}"'
+def _times(view: View) -> str:
+    times = [(it, sum(output.stages_s[it] for output in view.outputs)) for it in STAGES]
+    times.append(("total", sum(taken for _, taken in times)))
+    cells = "".join(f"<div><dt>{name}</dt><dd>{taken:.2f} s</dd></div>" for name, taken in times)
+    return f'<dl class="k-times">{cells}</dl>'
+
+
+def _receipt(view: View) -> str:
+    receipts = [output.receipt for output in view.outputs if output.receipt is not None]
+    lines = dict.fromkeys(line for receipt in receipts for line in receipt.words())
+    return _remark("Receipt", list(lines)) if lines else ""
+
+
+def _media(view: View, output: Output) -> str:
+    request, facts = view.request, f'src="{_url(output.path, output.frames_sha256)}"'
+    prompt = escape(request.prompt) if request else ""
+    if request and request.width and request.height:  # its place is kept while it loads
+        facts += f' width="{request.width}" height="{request.height}"'
     if output.path.suffix in (".mp4", ".webm"):
         return (
-            f'<video {facts} aria-label="{escape(request.prompt)}" '
-            f"controls autoplay loop muted playsinline></video>"
+            f'<video {facts} aria-label="{prompt}" controls autoplay loop muted playsinline>'
+            "</video>"
         )
-    return f'<img {facts} alt="{escape(request.prompt)}">'
+    return f'<img {facts} alt="{prompt}">'
 
 
 def _link(path: Path) -> str:

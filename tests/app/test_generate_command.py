@@ -43,7 +43,7 @@ def test_paths_and_times_go_to_stdout_and_progress_to_stderr(cli: Cli, wan_folde
     assert [line.split()[:2] for line in table[:1]] == [["load", "text"]]
     assert "step 2/2" in called.err and path not in called.err
     stages = [line.partition(" (")[0] for line in called.err.splitlines() if "step" not in line]
-    assert stages[-3:] == ["saving latents", "decoding", "saving"]
+    assert stages[-3:] == ["saving the latents", "decoding", "saving"]
 
 
 @pytest.mark.parametrize("media_format", ["mp4", "gif", "webm", "png"])

@@ -6,10 +6,12 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
 
@@ -17,7 +19,8 @@ from kinora.accel import recipe as recipes
 from kinora.accel.methods import METHODS
 from kinora.accel.options import Option
 from kinora.accel.receipt import Receipt
-from kinora.app.ui import controls, form, guard, server, view
+from kinora.app import cli as command_line
+from kinora.app.ui import controls, fields, form, guard, server, view
 from kinora.app.ui.desk import Ended
 from kinora.app.ui.view import View
 from kinora.pipelines import cards, planning
@@ -134,18 +137,92 @@ def test_what_is_out_of_range_is_refused_in_the_words_of_the_recipe() -> None:
         resolve(made, cards.find("kinora-tiny"))
 
 
+def test_the_page_has_the_command_lines_options_with_their_words() -> None:
+    group: Any = typer.main.get_command(command_line.app)
+    generate = group.commands["generate"]
+    known = {it.opts[0]: it.help for it in generate.params if it.opts[0].startswith("--")}
+    here = {it.flag: it for it in map(fields.spelled_as, fields.FIELDS)}
+    elsewhere = {"--set", "--output", "--from", "--json"}
+    assert set(known) - set(here) == elsewhere
+    for flag, it in here.items():
+        default = f" [default: {it.default}]" if it.default else ""
+        assert known[flag] == f"{it.help}{default}"
+    assert set(Request.model_fields) - set(fields.FIELDS) == {"prompt", "settings", "output"}
+
+
+@pytest.mark.parametrize("name", fields.FIELDS)
+def test_every_field_has_a_control_that_asks_for_its_default(name: str) -> None:
+    default = Request.model_fields[name].default
+    value = form.defaults(cards.find("kinora-tiny")).get(name, default)
+    made: Any = fields.explained(name, value)
+    given = made.preprocess(made.value)
+    asked = form.request_of({"prompt": "a", name: given}, {"": {}}, "outputs")
+    assert getattr(asked, name) == value
+    assert made.info == fields.spelled_as(name).help and made.elem_id == f"k-{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "control", "expected"),
+    [
+        ("negative_prompt", "Textbox", {"placeholder": "nothing"}),
+        ("num_videos", "Number", {"precision": 0, "placeholder": "1"}),
+        ("fps", "Number", {"precision": None, "placeholder": "the model's"}),
+        ("format", "Dropdown", {"choices": [("mp4, or png for one frame", ""), ("mp4", "mp4"),
+         ("gif", "gif"), ("webm", "webm"), ("png", "png")], "allow_custom_value": False}),
+        ("device", "Dropdown", {"choices": [(it, it) for it in ("auto", "cpu", "cuda", "mps")],
+         "allow_custom_value": True}),
+        ("strict", "Checkbox", {"value": False}),
+    ],
+)  # fmt: skip
+def test_the_kind_of_a_field_makes_its_control(
+    name: str, control: str, expected: dict[str, Any]
+) -> None:
+    made: Any = fields.explained(name, 16.0 if name == "fps" else None)
+    assert type(made).__name__ == control
+    assert {key: getattr(made, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("the nearest is --size 32x48", "the nearest is Width and Height 32x48"),
+        ("a smaller --size or --frames", "a smaller Width and Height or Frames"),
+        ("leave --negative-prompt out", "leave Negative prompt out"),
+        ("num_videos must be 1 to 9", "Videos must be 1 to 9"),
+        ("choose --recipe dense; try --dtype float32", "choose Recipe dense; try Dtype float32"),
+        ("going on, as --force asks", "going on, as Force asks"),
+        ("another --output", "another --output"),
+        ("`kinora decode x --device cpu`", "`kinora decode x --device cpu`"),
+        ("/models/num_videos --sizes x--size", "/models/num_videos --sizes x--size"),
+    ],
+)
+def test_what_is_said_on_the_page_has_its_words(text: str, expected: str) -> None:
+    assert fields.in_titles(text) == expected
+    assert escape(expected) in view.status(view.failed(text), 0.0)
+    assert escape(expected) in view.refused(text)
+    assert escape(expected) in view.status(view.after(View("running"), Notice(text), 0.0), 0.0)
+
+
 def progress(stage: Any, step: int = 0, steps: int = 0, eta_s: float | None = None) -> Progress:
     return Progress(stage, step, steps, 10.0, eta_s, 1, 1)
 
 
-def run(tmp_path: Path, suffix: str = ".mp4") -> Run:
-    """A finished run, as `generate` ends with it."""
-    resolved = resolve(Request(prompt='a "red" <circle>'), cards.find("kinora-tiny"))
+ASKED = Request(prompt='a "red" <circle>')
+
+
+def output(tmp_path: Path, suffix: str = ".mp4", seed: int = 0) -> Output:
+    """A finished video."""
     receipt = Receipt(recipe={}, strict=False, steps=2, attention=None)
     times: dict[Stage, float] = dict(zip(STAGES, (1.0, 0.0, 2.5, 0.25, 0.25), strict=True))
-    path = tmp_path / f"a b{suffix}"
+    path = tmp_path / f"a b{seed or ''}{suffix}"
     beside = path.with_suffix(".json")
-    made = Output(path, beside, None, 0, times, "l" * 64, "f" * 64, receipt=receipt)
+    return Output(path, beside, None, seed, times, "l" * 64, "f" * 64, receipt=receipt)
+
+
+def run(tmp_path: Path) -> Run:
+    """A finished run, as `generate` ends with it."""
+    made = output(tmp_path)
+    resolved = resolve(ASKED, cards.find("kinora-tiny"))
     return Run(resolved, (made,), made.stages_s, "cpu", {})
 
 
@@ -172,7 +249,7 @@ def test_events_become_what_is_shown(tmp_path: Path) -> None:
     ("end", "phase", "told"),
     [
         (Ended("cancelled"), "cancelled", "nothing of it is left"),
-        (Ended("closed"), "cancelled", "has ended"),
+        (Ended("closed"), "cancelled", "`kinora ui` has ended: nothing of it is left."),
         (Ended("refused", "no <model>"), "failed", "no &lt;model&gt;"),
         (Ended("fault", "a fault in Kinora: x"), "failed", "a fault in Kinora: x"),
     ],
@@ -185,13 +262,34 @@ def test_what_ended_a_run_is_one_line(end: Ended, phase: str, told: str) -> None
 
 
 def test_the_result_names_files_times_and_receipt(tmp_path: Path) -> None:
-    html = view.result(View("done", run=run(tmp_path)))
+    html = view.result(View("done", ASKED, outputs=(output(tmp_path),)))
     assert f'<video src="/gradio_api/file={tmp_path}/a%20b.mp4?ffff' in html
     assert "a &quot;red&quot; &lt;circle&gt;" in html and "<circle>" not in html
     assert "<dt>denoise</dt><dd>2.50 s</dd>" in html and "<dt>total</dt><dd>4.00 s</dd>" in html
     assert "nothing accelerated: the stock pipeline ran" in html
     assert f"{tmp_path}/a b.mp4</a>" in html and f"{tmp_path}/a b.json</a>" in html
-    assert "<img src=" in view.result(View("done", run=run(tmp_path, ".png")))
+    for suffix, tag in ((".png", "<img src="), (".gif", "<img src="), (".webm", "<video src=")):
+        assert tag in view.result(View("done", ASKED, outputs=(output(tmp_path, suffix),)))
+    sized = ASKED.model_copy(update={"width": 64, "height": 32})
+    html = view.result(View("done", sized, outputs=(output(tmp_path),)))
+    assert ' width="64" height="32"' in html
+    kept = replace(output(tmp_path), latents=tmp_path / "a b.latents.safetensors")
+    assert f"{kept.latents}</a>" in view.result(View("done", ASKED, outputs=(kept,)))
+
+
+def test_several_videos_are_all_shown_as_they_come(tmp_path: Path) -> None:
+    asked = ASKED.model_copy(update={"num_videos": 3})
+    outputs = output(tmp_path), output(tmp_path, seed=1)
+    shown = View("running", asked, Progress("denoise", 2, 9, 10.0, None, 3, 3), outputs=outputs)
+    assert "video 3 of 3, step 2 of 9" in view.status(shown, 0.0)
+    html = view.result(shown)
+    assert html.count("<video") == 2 and "a%20b1.mp4" in html and "k-several" in html
+    assert "<dt>total</dt><dd>8.00 s</dd>" in html
+    assert html.count("nothing accelerated") == 1, "what all receipts say is said once"
+    ended = view.after(shown, Ended("cancelled"), 0.0)
+    assert "the finished videos stay" in view.status(ended, 0.0)
+    assert view.result(ended) == html
+    assert "k-several" not in view.result(replace(shown, request=ASKED, outputs=outputs[:1]))
 
 
 def test_a_prediction_in_words(wan_folder: Path) -> None:

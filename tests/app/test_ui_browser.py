@@ -32,6 +32,7 @@ FLAGS = (
 )
 PATIENCE_S = 30
 FOREVER = {"width": 128, "height": 128, "frames": 33, "steps": 1000}
+LISTS = ("model", "recipe", "format", "device")
 SMALL = {"width": 32, "height": 32, "frames": 5, "steps": 2}
 
 pytestmark = pytest.mark.skipif(
@@ -114,7 +115,7 @@ class Page:
             field = self.find(f"#k-{name} input, #k-{name} textarea")
             field.click()
             field.send_keys(Keys.CONTROL, "a")
-            field.send_keys(Keys.DELETE, str(value), Keys.TAB if name != "model" else Keys.ENTER)
+            field.send_keys(Keys.DELETE, str(value), Keys.ENTER if name in LISTS else Keys.TAB)
 
     def choose(self, name: str, value: str) -> None:
         """Pick an entry of a list."""
@@ -122,6 +123,11 @@ class Page:
         field.click()
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(value, Keys.ENTER)
+
+    def open_advanced(self) -> None:
+        """Show the fields that are not for every day."""
+        self.find("#k-advanced > button").click()
+        self.until(lambda: self.find("#k-strict input").is_displayed())
 
     def press(self, name: str) -> None:
         """Press a button once it can be pressed."""
@@ -196,7 +202,7 @@ def test_a_mistake_is_one_line(page: Page, server: Server) -> None:
     page.fill(frames=6)
     page.until(lambda: "cannot make 6 frames" in page.text("prediction"))
     page.generate("failed")
-    assert page.text("status").endswith("the nearest is --frames 5")
+    assert page.text("status").endswith("the nearest is Frames 5")
     assert "\n" not in page.text("status") and "Traceback" not in page.find("body").text
     page.fill(frames=5, prompt="")
     page.generate("failed")
@@ -205,6 +211,56 @@ def test_a_mistake_is_one_line(page: Page, server: Server) -> None:
     page.generate("failed")
     page.until(lambda: "there is no model folder at /no/folder" in page.text("status"))
     assert server.files() == before
+
+
+def test_advanced_fields_a_recipe_file_and_several_videos(
+    page: Page, server: Server, driver: Any, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "mine.toml"
+    page.fill(recipe=recipe)
+    page.until(lambda: "mine.toml cannot be read" in page.text("prediction"))
+    recipe.write_text('title = "Mine"\n[attention]\nmethod = "top-blocks"\nkeep = 0.4\n')
+    page.fill(recipe="dense")
+    page.fill(recipe=recipe)
+    slider = ".k-options input[type=range]"
+    page.until(lambda: page.find(slider).get_attribute("value") == "0.4")
+    assert "Mine" in page.text("recipe")
+    before = set(server.files())
+    page.open_advanced()
+    assert page.find("#k-fps input").get_attribute("value") == "16"
+    page.fill(prompt="a red square", negative_prompt="blue", num_videos=0)
+    page.until(lambda: "Videos must be 1 to 1000, not 0" in page.text("prediction"))
+    page.fill(num_videos=2, fps=8, device="cpu", format="gif")
+    page.find("#k-keep_latents input").click()
+    page.find("#k-strict input").click()
+    page.until(lambda: "tokens" in page.text("prediction"))
+    page.generate("done")
+    stems = ("a-red-square-s0", "a-red-square-s1")
+    expected = {
+        f"{stem}{end}" for stem in stems for end in (".gif", ".json", ".latents.safetensors")
+    }
+    assert set(server.files()) - before == expected
+    record = json.loads((server.output / "a-red-square-s1.json").read_text())["request"]
+    asked = {"negative_prompt": "blue", "format": "gif", "fps": 8, "device": "cpu", "strict": True}
+    assert {name: record[name] for name in asked} == asked
+    assert record["recipe"]["attention"]["keep"] == 0.4
+    pictures = "return [...document.querySelectorAll('#k-output img')].map(it => it.naturalWidth)"
+    page.until(lambda: driver.execute_script(pictures) == [32, 32])
+    assert all(name in page.text("output") for name in expected)
+
+
+def test_the_page_fits_a_narrow_window(page: Page, driver: Any) -> None:
+    page.open_advanced()
+    narrow = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", narrow)
+    try:
+        script = "return innerWidth == 400 && document.documentElement.scrollWidth <= 400"
+        page.until(lambda: driver.execute_script(script))
+        right = "return Math.max(...[...document.querySelectorAll('#k-desk input, #k-desk button')]"
+        right += ".map(it => it.getBoundingClientRect().right))"
+        assert driver.execute_script(right) <= 400
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_a_cancel_stops_leaves_nothing_and_the_next_run_works(page: Page, server: Server) -> None:

@@ -1,4 +1,4 @@
-"""The desk: one run after the other in the main thread, each of which can be stopped."""
+"""The desk: one run after the other, each of which can be stopped."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def pipe_of(shelf: models.Shelf, folder: Path) -> Any:
 
 
 def visit(desk: Desk, visitor: Callable[[], None]) -> None:
-    """Have the desk work in this thread, the main one, while `visitor` runs in another."""
+    """Have the desk work in this thread while `visitor` runs in another."""
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -142,6 +142,41 @@ def test_a_cancel_in_the_line_and_while_the_model_loads(ask: Make, tmp_path: Pat
         assert isinstance(last(desk.submit(ask())), Run), "a late cancel hits no other run"
 
     visit(desk, visitor)
+
+
+def test_a_cancel_keeps_what_is_finished(ask: Make, tmp_path: Path) -> None:
+    desk = Desk()
+    job = desk.submit(ask(num_videos=3, steps=50))
+
+    def visitor() -> None:
+        news(job, lambda it: isinstance(it, Progress) and it.video == 2)
+        desk.cancel(job)
+        assert last(job) == Ended("cancelled")
+
+    visit(desk, visitor)
+    (made,) = job.finished
+    assert set((tmp_path / "out").iterdir()) == {made.path, made.sidecar}
+
+
+def test_cancelling_needs_no_signal_and_no_main_thread(
+    ask: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object) -> None:
+        raise AssertionError("a signal")
+
+    monkeypatch.setattr(signal, "signal", forbidden)
+    monkeypatch.setattr(signal, "pthread_kill", forbidden)
+    desk, over = Desk(), threading.Event()
+    thread = threading.Thread(target=desk.work, args=(lambda: not over.is_set(),))
+    thread.start()
+    try:
+        job = desk.submit(ask(steps=500))
+        denoising(job, 2)
+        desk.cancel(job)
+        assert last(job) == Ended("cancelled")
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_refusals_and_faults_are_one_line(

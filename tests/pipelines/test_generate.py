@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 from kinora.pipelines import cards, files, frames, media, models, sidecar
 from kinora.pipelines.chatter import relayed
 from kinora.pipelines.decode import decode
-from kinora.pipelines.errors import GenerationError, KinoraError, OutputError
+from kinora.pipelines.errors import Cancelled, GenerationError, KinoraError, OutputError
 from kinora.pipelines.events import STAGES, Notice, Progress
 from kinora.pipelines.generate import generate
 from kinora.pipelines.request import Request
-from kinora.pipelines.run import Run
+from kinora.pipelines.run import Output, Run
+from kinora.pipelines.worker import Event
 
 
 @pytest.fixture
@@ -125,13 +127,31 @@ def test_frames_equal_those_of_the_stock_pipeline(
     assert frames.sha256(expected) == made.frames_sha256
 
 
+def closed(run: Generator[Event, None, None], _: threading.Event) -> None:
+    """End a run as Ctrl-C does."""
+    run.close()
+
+
+def stopped(run: Generator[Event, None, None], stop: threading.Event) -> None:
+    """End a run as another thread does, which has no hold of the generator."""
+    stop.set()
+    with pytest.raises(Cancelled):
+        list(run)
+
+
+End = Callable[[Generator[Event, None, None], threading.Event], None]
+both_ends = pytest.mark.parametrize("end", [closed, stopped])
+
+
+@both_ends
 @pytest.mark.parametrize("stage", ["load", "text", "denoise", "decode"])
-def test_closing_early_stops_and_leaves_nothing(
+def test_ending_early_leaves_nothing(
     ask: Callable[..., Request],
     shelf: models.Shelf,
     wan_folder: Path,
     tmp_path: Path,
     stage: str,
+    end: End,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     finish(ask(output=str(tmp_path / "warm")), shelf=shelf)  # diffusers adds notes of its own
@@ -145,14 +165,15 @@ def test_closing_early_stops_and_leaves_nothing(
     if stage == "decode":
         monkeypatch.setattr(vae, "decode", slow_decode)
     before = state_of(pipe_of(shelf, wan_folder))
-    run = generate(ask(steps=200 if stage != "decode" else 3), shelf=shelf)
+    stop = threading.Event()
+    run = generate(ask(steps=200 if stage != "decode" else 3), shelf=shelf, stop=stop)
     steps = 0
     for event in run:
         assert isinstance(event, Progress | Notice)
         if isinstance(event, Progress) and event.stage == stage:
             steps = event.step
             break
-    run.close()
+    end(run, stop)
     assert steps < 3
     assert not (tmp_path / "out").exists()
     after = state_of(pipe_of(shelf, wan_folder))
@@ -164,32 +185,53 @@ def test_closing_early_stops_and_leaves_nothing(
     assert finish(ask(), shelf=shelf).outputs[0].path.is_file()
 
 
+@both_ends
 def test_cancelling_takes_effect_within_one_step(
-    ask: Callable[..., Request], shelf: models.Shelf, wan_folder: Path
+    ask: Callable[..., Request], shelf: models.Shelf, wan_folder: Path, end: End
 ) -> None:
     pipe = pipe_of(shelf, wan_folder)
     calls: list[int] = []
     hook = pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     try:
-        run = generate(ask(steps=200, guidance=1.0), shelf=shelf)
+        stop = threading.Event()
+        run = generate(ask(steps=200, guidance=1.0), shelf=shelf, stop=stop)
         for event in run:
             if isinstance(event, Progress) and event.step == 5:
-                at_close = len(calls)
-                run.close()
-                assert len(calls) <= at_close + 1
+                at_end = len(calls)
+                end(run, stop)
+                assert len(calls) <= at_end + 1
                 break
     finally:
         hook.remove()
     assert 5 <= len(calls) < 200
 
 
+@both_ends
+@pytest.mark.parametrize("keep_latents", [False, True])
 def test_the_second_video_cancelled_keeps_the_first(
+    ask: Callable[..., Request], shelf: models.Shelf, tmp_path: Path, end: End, keep_latents: bool
+) -> None:
+    stop, finished = threading.Event(), list[Output]()
+    request = ask(num_videos=2, steps=50, keep_latents=keep_latents)
+    run = generate(request, shelf=shelf, finished=finished, stop=stop)
+    next(event for event in run if isinstance(event, Progress) and event.video == 2)
+    end(run, stop)
+    made = finished[0].path, finished[0].sidecar, finished[0].latents
+    assert len(finished) == 1 and (finished[0].latents is not None) == keep_latents
+    assert set((tmp_path / "out").iterdir()) == set(filter(None, made))
+
+
+def test_a_stop_that_comes_before_the_start_or_after_the_end(
     ask: Callable[..., Request], shelf: models.Shelf, tmp_path: Path
 ) -> None:
-    run = generate(ask(num_videos=2), shelf=shelf)
-    next(event for event in run if isinstance(event, Progress) and event.video == 2)
-    run.close()
-    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json", ".mp4"]
+    stop = threading.Event()
+    assert finish(ask(), shelf=shelf, stop=stop).outputs[0].path.is_file()
+    assert finish(ask(), shelf=shelf, stop=stop), "a run that has ended leaves the event alone"
+    before = set((tmp_path / "out").iterdir())
+    stop.set()
+    with pytest.raises(Cancelled):
+        list(generate(ask(), shelf=shelf, stop=stop))
+    assert set((tmp_path / "out").iterdir()) == before
 
 
 def test_a_failed_decode_keeps_the_latents_and_decode_finishes_it(
