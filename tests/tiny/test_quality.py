@@ -20,9 +20,11 @@ from kinora.pipelines.run import Run
         "a red circle moving left over a black background",
         "a cyan triangle growing over a gradient background",
         "a green cross moving up on a white background",
+        "a pink ring shrinking, right of a green square going down against a striped backdrop",
+        "a green cross becoming smaller, above a yellow circle moving down over a black background",
     ],
 )
-def test_one_object_is_drawn_as_asked(prompt: str, tmp_path: Path):
+def test_what_is_asked_is_drawn(prompt: str, tmp_path: Path):
     run = list(generate(Request(prompt=prompt, output=str(tmp_path / "video.mp4"))))[-1]
     assert isinstance(run, Run)
     (output,) = run.outputs
