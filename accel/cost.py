@@ -58,6 +58,7 @@ class Prediction:
         density: executed, over all layers and steps; dense calls count as 1.
         speedup: of the denoising; the text encoder and decoding are not in it.
         dense: why calls that the method wanted sparse will run dense, if some will.
+        why_dense: why the method itself keeps calls dense, each reason once.
         workspace: bytes that the kernel needs beside its inputs and output; 0 where all is dense.
     """
 
@@ -66,6 +67,7 @@ class Prediction:
     speedup: float
     kernel: str
     dense: str | None
+    why_dense: str
     workspace: int
 
 
@@ -90,7 +92,7 @@ def predict(
     kernel = choose(problem)
     densities: list[float] = []
     ratios: list[float] = []
-    dense = None
+    dense, own = None, dict[str, None]()
     for step in range(steps):
         for layer in range(shape.layers):
             site = Site(
@@ -103,6 +105,8 @@ def predict(
                 text_first=shape.text_first,
             )
             density = method.predict(site)
+            if density >= 1:
+                own[method.why_dense(site)] = None
             reason = None if always or density >= 1 else slower(problem, density)
             if reason:
                 dense, density = reason, 1.0
@@ -115,6 +119,7 @@ def predict(
         speedup=1 / ((1 - share) + share * rho),
         kernel=kernel,
         dense=dense,
+        why_dense="; ".join(own),
         workspace=workspace(problem, kernel) if min(densities) < 1 else 0,
     )
 

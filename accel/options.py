@@ -49,7 +49,7 @@ class Option:
     def allowed(self) -> str:
         """The values that it takes, in words."""
         if self.choices:
-            return ", ".join(self.choices)
+            return f"one of {', '.join(self.choices)}"
         if self.kind is bool:
             return "true or false"
         words = {int: "a whole number", float: "a number", str: "text"}[self.kind]

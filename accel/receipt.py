@@ -68,6 +68,8 @@ class Receipt(_Part):
             return []
         sparse = sum(told.kernels.values())
         lines = [f"asked: attention by {told.asked}"]
+        if not told.calls:
+            return [*lines, "nothing has run yet"]
         if sparse:
             by = ", ".join(f"the {name} kernel" for name in told.kernels)
             by_layer = [it for it in told.density_by_layer if it is not None]

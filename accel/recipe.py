@@ -154,6 +154,8 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
                               f"attention.keep=0.3")  # fmt: skip
         *parts, key = path.strip().split(".")
         if not parts:
+            if key in _ATTENTION_ONLY:
+                raise RecipeError(f"a recipe has no {key!r}: did you mean attention.{key}?")
             table[key] = text.strip()
         elif parts != ["attention"]:
             part = ".".join(parts)
@@ -177,6 +179,12 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
 def attention_options(method: type[AttentionMethod]) -> tuple[Option, ...]:
     """The options of a method and of what may wrap it, as a recipe spells them."""
     return tuple(it for model in (method, *WRAPPERS) for it in options_of(model))
+
+
+_ATTENTION_ONLY = {"method"}.union(
+    *({it.name for it in attention_options(method)} for method in METHODS.values())
+)
+"""What stands under `attention`, for those who forget to say so."""
 
 
 def _method(table: Any) -> AttentionMethod | None:

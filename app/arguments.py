@@ -98,7 +98,7 @@ def spelled(option: Any, parameter: str) -> Spelled:
     """What the definition of a parameter's option says, for front ends that show it otherwise."""
     info = get_args(option)[1]
     flags = [info.default, *(info.param_decls or ())]  # typer takes the first for a default
-    flags = [it for it in flags if isinstance(it, str) and it.startswith("--")]
+    flags = [it.partition("/")[0] for it in flags if isinstance(it, str) and it.startswith("--")]
     flag = flags[0] if flags else f"--{parameter.replace('_', '-')}"
     text, _, default = str(info.help).partition(" [default: ")
     return Spelled(flag, text, default.removesuffix("]"))

@@ -1,6 +1,6 @@
 """A recipe on a stock diffusers pipeline: one line, and it says what it did.
 
-    python examples/accelerate.py
+    python examples/recipe.py
 
 With `kinora-tiny` it takes a minute or two on a laptop; any diffusers folder or repository works.
 """

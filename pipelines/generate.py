@@ -67,7 +67,7 @@ def _generate(
     channel.emit(Progress("load", 0, 0, clock.elapsed_s, None, 1, resolved.num_videos))
     _warn(weights, resolved, channel)
     outputs: list[Output] = []
-    recipe, workspace = planning.recipe(resolved, weights)
+    recipe, workspace = planning.recipe(resolved, weights, channel.notice)
     with shelf.reserved(channel.check):
         predicted = memory.estimate(
             weights.folder,
@@ -163,7 +163,13 @@ class _Job:
                     accelerate(pipe, self.recipe, strict=single.strict, seed=single.seed)
                 )
                 stack.enter_context(
-                    tapped(pipe, clock, check=self.channel.check, before_decode=before_decode)
+                    tapped(
+                        pipe,
+                        clock,
+                        check=self.channel.check,
+                        before_decode=before_decode,
+                        after_text=lambda: self._progress("denoise", 0, single.steps, index),
+                    )
                 )
                 self._progress("text", 0, 0, index)
                 clock.switch("denoise")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from ..accel.attach.families import Family
     from ..accel.recipe import Recipe
 
-Verdict = Literal["ok", "adjusted", "refused"]
+Verdict = Literal["ok", "idle", "adjusted", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,8 @@ class Part:
     """One part of a recipe, or the weights where they are absent.
 
     `speedup` is that of the denoising, or None where nothing is known. `refused`: the run would be
-    refused; `adjusted`: it would run, but not as asked, `why` says how. `workspace_bytes` are those
-    that it needs during a denoising step.
+    refused; `adjusted`: it would run, but not as asked, `why` says how; `idle`: as asked, but here
+    that means that nothing is accelerated. `workspace_bytes` are needed during a denoising step.
     """
 
     part: str
@@ -89,8 +90,12 @@ def plan(request: Request) -> Plan:
     return Plan(resolved, grid.tokens, estimate, memory.free_bytes(place.device), tuple(parts))
 
 
-def recipe(resolved: Resolved, weights: models.Weights) -> tuple[Recipe, int]:
+def recipe(
+    resolved: Resolved, weights: models.Weights, notice: Callable[[str], None]
+) -> tuple[Recipe, int]:
     """The recipe of a run, and the bytes that it needs during a denoising step.
+
+    `notice` is told where it would accelerate nothing.
 
     Raises:
         RecipeError: the model refuses it.
@@ -107,6 +112,8 @@ def recipe(resolved: Resolved, weights: models.Weights) -> tuple[Recipe, int]:
             f"strict: {part.part} would not run as asked, {part.why}; "
             f"change the recipe, or allow it by leaving strict out"
         )
+    if part is not None and part.density >= 1:
+        notice(f"the recipe accelerates nothing here: {part.why}")
     return chosen, 0 if part is None else part.workspace_bytes
 
 
@@ -139,8 +146,8 @@ def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
         always=chosen.when == "always",
     )
     if predicted.density >= 1:
-        why = f"all calls run dense {predicted.dense or 'as the recipe says'}"
-        verdict: Verdict = "adjusted" if predicted.dense else "ok"
+        why = f"all calls run dense {predicted.dense or predicted.why_dense}"
+        verdict: Verdict = "adjusted" if predicted.dense else "idle"
         return Part("attention", asked, verdict, why, 1.0, 1.0)
     why = (
         f"{predicted.density:.0%} of all pairs of tokens by the {predicted.kernel} kernel; dense, "

@@ -28,10 +28,12 @@ def tapped(
     *,
     check: Callable[[], None],
     before_decode: Callable[[Calls, DecodeState], None],
+    after_text: Callable[[], None],
 ) -> Generator[None, None, None]:
     """Run the body with taps on `pipe`.
 
     `check` is called before text encoding and each part of decoding and may raise to stop the run.
+    `after_text` is called when a text is encoded.
     `before_decode` gets the tensors of every `vae.decode` call so far, before the last one runs.
     Raises `GenerationError` where decoding gives values that are no finite numbers.
     """
@@ -43,9 +45,11 @@ def tapped(
         check()
         clock.switch("text")
         try:
-            return original(*args, **kwargs)
+            encoded = original(*args, **kwargs)
         finally:
             clock.switch("denoise")
+        after_text()
+        return encoded
 
     def decode(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         check()

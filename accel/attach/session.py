@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
@@ -13,24 +14,22 @@ import torch
 from ...kernels.attention import block_attention, choose
 from ...kernels.problem import Problem
 from ..cost import problem_of, slower
-from ..errors import AccelerationError, hint
+from ..errors import AccelerationError, RecipeError
 from ..grid import TokenGrid
 from ..receipt import Receipt
 from ..recipe import Recipe, find
 from ..site import Site
 from ..steps import Compute, Skip
 from . import routes
-from .families import FAMILIES, Family
+from .denoisers import Denoiser, Entry, denoisers_of
 from .run import Run
 from .sites import NoSiteError, text_tokens, unmasked
 from .steps import watched
 
-DENOISERS = ("transformer", "transformer_2")
-
 
 @contextmanager
 def accelerate(
-    pipe: Any, recipe: Recipe | str, *, strict: bool = False, seed: int = 0
+    pipe: Any, recipe: Recipe | str | PathLike[str], *, strict: bool = False, seed: int = 0
 ) -> Generator[Session, None, None]:
     """Accelerate every run of `pipe` in the body, as `recipe` says.
 
@@ -52,7 +51,12 @@ def accelerate(
         AccelerationError: this pipeline cannot be accelerated so; in strict mode, a fallback.
         RecipeError: there is no such recipe, or one built in code that no file could say.
     """
-    chosen = recipe if isinstance(recipe, Recipe) else find(recipe)
+    if not isinstance(recipe, Recipe | str | PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise RecipeError(
+            f"the recipe is a {type(recipe).__name__}: give a preset's name, the path of a TOML "
+            f"file or a Recipe"
+        )
+    chosen = recipe if isinstance(recipe, Recipe) else find(str(recipe))
     session = Session(pipe, chosen, strict=strict, seed=seed)
     with ExitStack() as stack:
         if not chosen.empty:
@@ -61,28 +65,11 @@ def accelerate(
 
 
 @dataclass
-class _Denoiser:
-    """One denoiser of the pipeline, `number` 0 or 1, whose layers count from `offset`."""
-
-    module: Any
-    inner: Any
-    """The same, or what `torch.compile` has wrapped."""
-    family: Family
-    number: int
-    layers: list[str]
-    offset: int
-    stock: list[Any] = field(default_factory=list[Any])
-    kind: type | None = None
-    """Of what a call returns; known after the first."""
-    dtype: torch.dtype = torch.float32
-
-
-@dataclass
 class _Forward:
     """One call of a denoiser while it runs; what the routes listen to."""
 
     session: Session
-    denoiser: _Denoiser
+    denoiser: Denoiser
     grid: TokenGrid | None
     text: int
     """Text tokens beside the picture's, masked ones too."""
@@ -108,7 +95,7 @@ class Session:
         self.pipe, self.recipe, self.strict, self.seed = pipe, recipe, strict, seed
         # Now, since a recipe that has none is better refused before a run than after it.
         self._table = recipe.table()
-        self._denoisers: list[_Denoiser] = []
+        self._denoisers: list[Denoiser] = []
         self._scheduler: Any = None
         self._run: Run | None = None
 
@@ -129,7 +116,7 @@ class Session:
 
     def attach(self, stack: ExitStack) -> None:
         """Put everything on; `stack` takes it off again, last first."""
-        self._find()
+        self._denoisers += denoisers_of(self.pipe)
         scheduler = self._scheduler = getattr(self.pipe, "scheduler", None)
         if scheduler is None:
             raise AccelerationError(f"{type(self.pipe).__name__} has no scheduler to follow")
@@ -218,40 +205,8 @@ class Session:
         run.ran_dense(key, reason, fallback=fallback)
         return call.dense()
 
-    def _find(self) -> None:
-        """The denoisers of the pipeline, or an error that says why there is none."""
-        offset = 0
-        for name in DENOISERS:
-            module = getattr(self.pipe, name, None)
-            if module is None:
-                continue
-            inner = getattr(module, "_orig_mod", module)
-            family = FAMILIES.get(type(inner).__name__)
-            if family is None:
-                raise AccelerationError(
-                    f"attention of {type(inner).__name__} cannot be accelerated yet"
-                    f"{hint(type(inner).__name__, FAMILIES)}; known are {', '.join(FAMILIES)}"
-                )
-            if getattr(inner, "is_cache_enabled", False):
-                raise AccelerationError(
-                    f"{name} has a cache of diffusers enabled, which skips layers unseen: "
-                    f"call disable_cache() on it first"
-                )
-            if isinstance(vars(module).get("_compiled_call_impl"), _Entry):
-                raise AccelerationError(f"{name} of this pipeline is accelerated already")
-            layers = family.names(inner)
-            self._denoisers.append(
-                _Denoiser(module, inner, family, len(self._denoisers), layers, offset)
-            )
-            offset += len(layers)
-        if not self._denoisers:
-            raise AccelerationError(
-                f"{type(self.pipe).__name__} has no transformer whose attention could be "
-                f"accelerated; known are {', '.join(FAMILIES)}"
-            )
-
     @contextmanager
-    def _entered(self, denoiser: _Denoiser) -> Generator[None, None, None]:
+    def _entered(self, denoiser: Denoiser) -> Generator[None, None, None]:
         """See every call of the denoiser from outside of its hooks and of `torch.compile`.
 
         `_compiled_call_impl` is what torch calls in place of `forward` and its hooks, where it is
@@ -266,7 +221,7 @@ class Session:
             given = signature.bind(denoiser.inner, *args, **kwargs).arguments
             return self._forward(denoiser, lambda: call(*args, **kwargs), given)
 
-        ours = vars(module)["_compiled_call_impl"] = _Entry(entry)
+        ours = vars(module)["_compiled_call_impl"] = Entry(entry)
         try:
             yield
         finally:
@@ -278,7 +233,7 @@ class Session:
                 vars(module)["_compiled_call_impl"] = before
 
     def _forward(
-        self, denoiser: _Denoiser, call: Callable[[], Any], given: Mapping[str, Any]
+        self, denoiser: Denoiser, call: Callable[[], Any], given: Mapping[str, Any]
     ) -> Any:
         run = self._run
         if run is None or self.pipe.scheduler is not self._scheduler:
@@ -305,7 +260,7 @@ class Session:
         return result
 
     def _attended(
-        self, denoiser: _Denoiser, call: Callable[[], Any], given: Mapping[str, Any]
+        self, denoiser: Denoiser, call: Callable[[], Any], given: Mapping[str, Any]
     ) -> Any:
         """A call of the denoiser whose attention comes to this session."""
         try:
@@ -340,8 +295,15 @@ class Session:
         if run is None:
             return
         if run.forwards == 0:
+            replaced = [
+                it.family.denoiser
+                for it in self._denoisers
+                if not isinstance(vars(it.module).get("_compiled_call_impl"), Entry)
+            ]
             raise AccelerationError(
-                "the first step ended without a call of the accelerated denoiser: "
+                f"{replaced[0]} was compiled while accelerated: compile it before the block"
+                if replaced
+                else "the first step ended without a call of the accelerated denoiser: "
                 "the pipeline uses another one"
             )
         output, sample = given["model_output"], given["sample"]
@@ -365,19 +327,9 @@ def _first_step(scheduler: Any, given: Mapping[str, Any]) -> int:
     return int(distance.argmin()) if float(distance.min()) < 0.5 else 0
 
 
-def _instead(output: torch.Tensor, denoiser: _Denoiser, given: Mapping[str, Any]) -> Any:
+def _instead(output: torch.Tensor, denoiser: Denoiser, given: Mapping[str, Any]) -> Any:
     """`output` for every item of a denoiser's batch, returned as the denoiser returns."""
     assert denoiser.kind is not None
     times = given["hidden_states"].shape[0] // output.shape[0]
     whole = output.to(denoiser.dtype).repeat(times, *[1] * (output.ndim - 1))
     return (whole,) if denoiser.kind is tuple else denoiser.kind(sample=whole)
-
-
-class _Entry:
-    """What stands in for a denoiser's call while it is accelerated."""
-
-    def __init__(self, call: Any) -> None:
-        self.call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.call(*args, **kwargs)

@@ -73,8 +73,7 @@ def control(option: Option, value: Any) -> Component:
             low, option.most, value, step=step, label=label, info=option.help, buttons=[]
         )
     # No bounds for the field: what is out of range is refused by the recipe, in its own words.
-    whole = 0 if option.kind is int else None
-    return gr.Number(value, label=label, info=option.help, precision=whole, step=step)
+    return gr.Number(value, label=label, info=option.help, step=step)
 
 
 def _slides(option: Option) -> bool:

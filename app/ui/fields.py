@@ -68,9 +68,9 @@ def listed(name: str, value: str, choices: list[str], info: str) -> gr.Dropdown:
 
 def number(name: str, value: float, step: float = 1, info: str = "") -> gr.Number:
     """A number; emptied, it shows what the default is."""
-    field, whole = FIELDS[name], int in _kinds(name)
+    # No precision, which would round what was typed: what is no whole number is refused.
     return gr.Number(
-        value, label=field.label, info=info, precision=0 if whole else None, step=step,
+        value, label=FIELDS[name].label, info=info, step=step,
         placeholder=spelled_as(name).default, min_width=90, elem_id=f"k-{name}",
     )  # fmt: skip
 

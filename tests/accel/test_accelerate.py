@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kinora.accel.attach import accelerate
-from kinora.accel.errors import AccelerationError
+from kinora.accel.errors import AccelerationError, RecipeError
 from kinora.accel.method import Reuse, Within
 from kinora.accel.methods import TopBlocks
 from kinora.accel.recipe import Recipe
@@ -307,10 +307,40 @@ def test_a_model_without_known_attention_is_refused(model_folders: dict[str, Any
     diffusers: Any = importlib.import_module("diffusers")
     pipe = diffusers.DiffusionPipeline.from_pretrained(model_folders["sdxl"])
     with (
-        pytest.raises(AccelerationError, match="no transformer whose attention"),
+        pytest.raises(AccelerationError, match=r"no transformer whose attention.*and UNets"),
         accelerate(pipe, sparse()),
     ):
         pass
+
+
+def test_what_is_given_must_be_a_pipeline_and_a_recipe(build: Build):
+    model = build("wan")
+    with (
+        pytest.raises(AccelerationError, match="WanTransformer3DModel is a denoiser: give"),
+        accelerate(model.transformer, sparse()),
+    ):
+        pass
+    nothing: Any = {"keep": 0.5}
+    with (
+        pytest.raises(RecipeError, match="the recipe is a dict: give a preset's name"),
+        accelerate(model.pipe, nothing),
+    ):
+        pass
+
+
+def test_a_session_says_that_nothing_has_run_yet(build: Build):
+    with accelerate(build("wan"), sparse()) as session:
+        assert session.receipt.words()[-1] == "nothing has run yet"
+
+
+def test_a_denoiser_compiled_in_the_block_is_told(build: Build):
+    model = build("wan")
+    with (
+        pytest.raises(AccelerationError, match="compile it before the block"),
+        accelerate(model, sparse()),
+    ):
+        model.transformer.compile(backend="eager")
+        model()
 
 
 def test_attention_taken_over_by_something_else_is_noticed(build: Build):

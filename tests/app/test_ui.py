@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import typer
+from pydantic import ValidationError
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
 
@@ -52,7 +53,7 @@ def option(kind: type, default: Any, **limits: Any) -> Option:
         (option(float, 0.125, least=0.0, most=1.0), "Slider", {"step": 0.001}),
         (option(float, 5.0, least=0.0, most=50.0), "Slider", {"step": 0.1}),
         (option(int, 2, least=1, most=8), "Slider", {"minimum": 1, "maximum": 8, "step": 1}),
-        (option(int, 1, least=1, most=1000), "Number", {"precision": 0}),
+        (option(int, 1, least=1, most=1000), "Number", {"precision": None}),
         (option(float, 1.5, least=0.0), "Number", {"precision": None}),
         (option(bool, True), "Checkbox", {}),
         (option(str, "b", choices=("a", "b")), "Dropdown", {"choices": [("a", "a"), ("b", "b")]}),
@@ -161,11 +162,18 @@ def test_every_field_has_a_control_that_asks_for_its_default(name: str) -> None:
     assert made.info == fields.spelled_as(name).help and made.elem_id == f"k-{name}"
 
 
+def test_a_fraction_is_not_rounded() -> None:
+    made: Any = fields.explained("steps", 30)
+    given = {"prompt": "a", "steps": made.preprocess(2.5)}
+    with pytest.raises(ValidationError, match="steps"):
+        form.request_of(given, {"": {}}, "outputs")
+
+
 @pytest.mark.parametrize(
     ("name", "control", "expected"),
     [
         ("negative_prompt", "Textbox", {"placeholder": "nothing"}),
-        ("num_videos", "Number", {"precision": 0, "placeholder": "1"}),
+        ("num_videos", "Number", {"precision": None, "placeholder": "1"}),
         ("fps", "Number", {"precision": None, "placeholder": "the model's"}),
         ("format", "Dropdown", {"choices": [("mp4, or png for one frame", ""), ("mp4", "mp4"),
          ("gif", "gif"), ("webm", "webm"), ("png", "png")], "allow_custom_value": False}),

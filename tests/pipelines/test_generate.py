@@ -75,9 +75,9 @@ def test_events_come_in_order_and_end_with_the_run(ask: Callable[..., Request]) 
     progress = [event for event in events if isinstance(event, Progress)]
     for video in (1, 2):
         steps = [(e.step, e.steps) for e in progress if e.video == video and e.stage == "denoise"]
-        assert steps == [(1, 3), (2, 3), (3, 3)]
+        assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
     order = [event.stage for event in progress if event.video == 1]
-    assert order == ["load", "text", *["denoise"] * 3, "save", "decode", "save"]
+    assert order == ["load", "text", *["denoise"] * 4, "save", "decode", "save"]
     elapsed = [event.elapsed_s for event in progress]
     assert elapsed == sorted(elapsed) and elapsed[-1] <= run.total_s
     assert progress[-4].eta_s is not None

@@ -12,7 +12,7 @@ import pytest
 
 from kinora.pipelines import memory, models, sidecar
 from kinora.pipelines.errors import AccelerationError, MemoryLimitError, RecipeError
-from kinora.pipelines.events import STAGES
+from kinora.pipelines.events import STAGES, Notice
 from kinora.pipelines.generate import generate
 from kinora.pipelines.planning import plan
 from kinora.pipelines.request import Request
@@ -163,13 +163,23 @@ def test_what_is_predicted_is_what_runs(
     assert output.receipt.attention.density == pytest.approx(part.density, abs=0.03)
 
 
+def test_a_recipe_that_accelerates_nothing_is_told(ask: Ask) -> None:
+    events = generate(ask(settings=("attention.from_layer=90",)))
+    notices = [event.text for event in events if isinstance(event, Notice)]
+    assert any("the recipe accelerates nothing here: all calls run dense" in it for it in notices)
+
+
 def test_a_plan_loads_nothing_and_tells_refusals(
     ask: Ask, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded"))
     (part,) = plan(ask(settings=("attention.keep=0.9", "attention.tile=64x64"))).parts
-    assert part.verdict == "ok" and part.speedup == 1
-    assert part.why == "all calls run dense as the recipe says"
+    assert part.verdict == "idle" and part.speedup == 1
+    assert part.why.startswith("all calls run dense") and part.why.endswith(
+        "because 0.9 of 8 tiles is all"
+    )
+    (part,) = plan(ask(settings=("attention.from_layer=90",))).parts
+    assert part.verdict == "idle" and "in the first 90 layers" in part.why
     (part,) = plan(ask(settings=("attention.keep=0.8", "attention.tile=64x64"))).parts
     assert part.verdict == "adjusted" and "all calls run dense because" in part.why
     (part,) = plan(ask(settings=("attention.tile=64x64", "when=always"))).parts

@@ -88,8 +88,10 @@ def test_a_pipeline_is_tapped_once(ask: Make, wan_folder: Path) -> None:
 
     def nothing(*_: object) -> None: ...
 
-    with tapped(pipe, StageClock("text"), check=nothing, before_decode=nothing):
-        again = tapped(pipe, StageClock("text"), check=nothing, before_decode=nothing)
+    with tapped(pipe, StageClock("text"), check=nothing, before_decode=nothing, after_text=nothing):
+        again = tapped(
+            pipe, StageClock("text"), check=nothing, before_decode=nothing, after_text=nothing
+        )
         with pytest.raises(RuntimeError, match="runs already"), again:
             pass
     assert "encode_prompt" not in vars(pipe)
