@@ -6,12 +6,17 @@ from types import ModuleType
 
 import torch
 
-from . import cpu, reference
+from . import cpu, hopper, reference, triton_backend
 from .plan import BlockPlan
 from .problem import Problem
 
-BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "reference": reference}
-"""By name, the fastest first."""
+BACKENDS: dict[str, ModuleType] = {
+    "cpu": cpu,
+    "hopper": hopper,
+    "reference": reference,
+    "triton": triton_backend,
+}
+"""By name, in the order in which one is chosen."""
 
 
 def refuses(problem: Problem, backend: str) -> str | None:

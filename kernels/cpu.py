@@ -12,15 +12,26 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from .plan import BlockPlan, tile_lengths
+from .plan import BlockPlan, Tail, tile_lengths
 from .problem import Problem
 from .reference import pool
 
 GATHERED_BYTES = 2**25
 """Keys and values gathered for one call; less is all calls, more falls out of the caches."""
 
-_EFFICIENCIES = ((8192, 0.65), (2048, 0.55), (512, 0.3), (0, 0.15))
-"""From so many tokens on, density x dense time / own time."""
+_EFFICIENCIES: dict[tuple[bool, Tail], tuple[tuple[int, float], ...]] = {
+    (True, "none"): ((8192, 0.6), (2048, 0.55), (512, 0.35), (0, 0.15)),
+    (True, "complement"): ((8192, 0.42), (2048, 0.35), (512, 0.25), (0, 0.1)),
+    (False, "none"): ((8192, 0.42), (2048, 0.26), (512, 0.26), (0, 0.1)),
+    (False, "complement"): ((8192, 0.2), (2048, 0.17), (512, 0.13), (0, 0.05)),
+}
+"""Density x dense time / own time from so many tokens on; by whether 128 queries
+share a tile, and by tail.
+
+The lower ones of those measured beside torch's dense attention on two cores with AVX-512: 4 heads
+of 64, density 1/4, planning included. Few queries a tile mean that tiles are gathered more often;
+the tail needs masks and copies.
+"""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
@@ -42,6 +53,8 @@ def attend(
     """See `block_attention`; q, k, v are already in the order of the plan."""
     batch, heads, _, dim = q.shape
     if plan.bias is None and bool((plan.counts == plan.columns).all()):
+        # torch's kernel reads rows of D numbers side by side, whatever the last stride says.
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         return _flash(q, k, v, 0.0, False, scale=scale)
     rows, columns, size = plan.rows, plan.columns, plan.tile.key
     tiles_q = _tiles(q, plan.tile.query)
@@ -138,14 +151,9 @@ class _Extras:
 
 
 def efficiency(problem: Problem) -> float:
-    """Measured beside torch's dense attention on two cores with AVX-512, planning included.
-
-    4 heads of 64, tiles of 256 x 128, density 1/4. With few tokens, planning and gathering weigh
-    more; small tiles are gathered more often; the tail needs a mask.
-    """
-    value = next(value for tokens, value in _EFFICIENCIES if problem.keys >= tokens)
-    small = 0.8 if problem.tile.query * problem.tile.key < 128 * 128 else 1.0
-    return value * small * (0.8 if problem.tail == "complement" else 1.0)
+    """As measured, see `_EFFICIENCIES`."""
+    table = _EFFICIENCIES[problem.tile.query >= 128, problem.tail]
+    return next(value for tokens, value in table if problem.keys >= tokens)
 
 
 def workspace(problem: Problem) -> int:

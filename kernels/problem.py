@@ -13,8 +13,8 @@ from .plan import BlockPlan, Tail, Tile
 class Problem:
     """An attention call without its numbers.
 
-    `batch` and `heads` are those of the tensors. `requires_grad`: any of queries, keys and values
-    does. `biased`: the plan weights its tiles.
+    `batch` and `heads` are those of the tensors. `requires_grad`: any of queries, keys, values and
+    the plan's bias does. `biased`: the plan weights its tiles.
     """
 
     device: str
@@ -32,7 +32,9 @@ class Problem:
     @classmethod
     def of(cls, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan) -> Problem:
         """The problem of a call."""
-        wants = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        wants = torch.is_grad_enabled() and any(
+            x is not None and x.requires_grad for x in (q, k, v, plan.bias)
+        )
         return cls(
             device=q.device.type,
             dtype=q.dtype,

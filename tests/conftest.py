@@ -13,6 +13,10 @@ import pytest
 # Tiny tensors on two cores that others use too: a second thread costs more than it gives, and waits
 # for the first in a loop. Before torch is imported, and for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Triton decides when it is imported whether it runs its kernels in Python. On a GPU: 0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+# Its releases announce a change of default that means nothing here.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 WORDS = ("a", "red", "blue", "circle", "square", "moving", "left", "right", "over", "black")
 SIZES: dict[str, tuple[int, int, int]] = {

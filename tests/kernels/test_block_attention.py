@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kinora.kernels.attention import BACKENDS, block_attention, choose, merge, refuses
+from kinora.kernels.attention import block_attention, choose, merge, refuses
 from kinora.kernels.plan import BlockPlan, Tail, Tile
 from kinora.kernels.problem import Problem
 
 TILE = Tile(16, 8)
 TAILS: tuple[Tail, ...] = ("none", "complement")
+ANYWHERE = ("cpu", "reference")
+"""Backends that need no GPU."""
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -86,7 +88,7 @@ def test_equals_torch_with_a_mask():
 def test_a_query_without_keys_gets_nothing():
     q, k, v = _tensors()
     plan = _plan(share=0.0)
-    for backend in BACKENDS:
+    for backend in ANYWHERE:
         out, lse = block_attention(q.float(), k.float(), v.float(), plan, backend=backend)
         assert not out.any() and bool((lse == -torch.inf).all())
 
@@ -282,7 +284,7 @@ def test_chunks_of_any_size_give_the_same(chunk_bytes: int, monkeypatch: pytest.
     torch.testing.assert_close(block_attention(q, k, v, plan, backend="cpu"), expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ANYWHERE)
 def test_any_strides(backend: str):
     """`[B, L, H, D]` in memory, as diffusers has it, a slice of a larger tensor."""
     q, k, v = _tensors(33, 71, dtype=torch.float32)
@@ -298,7 +300,33 @@ def test_any_strides(backend: str):
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ANYWHERE)
+@pytest.mark.parametrize("keep", ["some", "all"])
+@pytest.mark.parametrize("layout", ["channels apart", "every other channel", "expanded"])
+def test_strides_of_any_dimension(backend: str, keep: str, layout: str):
+    plan = _plan() if keep == "some" else BlockPlan.dense(tile=TILE, queries=40, keys=40)
+    given = _tensors(dtype=torch.float32)
+    if layout == "channels apart":
+        q, k, v = (x.mT.contiguous().mT for x in given)
+    elif layout == "every other channel":
+        q, k, v = (torch.stack([x, x * torch.nan], -1).flatten(-2)[..., ::2] for x in given)
+    else:
+        q, k, v = (x[:, :1].expand(-1, 3, -1, -1) for x in given)
+    expected = block_attention(
+        q.contiguous(), k.contiguous(), v.contiguous(), plan, backend="reference"
+    )
+    torch.testing.assert_close(block_attention(q, k, v, plan, backend=backend), expected)
+
+
+def test_a_bias_may_want_gradients():
+    q, k, v = _tensors(dtype=torch.float32)
+    plan = _plan()
+    bias = torch.zeros(plan.indices.shape, requires_grad=True)
+    block_attention(q, k, v, dataclasses.replace(plan, bias=bias))[0].sum().backward()
+    assert bias.grad is not None and bool(bias.grad.any())
+
+
+@pytest.mark.parametrize("backend", ANYWHERE)
 @pytest.mark.parametrize("tail", TAILS)
 def test_entries_that_do_not_count_change_nothing(backend: str, tail: Tail):
     q, k, v = _tensors(dtype=torch.float32)
@@ -309,7 +337,7 @@ def test_entries_that_do_not_count_change_nothing(backend: str, tail: Tail):
     assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ANYWHERE)
 def test_inputs_stay_as_they_are(backend: str):
     q, k, v = _tensors(33, 71, dtype=torch.float32)
     before = [x.clone() for x in (q, k, v)]
@@ -349,7 +377,9 @@ def test_a_backend_asked_for_by_name_does_not_fall_back():
     q, k, v = _tensors()
     with pytest.raises(ValueError, match="backend cpu cannot do this: it takes float32"):
         block_attention(q, k, v, _plan(), backend="cpu")
-    with pytest.raises(ValueError, match="backend 'cuda'; there are cpu, reference"):
+    with pytest.raises(
+        ValueError, match="backend 'cuda'; there are cpu, hopper, reference, triton"
+    ):
         block_attention(q, k, v, _plan(), backend="cuda")
 
 

@@ -1,0 +1,103 @@
+"""Block attention in Triton: one program a tile of queries, forward only.
+
+Reads q, k and v by their strides, writes down no logits. Run so far by Triton's interpreter alone
+(`TRITON_INTERPRET=1`), not on a GPU: so it works when it is asked for by name, and is not chosen.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import torch
+
+from .plan import BlockPlan
+from .problem import Problem
+from .reference import pool
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_TILES = (16, 32, 64, 128, 256)
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in Python, on any device; decided before it is imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def refuses(problem: Problem) -> str | None:
+    """Why it cannot take `problem`, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if problem.device != "cuda" and not interpreted():
+        return f"it is for CUDA devices, the tensors are on {problem.device}"
+    if problem.dtype not in _DTYPES:
+        names = ", ".join(str(it).removeprefix("torch.") for it in _DTYPES)
+        return f"it takes {names}, not {str(problem.dtype).removeprefix('torch.')}"
+    if problem.requires_grad:
+        return "it has no backward pass; the reference has"
+    if problem.head_dim > 256:
+        return f"it takes head dimensions up to 256, not {problem.head_dim}"
+    for size in (problem.tile.query, problem.tile.key):
+        if size not in _TILES:
+            return f"it takes tiles of {', '.join(map(str, _TILES))} tokens, not {size}"
+    return None
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `block_attention`; q, k, v are already in the order of the plan."""
+    from . import triton_kernels
+
+    kernels: Any = triton_kernels
+    batch, heads, queries, dim = q.shape
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
+    indices, counts = plan.indices.contiguous(), plan.counts.contiguous()
+    tail = plan.tail == "complement"
+    # What a variant of the kernel does not read is given any tensor.
+    pooled_k, pooled_v, left_out = k, v, counts
+    if tail:
+        pooled_k, pooled_v = (
+            pool(x.float(), plan.tile.key).to(x.dtype).contiguous() for x in (k, v)
+        )
+        left_out = plan.mask().logical_not_().to(torch.int8)
+    rows, width = indices.shape[2:]
+    kernels.forward[(rows, batch * heads)](
+        q, k, v, out, lse, indices, counts,
+        counts if plan.bias is None else plan.bias.contiguous(),
+        pooled_k, pooled_v, left_out,
+        *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3],
+        0 if indices.shape[0] == 1 else indices.shape[1] * rows,
+        0 if indices.shape[1] == 1 else rows,
+        heads, queries, plan.keys, rows, plan.columns, width,
+        scale,
+        DIM=dim,
+        PADDED_DIM=max(16, 1 << (dim - 1).bit_length()),
+        TILE_Q=plan.tile.query,
+        TILE_K=plan.tile.key,
+        TILE_POOLED=64,
+        BIASED=plan.bias is not None,
+        TAIL=tail,
+        WIDE=interpreted(),
+        num_warps=4 if plan.tile.query <= 64 else 8,
+        num_stages=2,
+    )  # fmt: skip
+    return out, lse
+
+
+def workspace(problem: Problem) -> int:
+    """Pooled keys and values, in float32 on the way, and a byte a tile for the tail."""
+    if problem.tail == "none":
+        return 0
+    columns, rows = -(-problem.keys // problem.tile.key), -(-problem.queries // problem.tile.query)
+    pooled = 4 * problem.batch * problem.heads * columns * problem.head_dim
+    whole = 4 * problem.batch * problem.heads * problem.keys * problem.head_dim
+    return 4 * pooled + 2 * whole + 2 * problem.batch * problem.heads * rows * columns
+
+
+def efficiency(problem: Problem) -> float:
+    """Not measured yet: as little as the reference promises."""
+    del problem
+    return 0.05

@@ -1,0 +1,139 @@
+"""The Hopper kernels: what they refuse, that they compile, and on a GPU that they are right."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kinora.kernels import hopper
+from kinora.kernels.attention import block_attention, choose, refuses
+from kinora.kernels.plan import BlockPlan, Tail, Tile
+from kinora.kernels.problem import Problem
+
+TILE = Tile(128, 64)
+PROBLEM = Problem(
+    device="cuda",
+    dtype=torch.bfloat16,
+    batch=1,
+    heads=2,
+    head_dim=128,
+    queries=1000,
+    keys=1000,
+    tile=TILE,
+    tail="none",
+    biased=False,
+    requires_grad=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"device": "cpu"}, "the tensors are on cpu"),
+        ({"dtype": torch.float32}, "float16, bfloat16, not float32"),
+        ({"requires_grad": True}, "no backward pass"),
+        ({"head_dim": 96}, "head dimensions 64 and 128, not 96"),
+        ({"tile": Tile(64, 64)}, "tiles of 128 queries, not 64"),
+        ({"tile": Tile(128, 48)}, "tiles of 32, 64, 128 keys, not 48"),
+        ({"tail": "complement"}, "no tail"),
+        ({"biased": True}, "weigh tiles"),
+    ],
+)
+def test_a_refusal_has_a_reason(
+    changes: dict[str, object], told: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(hopper, "machine", lambda: None)
+    assert refuses(PROBLEM, "hopper") is None and choose(PROBLEM) == "hopper"
+    problem = dataclasses.replace(PROBLEM, **changes)  # pyright: ignore[reportArgumentType]
+    assert told in (refuses(problem, "hopper") or "")
+    assert choose(problem) != "hopper"
+
+
+def test_this_machine_is_told_why_it_cannot(monkeypatch: pytest.MonkeyPatch):
+    hopper.machine.cache_clear()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "interpreter" in (refuses(PROBLEM, "hopper") or "")
+    hopper.machine.cache_clear()
+
+
+def test_it_compiles_without_a_gpu():
+    """For its compute capability, without spilling registers into memory."""
+    triton = pytest.importorskip("triton")
+    if triton.__version__.rpartition(".")[0] not in hopper.TRITONS:
+        pytest.skip(f"Gluon of triton {triton.__version__} is another language")
+    script = (
+        "from kinora.kernels.hopper_kernels import compiled\n"
+        "for sizes in ((128, 64, 3), (128, 128, 3), (64, 64, 2), (64, 32, 2)):\n"
+        "    kernel = compiled(*sizes)\n"
+        "    assert kernel.metadata.shared <= 227 * 1024, sizes\n"
+        "    assert 'st.local' not in kernel.asm['ptx'], sizes\n"
+        "    assert 'wgmma' in kernel.asm['ptx'], sizes\n"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def _case(
+    queries: int, keys: int, dim: int, tile: Tile, dtype: torch.dtype, share: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, BlockPlan]:
+    """q, k, v `[2, 3, L, dim]` in a slice of a tensor of NaN, and a plan with an empty row."""
+    generator = torch.Generator().manual_seed(queries + dim)
+    made: list[torch.Tensor] = []
+    for tokens in (queries, keys, keys):
+        whole = torch.full((2, tokens + 8, 3, dim), torch.nan, dtype=dtype)
+        whole[:, :tokens] = torch.randn(2, tokens, 3, dim, generator=generator).to(dtype)
+        made.append(whole.cuda()[:, :tokens].transpose(1, 2))
+    shape = (2, 3, -(-queries // tile.query), -(-keys // tile.key))
+    mask = torch.rand(shape, generator=generator) < share
+    mask[0, 0, 0] = False
+    plan = BlockPlan.from_mask(mask, tile=tile, queries=queries, keys=keys).to("cuda")
+    return made[0], made[1], made[2], plan
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scale", [None, 2.0, -0.5])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("key", [32, 64, 128])
+@pytest.mark.parametrize(
+    ("queries", "keys", "dim"), [(1000, 1000, 128), (700, 777, 64), (128, 64, 128), (1, 1, 64)]
+)
+def test_it_equals_the_reference(
+    queries: int, keys: int, dim: int, key: int, dtype: torch.dtype, scale: float | None
+):
+    if hopper.machine():
+        pytest.skip(hopper.machine() or "")
+    q, k, v, plan = _case(queries, keys, dim, Tile(128, key), dtype, 0.5)
+    out, lse = block_attention(q, k, v, plan, scale=scale, backend="hopper")
+    expected, expected_lse = block_attention(
+        q.double(), k.double(), v.double(), plan, scale=scale, backend="reference"
+    )
+    rounding = 4 * torch.finfo(dtype).eps
+    assert (out.double() - expected).norm() <= rounding * expected.norm()
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-3, atol=1e-3)
+
+
+TAILS: tuple[Tail, ...] = ("none", "complement")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("dim", [64, 128, 96])
+def test_the_portable_kernels_equal_the_reference_on_a_gpu(dim: int, tail: Tail):
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("needs TRITON_INTERPRET=0")
+    q, k, v, plan = _case(300, 333, dim, TILE, torch.bfloat16, 0.4)
+    plan = dataclasses.replace(plan, tail=tail)
+    out, lse = block_attention(q, k, v, plan, backend="triton")
+    expected, expected_lse = block_attention(
+        q.double(), k.double(), v.double(), plan, backend="reference"
+    )
+    assert (out.double() - expected).norm() <= 2e-2 * expected.norm()
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-2, atol=1e-2)
