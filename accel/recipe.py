@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 
 from pydantic import SerializeAsAny
 
-from .errors import RecipeError, hint
+from .errors import RecipeError, hint, nearest
 from .method import AttentionMethod, Reuse, Within, Wrapper
 from .methods import METHODS
 from .options import Option, Options, option, options_of
@@ -98,9 +98,9 @@ def from_table(table: Mapping[str, Any], name: str = "") -> Recipe:
             fields[key] = _checked(own[key], value, key)
         else:
             known = ["attention", *own]
-            raise RecipeError(
-                f"a recipe has no {key!r}{hint(key, known)}; it has {', '.join(known)}"
-            )
+            under = [f"attention.{it}" for it in nearest(key, _ATTENTION_ONLY, 1)]
+            near = hint(key, known) or (f" (did you mean {under[0]}?)" if under else "")
+            raise RecipeError(f"a recipe has no {key!r}{near}; it has {', '.join(known)}")
     return Recipe(**fields)
 
 
@@ -147,6 +147,7 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         RecipeError: see `from_table`; or a setting without `=`.
     """
     table, name = recipe.table(), recipe.name
+    refusal: RecipeError | None = None
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path.strip():
@@ -171,9 +172,15 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             )
         else:
             table["attention"][key] = text.strip()
-        # One at a time, so that an error names its setting.
-        table = from_table(table, name).table()
-    return from_table(table, name)
+        # One at a time, so that an error names its setting; a later one may still put it right.
+        try:
+            table = from_table(table, name).table()
+        except RecipeError as error:
+            refusal = refusal or error
+    try:
+        return from_table(table, name)
+    except RecipeError as error:
+        raise refusal or error from None
 
 
 def attention_options(method: type[AttentionMethod]) -> tuple[Option, ...]:

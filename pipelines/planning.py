@@ -110,7 +110,7 @@ def recipe(
     if part is not None and part.verdict == "adjusted" and resolved.strict:
         raise AccelerationError(
             f"strict: {part.part} would not run as asked, {part.why}; "
-            f"change the recipe, or allow it by leaving strict out"
+            f"change the recipe, or allow fallbacks (strict=False, --no-strict)"
         )
     if part is not None and part.density >= 1:
         notice(f"the recipe accelerates nothing here: {part.why}")

@@ -40,12 +40,21 @@ class Entry:
         return self.call(*args, **kwargs)
 
 
+def refuse_accelerated(pipe: Any) -> None:
+    """Raise AccelerationError where a session stands on a denoiser of `pipe` already."""
+    for name in DENOISERS:
+        module = getattr(pipe, name, None)
+        if module is not None and isinstance(vars(module).get("_compiled_call_impl"), Entry):
+            raise AccelerationError(f"{name} of this pipeline is accelerated already")
+
+
 def denoisers_of(pipe: Any) -> list[Denoiser]:
     """The denoisers of `pipe`, at least one.
 
     Raises:
         AccelerationError: there is none, or one that cannot be accelerated; it says why.
     """
+    refuse_accelerated(pipe)
     found: list[Denoiser] = []
     offset = 0
     for name in DENOISERS:
@@ -64,8 +73,6 @@ def denoisers_of(pipe: Any) -> list[Denoiser]:
                 f"{name} has a cache of diffusers enabled, which skips layers unseen: "
                 f"call disable_cache() on it first"
             )
-        if isinstance(vars(module).get("_compiled_call_impl"), Entry):
-            raise AccelerationError(f"{name} of this pipeline is accelerated already")
         layers = family.names(inner)
         found.append(Denoiser(module, inner, family, len(found), layers, offset))
         offset += len(layers)

@@ -35,6 +35,11 @@ class Run:
     )
 
     @property
+    def over(self) -> bool:
+        """Whether the last step is done: what comes then belongs to no run."""
+        return self.first + self.done >= self.steps
+
+    @property
     def step(self) -> Step:
         """The step that runs."""
         return Step(self.first + self.done, self.steps)

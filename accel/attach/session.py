@@ -21,7 +21,7 @@ from ..recipe import Recipe, find
 from ..site import Site
 from ..steps import Compute, Skip
 from . import routes
-from .denoisers import Denoiser, Entry, denoisers_of
+from .denoisers import Denoiser, Entry, denoisers_of, refuse_accelerated
 from .run import Run
 from .sites import NoSiteError, text_tokens, unmasked
 from .steps import watched
@@ -59,7 +59,9 @@ def accelerate(
     chosen = recipe if isinstance(recipe, Recipe) else find(str(recipe))
     session = Session(pipe, chosen, strict=strict, seed=seed)
     with ExitStack() as stack:
-        if not chosen.empty:
+        if chosen.empty:
+            refuse_accelerated(pipe)  # its receipt would say that the stock pipeline ran
+        else:
             session.attach(stack)
         yield session
 
@@ -200,7 +202,7 @@ class Session:
         if fallback and self.strict:
             raise AccelerationError(
                 f"strict: attention of layer {key} would run dense {reason}; "
-                f"change the recipe, or allow it by leaving strict out"
+                f"change the recipe, or allow fallbacks (strict=False, --no-strict)"
             )
         run.ran_dense(key, reason, fallback=fallback)
         return call.dense()
@@ -236,7 +238,7 @@ class Session:
         self, denoiser: Denoiser, call: Callable[[], Any], given: Mapping[str, Any]
     ) -> Any:
         run = self._run
-        if run is None or self.pipe.scheduler is not self._scheduler:
+        if run is None or run.over or self.pipe.scheduler is not self._scheduler:
             raise AccelerationError(
                 f"{denoiser.family.denoiser} is called by steps that cannot be followed: run the "
                 f"pipeline that is accelerated, with the scheduler that it had then"
@@ -304,7 +306,8 @@ class Session:
                 f"{replaced[0]} was compiled while accelerated: compile it before the block"
                 if replaced
                 else "the first step ended without a call of the accelerated denoiser: "
-                "the pipeline uses another one"
+                "the pipeline uses another one, or another pipeline shares its scheduler: give "
+                "each its own, by type(scheduler).from_config(scheduler.config)"
             )
         output, sample = given["model_output"], given["sample"]
         if isinstance(run.decision, Skip) and not torch.equal(
