@@ -57,15 +57,15 @@ POOLS = {IMAGE: 12_000, LARGE_IMAGE: 4_000, VIDEO: 16_000, WIDE: 2_000, TALL: 2_
 POOLS[LARGE_VIDEO] = 4_000
 LESSONS = (
     Lesson(IMAGE, 1, 768, 0.35, 0.02, 1.5),
-    Lesson(LARGE_IMAGE, 1, 192, 0.05, 0.05, 2.0),
-    Lesson(VIDEO, 9, 256, 0.25, 0.03, 2.5),
-    Lesson(VIDEO, 17, 160, 0.15, 0.04, 3.0),
-    Lesson(VIDEO, 33, 96, 0.20, 0.36, 3.0),
-    Lesson(WIDE, 33, 96, 0.0, 0.03, 3.0),
-    Lesson(TALL, 33, 96, 0.0, 0.03, 3.0),
-    Lesson(LARGE_VIDEO, 9, 64, 0.0, 0.10, 3.0),
-    Lesson(LARGE_VIDEO, 17, 32, 0.0, 0.08, 3.5),
-    Lesson(LARGE_VIDEO, 33, 20, 0.05, 0.26, 4.0),
+    Lesson(LARGE_IMAGE, 1, 192, 0.05, 0.05, 3.0),
+    Lesson(VIDEO, 9, 256, 0.25, 0.02, 2.5),
+    Lesson(VIDEO, 17, 160, 0.15, 0.03, 3.0),
+    Lesson(VIDEO, 33, 96, 0.20, 0.23, 3.0),
+    Lesson(WIDE, 33, 96, 0.0, 0.02, 3.0),
+    Lesson(TALL, 33, 96, 0.0, 0.02, 3.0),
+    Lesson(LARGE_VIDEO, 9, 64, 0.0, 0.08, 4.0),
+    Lesson(LARGE_VIDEO, 17, 32, 0.0, 0.08, 5.0),
+    Lesson(LARGE_VIDEO, 33, 20, 0.05, 0.45, 6.0),
 )
 SMALL_POOLS = {Clip(1, 32, 32): 16, Clip(9, 32, 48): 16}
 SMALL_LESSONS = (
