@@ -1,0 +1,186 @@
+"""How `lists` launches its kernels, and which calls they take."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from typing import Any, Literal
+
+import torch
+
+from .plan import tiles_of
+from .triton_backend import interpreted
+
+Backend = Literal["torch", "triton"]
+
+FUSED_COLUMNS = 2048
+"""Tiles of keys up to which a program keeps the scores of its rows to itself."""
+MOST_COLUMNS = 2**15 - 1
+"""Tiles of a row that the kernels can count; torch takes over above."""
+SCORES_BYTES = 2**28
+"""Scores that are alive at a time where there are more than `FUSED_COLUMNS`."""
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def takes(
+    backend: str | None,
+    *tensors: torch.Tensor,
+    columns: int = 1,
+    integers: torch.Tensor | None = None,
+) -> bool:
+    """Whether `triton` does it: if it is asked for and, if none is, where it can."""
+    if backend not in (None, "torch", "triton"):
+        raise ValueError(f"backend {backend!r}; there are torch, triton")
+    if backend == "torch":
+        return False
+    reason = _refuses(tensors, columns, (tensors[0] if integers is None else integers).device.type)
+    if backend == "triton" and reason:
+        raise ValueError(f"backend triton cannot do this: {reason}")
+    return backend == "triton" or (reason is None and not interpreted())
+
+
+def _refuses(tensors: tuple[torch.Tensor, ...], columns: int, device: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device != "cuda" and not interpreted():
+        return f"it is for CUDA devices, the tensors are on {device}"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "it has no backward pass; torch has"
+    if any(x.dtype not in _DTYPES for x in tensors):
+        return f"it takes float16, bfloat16, float32, not {tensors[0].dtype}"
+    if columns > MOST_COLUMNS:
+        return f"it takes up to {MOST_COLUMNS} tiles, not {columns}"
+    return None
+
+
+def means(
+    q: torch.Tensor, k: torch.Tensor | None, sizes: tuple[int, int], order: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means of both, or of `q` twice."""
+    batch, heads, queries, dim = q.shape
+    keys = 0 if k is None else k.shape[2]
+    rows, columns = tiles_of(queries, sizes[0]), tiles_of(keys, sizes[1])
+    means_q = torch.empty(batch, heads, rows, dim, dtype=torch.float32, device=q.device)
+    means_k = means_q if k is None else means_q.new_empty(batch, heads, columns, dim)
+    k = q if k is None else k
+    # 16 KiB of a tile at a time, in half precision.
+    most = max(16, 2**13 // _padded(dim))
+    with _device(q):
+        _kernels().means[((rows + columns) * batch * heads,)](
+            q, k, means_q if order is None else order.contiguous(), means_q, means_k,
+            *q.stride(), *k.stride(), batch, heads, queries, keys, rows, columns,
+            SIZE_Q=sizes[0], SIZE_K=sizes[1],
+            CHUNK_Q=min(most, _padded(sizes[0])), CHUNK_K=min(most, _padded(sizes[1])),
+            DIM=dim, PADDED_DIM=_padded(dim), ORDERED=order is not None, num_warps=4,
+        )  # fmt: skip
+    return means_q, means_k
+
+
+def permuted(x: torch.Tensor, order: torch.Tensor, inverse: bool) -> torch.Tensor:
+    """See `lists.permuted`."""
+    batch, heads, tokens, dim = x.shape
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    chunk = max(16, min(64, 2**13 // _padded(dim)))
+    with _device(x):
+        _kernels().permute[(tiles_of(tokens, chunk) * batch * heads,)](
+            x, order.contiguous(), out, *x.stride(), batch, heads, tokens,
+            TOKENS=chunk, DIM=dim, PADDED_DIM=_padded(dim), INVERSE=inverse, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def choose(
+    means_q: torch.Tensor,
+    means_k: torch.Tensor,
+    forced: torch.Tensor | None,
+    width: int,
+    most: int,
+    by_mass: tuple[float, float, float] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`top_tiles` and, with mass, scale and logarithm of the last tile, `mass_tiles`."""
+    batch, heads, rows, dim = means_q.shape
+    columns, device = means_k.shape[2], means_q.device
+    indices = torch.empty(batch, heads, rows, width, dtype=torch.int32, device=device)
+    counts = torch.empty(batch, heads, rows, dtype=torch.int32, device=device)
+    padded = _padded(columns)
+    fused = padded <= FUSED_COLUMNS and _shared_memory(device) >= padded * 16 * 4 * 9 // 8
+    given: dict[str, Any] = {
+        "DIM": dim,
+        "STEP": 32 if padded <= 512 else 16,
+        "ROWS": 16 if fused else 1,
+        "COLUMNS": padded,
+        "SCORED": not fused,
+        "IS_FORCED": forced is not None,
+        "BY_MASS": by_mass is not None,
+        "PRECISION": _precision(device),
+        "num_warps": max(4, min(16, padded // 128)),
+        "num_stages": 1,
+    }
+    means_q, means_k = (x.contiguous().flatten(0, 1) for x in (means_q, means_k))
+    flat_indices, flat_counts = indices.flatten(0, 1), counts.flatten(0, 1)
+    mask = flat_counts if forced is None else forced.contiguous().view(torch.int8)
+    numbers = rows, columns, width, most, *(by_mass or (0.0, 1.0, 0.0))
+    step = batch * heads if fused else max(1, SCORES_BYTES // (4 * rows * columns))
+    with _device(means_q):
+        for start in range(0, batch * heads, step):
+            part = slice(start, start + step)
+            q, k = means_q[part], means_k[part]
+            _kernels().choose[(tiles_of(rows, given["ROWS"]), len(q))](
+                q, k, q if fused else q @ k.mT, mask, flat_indices[part], flat_counts[part],
+                *numbers, **given,
+            )  # fmt: skip
+    return indices, counts
+
+
+def transposed(
+    indices: torch.Tensor, counts: torch.Tensor, columns: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `lists.transposed`."""
+    batch, heads, rows, entries = indices.shape
+    words = tiles_of(rows, 32)
+    like: dict[str, Any] = {"dtype": torch.int32, "device": indices.device}
+    bits = torch.zeros(batch, heads, columns, words, **like)
+    rows_of = torch.empty(batch, heads, columns, width, **like)
+    counts_t = torch.empty(batch, heads, columns, **like)
+    padded = _padded(rows)
+    step = max(1, 4096 // padded)
+    with _device(indices):
+        _kernels().mark[(rows, batch * heads)](
+            indices.contiguous(), counts.contiguous(), bits, rows, columns, entries, words,
+            ENTRIES=min(1024, _padded(entries)), num_warps=4,
+        )  # fmt: skip
+        _kernels().gather[(tiles_of(columns, step), batch * heads)](
+            bits, rows_of, counts_t, rows, columns, width, words,
+            ROWS=padded, COLUMNS=step, num_warps=4 if padded <= 4096 else 16,
+        )  # fmt: skip
+    return rows_of, counts_t
+
+
+def _kernels() -> Any:
+    from . import lists_kernels
+
+    return lists_kernels
+
+
+def _device(x: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Kernels are launched on the current device: make it that of `x`."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def _padded(size: int) -> int:
+    """The next power of two, at least 16, as matrix products need."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def _precision(device: torch.device) -> str:
+    """Of products of float32: three of TF32 err as little as one of float32, and are fast."""
+    nvidia = device.type == "cuda" and torch.version.hip is None and not interpreted()
+    return "tf32x3" if nvidia and torch.cuda.get_device_capability(device) >= (8, 0) else "ieee"
+
+
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a program can have."""
+    if device.type != "cuda":
+        return 2**20
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
