@@ -13,8 +13,8 @@ from .triton_backend import interpreted
 
 Backend = Literal["torch", "triton"]
 
-FUSED_COLUMNS = 2048
-"""Tiles of keys up to which a program keeps the scores of its rows to itself."""
+FUSED_COLUMNS = 1024
+"""Tiles of keys, in the next power of two, up to which scores never leave the registers."""
 MOST_COLUMNS = 2**15 - 1
 """Tiles of a row that the kernels can count; torch takes over above."""
 SCORES_BYTES = 2**28
@@ -104,18 +104,15 @@ def choose(
     indices = torch.empty(batch, heads, rows, width, dtype=torch.int32, device=device)
     counts = torch.empty(batch, heads, rows, dtype=torch.int32, device=device)
     padded = _padded(columns)
-    fused = padded <= FUSED_COLUMNS and _shared_memory(device) >= padded * 16 * 4 * 9 // 8
+    fused = padded <= FUSED_COLUMNS
     given: dict[str, Any] = {
+        **_shape(padded, fused),
         "DIM": dim,
-        "STEP": 32 if padded <= 512 else 16,
-        "ROWS": 16 if fused else 1,
         "COLUMNS": padded,
         "SCORED": not fused,
         "IS_FORCED": forced is not None,
         "BY_MASS": by_mass is not None,
         "PRECISION": _precision(device),
-        "num_warps": max(4, min(16, padded // 128)),
-        "num_stages": 1,
     }
     means_q, means_k = (x.contiguous().flatten(0, 1) for x in (means_q, means_k))
     flat_indices, flat_counts = indices.flatten(0, 1), counts.flatten(0, 1)
@@ -157,6 +154,16 @@ def transposed(
     return rows_of, counts_t
 
 
+def _shape(columns: int, fused: bool) -> dict[str, int]:
+    """What a program of `choose` takes: 16 to 32 scores a thread and, fused, as many of a factor.
+
+    The others take a row each, in one warp where they can: those need not wait for each other.
+    """
+    if fused:
+        return {"ROWS": 16, "STEP": 16, "num_warps": max(4, columns // 64), "num_stages": 1}
+    return {"ROWS": 1, "STEP": 16, "num_warps": max(1, min(16, columns // 1024)), "num_stages": 1}
+
+
 def _kernels() -> Any:
     from . import lists_kernels
 
@@ -177,10 +184,3 @@ def _precision(device: torch.device) -> str:
     """Of products of float32: three of TF32 err as little as one of float32, and are fast."""
     nvidia = device.type == "cuda" and torch.version.hip is None and not interpreted()
     return "tf32x3" if nvidia and torch.cuda.get_device_capability(device) >= (8, 0) else "ieee"
-
-
-def _shared_memory(device: torch.device) -> int:
-    """Bytes that a program can have."""
-    if device.type != "cuda":
-        return 2**20
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 
 import torch
 
+from ...kernels.lists import pair_means, top_tiles, widest
 from ...kernels.plan import BlockPlan, Tail, Tile, tile_lengths, tiles_of
-from ...kernels.reference import pool
 from ..grid import TokenGrid
 from ..method import AttentionMethod
 from ..options import option
@@ -50,17 +50,19 @@ class TopBlocks(AttentionMethod):
         kept = kept_of(self.keep, columns)
         if kept == columns:
             return None
-        order = token_order(self.order, site.grid, site.text, site.text_first).on(q.device)
+        at = tile, self.order, site.grid, site.text, site.text_first
+        order, always = _beside(q.device, *at)
         # Float32: in half precision ties would favour the first tiles.
-        means_q = pool(q.index_select(2, order).float(), tile.query)
-        means_k = pool(k.index_select(2, order).float(), tile.key)
-        scores = means_q @ means_k.mT
-        forced = self._forced(site).to(q.device)
-        best = scores.masked_fill(forced, torch.inf).argsort(dim=-1, descending=True, stable=True)
-        chosen = torch.zeros_like(scores, dtype=torch.bool)
-        chosen = chosen.scatter_(-1, best[..., :kept], True) | forced
-        return BlockPlan.from_mask(
-            chosen, tile=tile, queries=tokens, keys=tokens, tail=tail, order=order
+        means = pair_means(q.detach(), k.detach(), tile, order)
+        indices, counts = top_tiles(*means, kept, always, width=max(kept, _longest(*at)))
+        return BlockPlan(
+            indices=indices,
+            counts=counts,
+            tile=tile,
+            queries=tokens,
+            keys=tokens,
+            tail=tail,
+            order=order,
         )
 
     def tiling(self) -> tuple[Tile, Tail]:
@@ -78,10 +80,6 @@ class TopBlocks(AttentionMethod):
         """See `AttentionMethod`."""
         columns = tiles_of(site.tokens, self.tiling()[0].key)
         return f"because {self.keep:g} of {columns} tiles is all"
-
-    def _forced(self, site: Site) -> torch.Tensor:
-        """What is kept whatever the scores say, `[Q, K]` bool."""
-        return forced(self.tiling()[0], self.order, site.grid, site.text, site.text_first)
 
 
 def kept_of(keep: float, columns: int) -> int:
@@ -118,6 +116,32 @@ def forced(tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool)
     """Tiles of a query with itself, and rows and columns that hold a token of text, `[Q, K]`."""
     with torch.inference_mode(False):
         return _forced(tile, Site(grid, 0, 1, 0, 1, text=text, text_first=text_first), order)
+
+
+@lru_cache(maxsize=64)
+def _longest(tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool) -> int:
+    """The most forced tiles of a row."""
+    return widest(forced(tile, order, grid, text, text_first), 0)
+
+
+def _beside(
+    device: torch.device, tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places of the order and forced tiles on a device; what is copied there is copied once."""
+    if device.type != "cpu":
+        return _copied(device, tile, order, grid, text, text_first)
+    return token_order(order, grid, text, text_first).places, forced(
+        tile, order, grid, text, text_first
+    )
+
+
+@lru_cache(maxsize=16)
+def _copied(
+    device: torch.device, tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.inference_mode(False):
+        places, always = _beside(torch.device("cpu"), tile, order, grid, text, text_first)
+        return places.to(device), always.to(device)
 
 
 def _forced(tile: Tile, site: Site, order: str) -> torch.Tensor:
