@@ -1,0 +1,350 @@
+"""Means of tiles, lists of the best tiles and their transpose: Triton, interpreted, and torch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from kinora.accel.grid import TokenGrid
+from kinora.accel.methods import TopBlocks
+from kinora.accel.site import Site
+from kinora.kernels import lists_launch as launch
+from kinora.kernels.lists import mass_tiles, pair_means, permuted, tile_means, top_tiles, transposed
+from kinora.kernels.lists_launch import Backend
+from kinora.kernels.plan import BlockPlan, Tile, tile_lengths
+
+pytest.importorskip("triton", reason="the test group has it on Linux")
+
+BACKENDS: tuple[Backend, ...] = ("torch", "triton")
+Lists = tuple[torch.Tensor, torch.Tensor]
+
+
+def tokens_of(tokens: int, dim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """`[2, 3, tokens, dim]`: `[B, L, H, D]` in memory, a slice of a tensor full of NaN."""
+    generator = torch.Generator().manual_seed(tokens + dim)
+    whole = torch.full((2, tokens + 5, 4, dim + 3), torch.nan, dtype=dtype)
+    whole[:, :tokens, :3, :dim] = torch.randn(2, tokens, 3, dim, generator=generator).to(dtype)
+    return whole[:, :tokens, :3, :dim].transpose(1, 2)
+
+
+def order_of(tokens: int) -> torch.Tensor:
+    return torch.randperm(tokens, generator=torch.Generator().manual_seed(tokens))
+
+
+def means_of(rows: int, columns: int, dim: int = 20, *, whole: bool = True) -> Lists:
+    """Means of two heads; `whole`: small whole numbers, whose scores are exact and often equal."""
+    generator = torch.Generator().manual_seed(rows + columns)
+
+    def made(tiles: int) -> torch.Tensor:
+        if whole:
+            return torch.randint(-2, 3, (1, 2, tiles, dim), generator=generator).float()
+        return torch.randn(1, 2, tiles, dim, generator=generator)
+
+    return made(rows), made(columns)
+
+
+def forced_of(rows: int, columns: int) -> torch.Tensor:
+    """A fifth of the tiles, of the first row all, of the last none."""
+    forced = torch.rand(rows, columns, generator=torch.Generator().manual_seed(5)) < 0.2
+    forced[0], forced[-1] = True, False
+    return forced
+
+
+def same(first: Lists, second: Lists) -> None:
+    assert torch.equal(first[1], second[1]) and torch.equal(first[0], second[0])
+
+
+def mask_of(made: Lists, columns: int) -> torch.Tensor:
+    rows = made[0].shape[2]
+    return BlockPlan(*made, tile=Tile(1, 1), queries=rows, keys=columns).mask()
+
+
+# --- means and permutations ---
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize(("tokens", "dim"), [(1, 8), (33, 20), (70, 40)])
+def test_means_equal_the_definition(tokens: int, dim: int, ordered: bool):
+    q, k = tokens_of(tokens, dim), tokens_of(tokens + 1, dim)[:, :, 1:]
+    order = order_of(tokens) if ordered else None
+    tile = Tile(32, 24)
+    got = pair_means(q, k, tile, order, backend="triton")
+    for x, size, mean in ((q, tile.query, got[0]), (k, tile.key, got[1])):
+        x = x if order is None else x[:, :, order]
+        expected = torch.stack([part.mean(2) for part in x.split(size, 2)], 2)
+        torch.testing.assert_close(mean, expected)
+    torch.testing.assert_close(got, pair_means(q, k, tile, order, backend="torch"))
+    torch.testing.assert_close(tile_means(q, tile.query, order, backend="triton"), got[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_means_are_float32_of_any_dtype(dtype: torch.dtype):
+    x = tokens_of(40, 16, dtype)
+    got = tile_means(x, 16, backend="triton")
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, tile_means(x.float(), 16, backend="torch"))
+
+
+def test_a_tile_longer_than_all_tokens_and_one_read_in_chunks():
+    x = tokens_of(70, 300)[:1, :2]  # 300 channels: 16 tokens at a time
+    for size in (64, 128, 70):
+        got = tile_means(x, size, order_of(70), backend="triton")
+        torch.testing.assert_close(got, tile_means(x, size, order_of(70), backend="torch"))
+
+
+def test_tensors_expanded_over_batch_and_heads():
+    x = tokens_of(40, 16)[:1, :1].expand(2, 3, -1, -1)
+    got = tile_means(x, 16, backend="triton")
+    torch.testing.assert_close(got, tile_means(x.contiguous(), 16, backend="torch"))
+    assert torch.equal(permuted(x, order_of(40), backend="triton"), x[:, :, order_of(40)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_permutations_are_copies_that_can_be_undone(dtype: torch.dtype, backend: Backend):
+    x, order = tokens_of(70, 20, dtype), order_of(70)
+    there = permuted(x, order, backend=backend)
+    assert there.is_contiguous() and torch.equal(there, x[:, :, order])
+    assert torch.equal(permuted(there, order, inverse=True, backend=backend), x)
+
+
+# --- the best tiles ---
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "columns", "counts"),
+    [(1, 1, (1,)), (5, 10, (1, 4, 10)), (17, 33, (7,)), (3, 70, (9,))],
+)
+def test_the_best_tiles_are_those_of_a_stable_sort(
+    rows: int, columns: int, counts: tuple[int, ...], given: bool
+):
+    means = means_of(rows, columns)
+    forced = forced_of(rows, columns) if given else torch.zeros(rows, columns, dtype=torch.bool)
+    scores = means[0] @ means[1].mT
+    for count in counts:
+        got = top_tiles(*means, count, forced if given else None, backend="triton")
+        same(got, top_tiles(*means, count, forced if given else None, backend="torch"))
+        for head, row in itertools.product(range(2), range(rows)):
+            best = sorted(
+                range(columns), key=lambda i: (not forced[row, i], -scores[0, head, row, i], i)
+            )
+            kept = best[: max(count, int(forced[row].sum()))]
+            assert got[1][0, head, row] == len(kept)
+            expected = sorted(kept) + [0] * (got[0].shape[-1] - len(kept))
+            assert got[0][0, head, row].tolist() == expected
+
+
+def test_scores_of_any_sign_and_size():
+    means = means_of(9, 40, whole=False)
+    # Scores far apart, which rounding does not swap.
+    means = means[0] * torch.logspace(-20, 15, 9)[:, None], means[1]
+    same(top_tiles(*means, 6, backend="triton"), top_tiles(*means, 6, backend="torch"))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties_zeros_infinities_and_what_is_no_number(backend: Backend):
+    inf, nan = math.inf, math.nan
+    rows: dict[int, tuple[list[float], list[int]]] = {
+        0: ([0.0, -0.0, 0.0, -1, -0.0], [0, 1]),
+        1: ([-3, -2, -3, -2, -2], [1, 3]),
+        2: ([-inf, -inf, -inf, -inf, -inf], [0, 1]),
+        3: ([1, inf, 2, inf, inf], [1, 3]),
+        4: ([inf, 1, 2, nan, 3], [0, 3]),
+        5: ([nan, nan, nan, nan, nan], [0, 1]),
+    }
+    # One channel: no infinity is multiplied with zero.
+    scores = torch.tensor([it[0] for it in rows.values()])[:, None, :, None]
+    chosen, counts = top_tiles(torch.ones(6, 1, 1, 1), scores, 2, backend=backend)
+    assert (counts == 2).all()
+    assert chosen[:, 0, 0].tolist() == [it[1] for it in rows.values()]
+
+
+@pytest.mark.parametrize("by_mass", [False, True])
+def test_many_tiles_go_by_scores_in_parts(by_mass: bool, monkeypatch: pytest.MonkeyPatch):
+    q, k = (x.repeat(2, 1, 1, 1) for x in means_of(3, 40))
+    forced = forced_of(3, 40)
+
+    def made() -> Lists:
+        if by_mass:
+            return mass_tiles(q, k, 0.5, 0.2, forced, backend="triton")
+        return top_tiles(q, k, 7, forced, backend="triton")
+
+    expected = made()
+    monkeypatch.setattr(launch, "FUSED_COLUMNS", 32)
+    monkeypatch.setattr(launch, "SCORES_BYTES", 3 * 4 * 3 * 40)
+    same(made(), expected)
+
+
+def test_a_given_width_is_kept():
+    means, forced = means_of(5, 10), forced_of(5, 10)
+    narrow = top_tiles(*means, 3, forced, backend="torch")
+    for backend in BACKENDS:
+        same(top_tiles(*means, 3, forced, backend=backend), narrow)
+        indices, counts = top_tiles(
+            *means, 3, forced[1:].repeat(2, 1)[:5], width=9, backend=backend
+        )
+        assert indices.shape[-1] == 9 and not indices[..., 8:].any() and counts.max() < 9
+    with pytest.raises(ValueError, match="width 3; a list has 10 tiles"):
+        top_tiles(*means, 3, forced, width=3, backend="torch")
+    # The kernel does not write behind a list that is too short.
+    assert top_tiles(*means, 3, forced, width=3, backend="triton")[1].max() == 3
+
+
+# --- enough tiles for a mass ---
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 10), (3, 70)])
+def test_the_tiles_of_a_mass_equal_the_definition(rows: int, columns: int, given: bool):
+    means = means_of(rows, columns, whole=False)
+    forced = forced_of(rows, columns) if given else None
+    for mass, most in ((0.3, None), (0.9, max(1, columns // 3)), (1.0, None)):
+        arguments = (*means, mass, 0.3, forced, most)
+        expected = mass_tiles(*arguments, last=0.25, backend="torch")
+        same(mass_tiles(*arguments, last=0.25, backend="triton"), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_mass_is_reached_with_the_fewest_tiles_and_grows(backend: Backend):
+    rows, columns, size, keys = 6, 21, 16, 16 * 20 + 5
+    q, k = means_of(rows, columns, whole=False)
+    forced = forced_of(rows, columns)
+    logits = (q @ k.mT).double() * 0.4 + tile_lengths(keys, size).double().log()
+    shares = logits.softmax(-1)
+    before = torch.zeros(1, 2, rows, columns, dtype=torch.bool)
+    for mass in (0.05, 0.3, 0.6, 0.95):
+        made = mass_tiles(q, k, mass, 0.4, forced, last=5 / size, backend=backend)
+        mask = mask_of(made, columns)
+        assert (before <= mask).all() and mask[..., forced].all()
+        kept = (shares * mask).sum(-1)
+        assert (kept >= mass - 1e-6).all()
+        # Without the least of those that are not forced it would not be enough.
+        least = shares.masked_fill(~mask | forced, torch.inf).amin(-1)
+        assert ((kept - least < mass) | (least == torch.inf)).all()
+        most = mask_of(mass_tiles(q, k, mass, 0.4, forced, 4, backend=backend), columns)
+        assert (most.sum(-1) <= forced.sum(-1).clamp(min=4)).all() and most[..., forced].all()
+        before = mask
+    everything = mass_tiles(q * 50, k, 1.0, 0.4, backend=backend)
+    assert (everything[1] == columns).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_masses_keep_the_first_tiles(backend: Backend):
+    q, k = torch.zeros(1, 1, 2, 8), torch.zeros(1, 1, 8, 8)
+    forced = torch.zeros(2, 8, dtype=torch.bool)
+    forced[1, 6] = True
+    indices, counts = mass_tiles(q, k, 0.5, 1.0, forced, backend=backend)
+    assert counts.tolist() == [[[4, 4]]]
+    assert indices[0, 0, :, :4].tolist() == [[0, 1, 2, 3], [0, 1, 2, 6]]
+    # More forced than the mass needs, and rows without a number: no list is empty.
+    forced[0] = True
+    counts = mass_tiles(q, k, 0.1, 1.0, forced, 2, backend=backend)[1]
+    assert counts.tolist() == [[[8, 1]]]
+    assert mass_tiles(q * torch.nan, k, 0.1, 1.0, backend=backend)[1].tolist() == [[[8, 8]]]
+
+
+# --- turning lists over ---
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 10), (70, 3)])
+def test_turned_over_twice_a_list_is_itself(rows: int, columns: int):
+    generator = torch.Generator().manual_seed(rows)
+    mask = torch.rand(2, 1, rows, columns, generator=generator) < 0.4
+    mask[0, 0, 0] = False
+    plan = BlockPlan.from_mask(mask, tile=Tile(1, 1), queries=rows, keys=columns)
+    plan.indices[~plan.kept] = 1_000_000
+    # In any order.
+    shuffled = plan.indices.clone()
+    for at in itertools.product(range(2), range(rows)):
+        count = int(plan.counts[at[0], 0, at[1]])
+        places = torch.randperm(count, generator=generator)
+        shuffled[at[0], 0, at[1], :count] = shuffled[at[0], 0, at[1], :count][places]
+    there = transposed(shuffled, plan.counts, columns, backend="triton")
+    same(there, transposed(shuffled, plan.counts, columns, backend="torch"))
+    assert torch.equal(mask_of(there, rows), mask.mT)
+    back = transposed(*there, rows, width=plan.indices.shape[-1], backend="triton")
+    assert torch.equal(back[1], plan.counts)
+    assert torch.equal(back[0], plan.indices.masked_fill(~plan.kept, 0))
+
+
+# --- who does it ---
+
+
+def test_a_method_makes_the_same_plan_with_the_kernels(monkeypatch: pytest.MonkeyPatch):
+    site = Site(TokenGrid(3, 7, 11), layer=0, layers=1, step=0, steps=1, text=9)
+    q, k = tokens_of(site.tokens, 16), tokens_of(site.tokens + 1, 16)[:, :, 1:]
+    method = TopBlocks(keep=0.4, tile="64x64")
+    expected = method.plan(q, k, site)
+    made: list[bool] = []
+    monkeypatch.setattr(launch, "takes", lambda *_, **__: made.append(True) or True)  # pyright: ignore
+    got = method.plan(q, k, site)
+    assert got is not None and expected is not None and len(made) == 2
+    same((got.indices, got.counts), (expected.indices, expected.counts))
+
+
+def test_torch_is_chosen_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
+    x = tokens_of(40, 16)
+    for name in ("means", "choose", "permuted", "transposed"):
+        monkeypatch.setattr(launch, name, None)
+    indices, counts = top_tiles(tile_means(x, 16), tile_means(x, 16), 2)
+    assert transposed(indices, counts, 3)[1].sum() == counts.sum()
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match="CUDA devices, the tensors are on cpu"):
+        tile_means(x, 16, backend="triton")
+
+
+def test_gradients_are_left_to_torch():
+    x = tokens_of(20, 8).contiguous().requires_grad_()
+    tile_means(x, 16).sum().backward()
+    assert x.grad is not None
+    shares = torch.tensor([1 / 16] * 16 + [1 / 4] * 4)
+    torch.testing.assert_close(x.grad, shares[:, None].expand_as(x))
+    with pytest.raises(ValueError, match="no backward pass"):
+        tile_means(x, 16, backend="triton")
+
+
+Q, K = means_of(3, 5)
+X, LISTS = tokens_of(20, 8), torch.zeros(1, 1, 3, 2, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: tile_means(X, 0), "size 0"),
+        (lambda: tile_means(X[0], 4), "x (3, 20, 8)"),
+        (lambda: tile_means(X.long(), 4), "x torch.int64"),
+        (lambda: tile_means(X, 4, torch.arange(19)), "order (19,)"),
+        (lambda: tile_means(X, 4, torch.arange(20).int()), "order (20,) torch.int32"),
+        (lambda: tile_means(X.double(), 4, backend="triton"), "not torch.float64"),
+        (lambda: tile_means(X, 4, backend="cuda"), "backend 'cuda'; there are torch, triton"),  # pyright: ignore
+        (lambda: pair_means(X, X[:, :1], Tile(4, 4)), "k (2, 1, 20, 8)"),
+        (lambda: permuted(X, torch.arange(21)), "order (21,)"),
+        (lambda: top_tiles(Q, K, 0), "count 0; it must be 1 to 5"),
+        (lambda: top_tiles(Q, K, 6), "count 6"),
+        (lambda: top_tiles(Q, K, 2, width=1), "width 1; it must be 2 to 5"),
+        (lambda: top_tiles(Q.double(), K, 2), "means_q torch.float64"),
+        (lambda: top_tiles(Q[:, :1], K, 2), "means_q (1, 1, 3, 20)"),
+        (lambda: top_tiles(Q, K, 2, torch.ones(3, 4, dtype=torch.bool)), "forced (3, 4)"),
+        (lambda: top_tiles(Q, K, 2, torch.ones(3, 5)), "forced (3, 5) torch.float32"),
+        (lambda: mass_tiles(Q, K, 0.0, 1.0), "mass 0.0"),
+        (lambda: mass_tiles(Q, K, 1.1, 1.0), "mass 1.1"),
+        (lambda: mass_tiles(Q, K, 0.5, math.inf), "scale inf"),
+        (lambda: mass_tiles(Q, K, 0.5, 1.0, most=0), "most 0"),
+        (lambda: mass_tiles(Q, K, 0.5, 1.0, last=0), "last 0"),
+        (lambda: transposed(LISTS, LISTS, 5), "counts (1, 1, 3, 2)"),
+        (lambda: transposed(LISTS.long(), LISTS[..., 0], 5), "indices torch.int64"),
+        (lambda: transposed(LISTS, LISTS[..., 0], 0), "columns 0"),
+        (lambda: transposed(LISTS, LISTS[..., 0], 5, width=4), "width 4"),
+        (lambda: transposed(LISTS, LISTS[..., 0], 2**15, backend="triton"), "not 32768"),
+    ],
+)
+def test_what_does_not_fit_is_named(call: Callable[[], object], told: str):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert told in str(caught.value)
