@@ -17,6 +17,9 @@ FUSED_COLUMNS = 1024
 """Tiles of keys, in the next power of two, up to which scores never leave the registers."""
 MOST_COLUMNS = 2**15 - 1
 """Tiles of a row that the kernels can count; torch takes over above."""
+MEANS_WARPS = 4
+MEANS_ELEMENTS = 2**13
+"""Of a tile that a program of four warps reads at a time: 16 KiB in half precision."""
 SCORES_BYTES = 2**28
 """Scores that are alive at a time where there are more than `FUSED_COLUMNS`."""
 
@@ -57,22 +60,21 @@ def _refuses(tensors: tuple[torch.Tensor, ...], columns: int, device: str) -> st
 def means(
     q: torch.Tensor, k: torch.Tensor | None, sizes: tuple[int, int], order: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means of both, or of `q` twice."""
+    """Means of both in one launch; without `k` the second are nothing."""
     batch, heads, queries, dim = q.shape
     keys = 0 if k is None else k.shape[2]
     rows, columns = tiles_of(queries, sizes[0]), tiles_of(keys, sizes[1])
     means_q = torch.empty(batch, heads, rows, dim, dtype=torch.float32, device=q.device)
     means_k = means_q if k is None else means_q.new_empty(batch, heads, columns, dim)
     k = q if k is None else k
-    # 16 KiB of a tile at a time, in half precision.
-    most = max(16, 2**13 // _padded(dim))
+    most = max(16, MEANS_ELEMENTS // _padded(dim))
     with _device(q):
         _kernels().means[((rows + columns) * batch * heads,)](
             q, k, means_q if order is None else order.contiguous(), means_q, means_k,
             *q.stride(), *k.stride(), batch, heads, queries, keys, rows, columns,
             SIZE_Q=sizes[0], SIZE_K=sizes[1],
             CHUNK_Q=min(most, _padded(sizes[0])), CHUNK_K=min(most, _padded(sizes[1])),
-            DIM=dim, PADDED_DIM=_padded(dim), ORDERED=order is not None, num_warps=4,
+            DIM=dim, PADDED_DIM=_padded(dim), ORDERED=order is not None, num_warps=MEANS_WARPS,
         )  # fmt: skip
     return means_q, means_k
 
@@ -81,7 +83,7 @@ def permuted(x: torch.Tensor, order: torch.Tensor, inverse: bool) -> torch.Tenso
     """See `lists.permuted`."""
     batch, heads, tokens, dim = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    chunk = max(16, min(64, 2**13 // _padded(dim)))
+    chunk = max(16, min(64, MEANS_ELEMENTS // _padded(dim)))
     with _device(x):
         _kernels().permute[(tiles_of(tokens, chunk) * batch * heads,)](
             x, order.contiguous(), out, *x.stride(), batch, heads, tokens,
@@ -155,12 +157,14 @@ def transposed(
 
 
 def _shape(columns: int, fused: bool) -> dict[str, int]:
-    """What a program of `choose` takes: 16 to 32 scores a thread and, fused, as many of a factor.
+    """What a program of `choose` takes.
 
-    The others take a row each, in one warp where they can: those need not wait for each other.
+    Fused: 32 scores a thread, and keys in up to 64 KiB of shared memory. Else a row, in one warp
+    where that can hold it, since warps that share one wait for each other at each step.
     """
     if fused:
-        return {"ROWS": 16, "STEP": 16, "num_warps": max(4, columns // 64), "num_stages": 1}
+        stages = 3 if columns <= 512 else 2
+        return {"ROWS": 16, "STEP": 16, "num_warps": max(4, columns // 64), "num_stages": stages}
     return {"ROWS": 1, "STEP": 16, "num_warps": max(1, min(16, columns // 1024)), "num_stages": 1}
 
 
