@@ -8,13 +8,14 @@ import torch
 
 from . import cpu, hopper, reference, triton_backend
 from .plan import BlockPlan
+from .precision import INPUT, Precision
 from .problem import Problem
 
 BACKENDS: dict[str, ModuleType] = {
     "cpu": cpu,
     "hopper": hopper,
-    "reference": reference,
     "triton": triton_backend,
+    "reference": reference,
 }
 """By name, in the order in which one is chosen."""
 
@@ -28,7 +29,9 @@ def refuses(problem: Problem, backend: str) -> str | None:
 
 def choose(problem: Problem) -> str:
     """The fastest backend that takes `problem`."""
-    return next(name for name in BACKENDS if refuses(problem, name) is None)
+    # Triton's interpreter takes any device: it is for tests.
+    names = (it for it in BACKENDS if it != "triton" or problem.device == "cuda")
+    return next(name for name in names if refuses(problem, name) is None)
 
 
 def block_attention(
@@ -38,6 +41,7 @@ def block_attention(
     plan: BlockPlan,
     *,
     scale: float | None = None,
+    precision: Precision = INPUT,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention over the kept tiles of `plan` and, with a tail, one token a tile left out.
@@ -51,6 +55,7 @@ def block_attention(
         q, k, v: `[B, H, L, D]` of one floating dtype and device, any strides: a transposed
             `[B, L, H, D]` is as good. q has `plan.queries` tokens, k and v have `plan.keys`.
         scale: s above; None is `D ** -0.5`.
+        precision: of the operands of both products; see `Precision`.
         backend: one of `BACKENDS`, or None for the fastest that can.
 
     Returns:
@@ -64,14 +69,15 @@ def block_attention(
     2508.10774) without counting kept tiles twice.
     """
     _fit(q, k, v, plan)
-    problem = Problem.of(q, k, v, plan)
+    problem = Problem.of(q, k, v, plan, precision)
     name = backend or choose(problem)
     reason = refuses(problem, name)
     if reason:
         raise ValueError(f"backend {name} cannot do this: {reason}")
     if plan.order is not None:
         q, k, v = (x[:, :, plan.order] for x in (q, k, v))
-    out, lse = BACKENDS[name].attend(q, k, v, plan, q.shape[-1] ** -0.5 if scale is None else scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    out, lse = BACKENDS[name].attend(q, k, v, plan, scale, precision)
     if plan.order is not None:
         back = plan.order.argsort()
         out, lse = out[:, :, back], lse[:, :, back]

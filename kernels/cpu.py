@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from .plan import BlockPlan, Tail, tile_lengths
+from .precision import INPUT, Precision
 from .problem import Problem
 from .reference import pool
 
@@ -44,13 +45,21 @@ def refuses(problem: Problem) -> str | None:
         return f"it takes float32 and bfloat16, not {str(problem.dtype).removeprefix('torch.')}"
     if problem.requires_grad:
         return "it has no backward pass; the reference has"
+    if problem.precision != INPUT:
+        return f"it multiplies what it is given, not {problem.precision}"
     return None
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: BlockPlan,
+    scale: float,
+    precision: Precision,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `block_attention`; q, k, v are already in the order of the plan."""
+    del precision  # `refuses` let pass what it can do
     batch, heads, _, dim = q.shape
     if plan.bias is None and bool((plan.counts == plan.columns).all()):
         # torch's kernel reads rows of D numbers side by side, whatever the last stride says.

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from typing import Any
 
 import torch
 
-from .plan import BlockPlan
+from . import quantise
+from .lists import left_out, pair_means
+from .plan import BlockPlan, Tile, tiles_of
+from .precision import INPUT, Precision
 from .problem import Problem
 from .triton_backend import interpreted
 
+LOG2_E = 1.4426950408889634
 TRITONS = ("3.6",)
 """Versions with which it has been compared with the reference on a GPU: Gluon changes with each."""
 
 _DTYPES = (torch.float16, torch.bfloat16)
 _HEAD_DIMS = (64, 128)
+_QUERIES = (64, 128, 256)
 _KEYS = (32, 64, 128)
-QUERIES = 128
-"""Tokens of a tile of queries: two groups of warps take half of them each."""
 STEP = 128
-"""Keys that are loaded and multiplied together, whatever the tile."""
+"""Keys that are loaded and multiplied together, whatever the tile; 64 where queries come by 64."""
 
 _EFFICIENCIES = {64: 1.0, 128: 0.9}
 """By head dimension: the lower ones of density x cuDNN's dense time / own time at densities of a
@@ -42,14 +46,12 @@ def refuses(problem: Problem) -> str | None:
         return "it has no backward pass; the reference has"
     if problem.head_dim not in _HEAD_DIMS:
         return f"it takes head dimensions 64 and 128, not {problem.head_dim}"
-    if problem.tile.query != QUERIES:
-        return f"it takes tiles of {QUERIES} queries, not {problem.tile.query}"
+    if problem.tile.query not in _QUERIES:
+        return f"it takes tiles of 64, 128 or 256 queries, not {problem.tile.query}"
     if problem.tile.key not in _KEYS:
-        return f"it takes tiles of {', '.join(map(str, _KEYS))} keys, not {problem.tile.key}"
-    if problem.tail != "none":
-        return "it has no tail yet"
-    if problem.biased:
-        return "it does not weigh tiles yet"
+        return f"it takes tiles of 32, 64 or 128 keys, not {problem.tile.key}"
+    if problem.tile.query == 64 and problem.tile.key == 128:
+        return "it takes tiles of 128 keys with 128 or 256 queries only"
     return machine()
 
 
@@ -73,43 +75,110 @@ def machine() -> str | None:
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: BlockPlan,
+    scale: float,
+    precision: Precision,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `block_attention`; q, k, v are already in the order of the plan."""
     from . import hopper_kernels
 
-    kernels: Any = hopper_kernels
     if scale <= 0:
         # The kernel scales maxima, which a factor below 0 would make minima.
         q, scale = (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
-    q, k, v = (_loadable(x) for x in (q, k, v))
+    with torch.cuda.device(q.device):
+        return _launch(hopper_kernels, q, k, v, plan, scale, precision)
+
+
+def _launch(
+    kernels: Any,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: BlockPlan,
+    scale: float,
+    precision: Precision,
+) -> tuple[torch.Tensor, torch.Tensor]:
     batch, heads, queries, dim = q.shape
+    tile, columns = plan.tile.key, plan.columns
+    groups = 1 if plan.tile.query == 64 else 2
+    step = STEP if groups == 2 else 64
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
     indices, counts = plan.indices.contiguous(), plan.counts.contiguous()
-    rows, width = indices.shape[2:]
+    tail = plan.tail == "complement"
+    pooled_k, pooled_v, words, bits = k, v, 0, counts
+    if tail:
+        pooled_k, pooled_v = pair_means(k, v, Tile(tile, tile))
+        words = 4 * tiles_of(columns, 128)
+        bits = left_out(indices, counts, columns, words=words)
+    # What a variant of the kernel does not read is given any tensor.
+    shift = q_scale = k_scale = tail_scale = v_scale = lse
+    if precision == INPUT:
+        found = quantise.Ranges(lse, lse)
+    else:
+        found = quantise.ranges(k, v, values=precision.pv == "fp8")
+    if precision.qk == "int8":
+        q, q_scale, shift = quantise.whole_numbers(q, 64, shift=(found.mean, scale))
+        k, k_scale, _ = quantise.whole_numbers(k, tile, mean=found.mean)
+        if tail:
+            pooled_k, tail_scale, _ = quantise.whole_numbers(pooled_k, step, mean=found.mean)
+    else:
+        q, k, pooled_k = _loadable(q), _loadable(k), pooled_k.to(k.dtype)
+    if precision.pv == "fp8":
+        v_scale = found.scale
+        v = quantise.eighths(v, v_scale)
+        v_desc = tail_v_desc = kernels.descriptor(v, dim, tile)
+        if tail:
+            tail_v_desc = kernels.descriptor(quantise.eighths(pooled_v, v_scale), dim, tile)
+    else:
+        v = _loadable(v)
+        v_desc = tail_v_desc = kernels.descriptor(v, tile)
+        if tail:
+            tail_v_desc = kernels.descriptor(pooled_v.to(v.dtype), step)
+    k_desc = kernels.descriptor(k, tile)
+    rows = tiles_of(queries, 64 * groups)
     total = batch * heads * rows
-    processors = torch.cuda.get_device_properties(q.device).multi_processor_count
-    with torch.cuda.device(q.device):
-        kernels.forward[(min(processors, total),)](
-            kernels.descriptor(q, QUERIES // 2),
-            kernels.descriptor(k, plan.tile.key),
-            kernels.descriptor(v, plan.tile.key),
-            out, lse, indices, counts,
-            *out.stride()[:3],
-            0 if indices.shape[0] == 1 else indices.shape[1] * rows,
-            0 if indices.shape[1] == 1 else rows,
-            heads, queries, plan.keys, rows, plan.columns, width, total,
-            scale * kernels.LOG2_E,
-            DIM=dim,
-            TILE_K=plan.tile.key,
-            STEP=STEP,
-            STAGES=3 if dim == 128 else 2,
-            TILE_Q=QUERIES,
-            REGISTERS=240,
-            num_warps=4,
-        )  # fmt: skip
+    factor = scale * LOG2_E
+    last = plan.keys - (columns - 1) * tile
+    kernels.forward[(min(_programs(q.device, groups), total),)](
+        kernels.descriptor(q, 64), k_desc, v_desc,
+        kernels.descriptor(pooled_k, step) if tail else k_desc, tail_v_desc,
+        out, lse, indices, counts, lse if plan.bias is None else plan.bias.contiguous(), bits,
+        q_scale, k_scale, tail_scale, v_scale, shift,
+        *out.stride()[:3],
+        0 if indices.shape[0] == 1 else indices.shape[1] * indices.shape[2],
+        0 if indices.shape[1] == 1 else indices.shape[2],
+        heads, queries, plan.keys, rows, columns, indices.shape[3], words, total, factor,
+        math.log2(tile), math.log2(last),
+        DIM=dim, TILE_K=tile, STEP=step, STAGES=_stages(dim, groups, precision), GROUPS=groups,
+        SPLIT=max(1, plan.tile.query // 128), TAIL=tail, BIASED=plan.bias is not None,
+        INT8=precision.qk == "int8", FP8=precision.pv == "fp8",
+        ORDERED=_ordered(dim, groups, precision), REGISTERS=240,
+        num_warps=4, **({} if groups == 2 else {"maxnreg": 128}),
+    )  # fmt: skip
     return out, lse
+
+
+def _stages(dim: int, groups: int, precision: Precision) -> int:
+    """Places of the ring, measured."""
+    del precision
+    return 3 if dim == 128 or groups == 1 else 2
+
+
+def _ordered(dim: int, groups: int, precision: Precision) -> bool:
+    """Whether groups take turns, measured."""
+    del dim, precision
+    return groups == 2
+
+
+@functools.cache
+def _programs(device: torch.device, groups: int) -> int:
+    """Programs that run at once."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return processors if groups == 2 else 2 * processors
 
 
 def _loadable(x: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from . import lists_launch as launch
 from .lists_launch import Backend
-from .plan import Tile
+from .plan import Tile, tiles_of
 from .reference import pool
 
 
@@ -229,6 +229,36 @@ def transposed(
         chosen = at.new_zeros(batch, heads, rows, columns + 1, dtype=torch.bool)
         return _lists(chosen.scatter_(-1, at, True)[..., :-1].mT, width)
     return launch.transposed(indices, counts, columns, width)
+
+
+def left_out(
+    indices: torch.Tensor,
+    counts: torch.Tensor,
+    columns: int,
+    *,
+    words: int | None = None,
+    backend: Backend | None = None,
+) -> torch.Tensor:
+    """Bits of the tiles of keys that a row does not keep, `[B, H, Q, words]` int32.
+
+    Bit i of word w is of tile 32 w + i; there are none behind the last tile.
+
+    Args:
+        indices, counts, columns: as in `transposed`.
+        words: at least K / 32, which it is, rounded up, if None.
+    """
+    words = tiles_of(columns, 32) if words is None else words
+    _in_range("columns", columns, 32 * words)
+    if launch.takes(backend, columns=columns, integers=indices):
+        return launch.left_out(indices, counts, columns, words)
+    places = torch.arange(indices.shape[3], device=indices.device)
+    at = torch.where(places < counts[..., None], indices, columns).long()
+    out = torch.zeros(*indices.shape[:3], 32 * words + 1, dtype=torch.int32, device=at.device)
+    out[..., :columns] = 1
+    out = out.scatter_(-1, at, 0)[..., :-1].unflatten(-1, (words, 32))
+    # The highest bit is minus 2^31, as two's complement has it.
+    powers = [*(1 << i for i in range(31)), -(1 << 31)]
+    return (out * out.new_tensor(powers)).sum(-1, dtype=torch.int32)
 
 
 def widest(forced: torch.Tensor | None, count: int) -> int:

@@ -222,6 +222,29 @@ def mark(
 
 
 @triton.jit
+def left_out(
+    indices_ptr, counts_ptr, bits_ptr, rows, columns, width, words,
+    ENTRIES: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """A bit for each tile of keys that is not on one list: bits `[B * H, rows, words]`."""
+    at = tl.program_id(1).to(tl.int64) * rows + tl.program_id(0)
+    count = tl.load(counts_ptr + at)
+    word = tl.arange(0, WORDS)
+    kept = tl.zeros([WORDS], tl.int32)
+    for start in range(0, count, ENTRIES):
+        place = start + tl.arange(0, ENTRIES)
+        here = place < count
+        column = tl.load(indices_ptr + at * width + place, mask=here, other=0)
+        bit = tl.where(here, tl.full([ENTRIES], 1, tl.int32) << (column % 32), 0)
+        # Each bit comes once, so that their sum is their union.
+        own = (column // 32)[None, :] == word[:, None]
+        kept = kept | tl.sum(tl.where(own, bit[None, :], 0), 1)
+    missing = tl.minimum(tl.maximum(columns - word * 32, 0), 32)
+    there = tl.where(missing == 32, -1, (tl.full([WORDS], 1, tl.int32) << missing) - 1)
+    tl.store(bits_ptr + at * words + word, (~kept) & there, mask=word < words)
+
+
+@triton.jit
 def gather(
     bits_ptr, rows_of_ptr, counts_ptr, rows, columns, width, words,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,

@@ -156,6 +156,19 @@ def transposed(
     return rows_of, counts_t
 
 
+def left_out(indices: torch.Tensor, counts: torch.Tensor, columns: int, words: int) -> torch.Tensor:
+    """See `lists.left_out`."""
+    batch, heads, rows, width = indices.shape
+    bits = torch.empty(batch, heads, rows, words, dtype=torch.int32, device=indices.device)
+    padded = 1 << (words - 1).bit_length()
+    with _device(indices):
+        _kernels().left_out[(rows, batch * heads)](
+            indices.contiguous(), counts.contiguous(), bits, rows, columns, width, words,
+            ENTRIES=min(128, _padded(width)), WORDS=padded, num_warps=4,
+        )  # fmt: skip
+    return bits
+
+
 def _shape(columns: int, fused: bool) -> dict[str, int]:
     """What a program of `choose` takes.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from .plan import BlockPlan, Tail, Tile
+from .precision import INPUT, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,17 @@ class Problem:
     tail: Tail
     biased: bool
     requires_grad: bool
+    precision: Precision = INPUT
 
     @classmethod
-    def of(cls, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan) -> Problem:
+    def of(
+        cls,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        plan: BlockPlan,
+        precision: Precision = INPUT,
+    ) -> Problem:
         """The problem of a call."""
         wants = torch.is_grad_enabled() and any(
             x is not None and x.requires_grad for x in (q, k, v, plan.bias)
@@ -47,6 +56,7 @@ class Problem:
             tail=plan.tail,
             biased=plan.bias is not None,
             requires_grad=wants,
+            precision=precision,
         )
 
     def tensor_bytes(self, tokens: int) -> int:

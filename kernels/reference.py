@@ -10,6 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from .plan import BlockPlan, tile_lengths, tiles_of
+from .precision import Precision
 from .problem import Problem
 
 LOGITS_BYTES = 2**26
@@ -23,15 +24,31 @@ def refuses(problem: Problem) -> str | None:
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: BlockPlan,
+    scale: float,
+    precision: Precision,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `block_attention`; q, k, v are already in the order of the plan."""
     dtype = _precision(q.dtype)
     queries, keys, values = q.to(dtype), k.to(dtype), v.to(dtype)
     mask, bias = plan.mask(), plan.tile_bias()
+    shift = None
+    if precision.qk == "int8":
+        mean = keys.mean(-2, keepdim=True)
+        keys, shift = keys - mean, (queries @ mean.mT)[..., 0] * scale
     pooled = None
     if plan.tail == "complement":
         pooled = pool(keys, plan.tile.key), pool(values, plan.tile.key)
+    if precision.qk == "int8":
+        queries, keys = as_int8(queries, 64), as_int8(keys, plan.tile.key)
+        pooled = pooled and (as_int8(pooled[0], 128), pooled[1])
+    if precision.pv == "fp8":
+        step = values.abs().amax(-2, keepdim=True) / 448
+        values = as_fp8(values, step)
+        pooled = pooled and (pooled[0], as_fp8(pooled[1], step))
 
     def chunk(queries: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
         row = torch.arange(start, start + queries.shape[2], device=q.device) // plan.tile.query
@@ -49,12 +66,16 @@ def attend(
         # A row without a key has no weights: its output is 0, its log-sum-exp minus infinity.
         empty = lse == -torch.inf
         weights = (logits - lse.masked_fill(empty, 0)[..., None]).exp()
+        if precision.pv == "fp8":
+            # The largest weight of a row is 2^8.
+            weights = as_fp8(weights, weights.amax(-1, keepdim=True) / 256)
         return (weights @ all_values).to(q.dtype), lse
 
-    problem = Problem.of(q, k, v, plan)
+    problem = Problem.of(q, k, v, plan, precision)
     size = max(1, LOGITS_BYTES // _logits_bytes(problem))
     if size >= plan.queries:
-        return chunk(queries, 0)
+        out, lse = chunk(queries, 0)
+        return out, lse if shift is None else lse + shift
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []
     for start in range(0, plan.queries, size):
         given = queries[:, :, start : start + size], start
@@ -64,8 +85,26 @@ def attend(
             if problem.requires_grad
             else chunk(*given)
         )
-    out, lse = zip(*parts, strict=True)
-    return torch.cat(out, dim=2), torch.cat(lse, dim=2)
+    out, lse = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
+    return out, lse if shift is None else lse + shift
+
+
+def as_int8(x: torch.Tensor, size: int) -> torch.Tensor:
+    """The nearest of 255 even steps, whose largest is the largest of `size` tokens, `[B, H, L, D]`.
+
+    Halves go to even numbers.
+    """
+    tokens = x.shape[-2]
+    tiles = torch.nn.functional.pad(x, (0, 0, 0, -tokens % size)).unflatten(-2, (-1, size))
+    step = tiles.abs().amax((-2, -1), keepdim=True) / 127
+    whole = (tiles / step.masked_fill(step == 0, 1)).round()
+    return (whole * step).flatten(-3, -2)[..., :tokens, :]
+
+
+def as_fp8(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """`x / step` in float8 e4m3, times `step`."""
+    step = step.masked_fill(step == 0, 1)
+    return (x / step).to(torch.float8_e4m3fn).to(x.dtype) * step
 
 
 def pool(x: torch.Tensor, size: int) -> torch.Tensor:

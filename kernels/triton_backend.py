@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .plan import BlockPlan
+from .precision import INPUT, Precision
 from .problem import Problem
 from .reference import pool
 
@@ -36,6 +37,8 @@ def refuses(problem: Problem) -> str | None:
         return f"it takes {names}, not {str(problem.dtype).removeprefix('torch.')}"
     if problem.requires_grad:
         return "it has no backward pass; the reference has"
+    if problem.precision != INPUT:
+        return f"it multiplies what it is given, not {problem.precision}"
     if problem.head_dim > 256:
         return f"it takes head dimensions up to 256, not {problem.head_dim}"
     for size in (problem.tile.query, problem.tile.key):
@@ -45,9 +48,15 @@ def refuses(problem: Problem) -> str | None:
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: BlockPlan,
+    scale: float,
+    precision: Precision,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `block_attention`; q, k, v are already in the order of the plan."""
+    del precision  # `refuses` let pass what it can do
     from . import triton_kernels
 
     kernels: Any = triton_kernels
@@ -81,8 +90,8 @@ def attend(
         BIASED=plan.bias is not None,
         TAIL=tail,
         WIDE=interpreted(),
-        num_warps=4 if plan.tile.query <= 64 else 8,
-        num_stages=2,
+        num_warps=4 if plan.tile.query <= 128 else 8,
+        num_stages=3,
     )  # fmt: skip
     return out, lse
 

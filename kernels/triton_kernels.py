@@ -107,14 +107,14 @@ def forward(
             at = start + tl.arange(0, TILE_POOLED)
             is_tile = at < columns
             here = is_tile[:, None] & in_dim[None]
-            place = (pooled + at[:, None]) * DIM + dims[None]
-            k = tl.load(pooled_k_ptr + place, mask=here, other=0.0)
+            to_pooled = (pooled + at[:, None]) * DIM + dims[None]
+            k = tl.load(pooled_k_ptr + to_pooled, mask=here, other=0.0)
             logits = _dot(q, tl.trans(k), WIDE) * factor
             stands = tl.load(left_out_ptr + in_plan * columns + at, mask=is_tile, other=0) != 0
             length = tl.minimum(keys - at * TILE_K, TILE_K)
             weight = tl.math.log2(tl.maximum(length, 1).to(tl.float32))
             logits = tl.where(stands[None], logits + weight[None], -float("inf"))
-            v = tl.load(pooled_v_ptr + place, mask=here, other=0.0)
+            v = tl.load(pooled_v_ptr + to_pooled, mask=here, other=0.0)
             best, total, out = _join(logits, v, best, total, out, WIDE)
 
     # A query without any key: output 0, log-sum-exp minus infinity.

@@ -378,7 +378,7 @@ def test_a_backend_asked_for_by_name_does_not_fall_back():
     with pytest.raises(ValueError, match="backend cpu cannot do this: it takes float32"):
         block_attention(q, k, v, _plan(), backend="cpu")
     with pytest.raises(
-        ValueError, match="backend 'cuda'; there are cpu, hopper, reference, triton"
+        ValueError, match="backend 'cuda'; there are cpu, hopper, triton, reference"
     ):
         block_attention(q, k, v, _plan(), backend="cuda")
 

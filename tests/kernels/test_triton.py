@@ -147,9 +147,9 @@ def test_a_refusal_has_a_reason(changes: dict[str, object], told: str):
     assert reason is not None and told in reason
 
 
-def test_it_is_for_gpus_and_not_chosen_before_it_is_measured(monkeypatch: pytest.MonkeyPatch):
+def test_it_is_for_gpus(monkeypatch: pytest.MonkeyPatch):
     problem = Problem.of(*tensors(40, 40, 16), plan_of(40, 40, Tile(16, 16), "none"))
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert "the tensors are on cpu" in (refuses(problem, "triton") or "")
     cuda = dataclasses.replace(problem, device="cuda")
-    assert refuses(cuda, "triton") is None and choose(cuda) == "reference"
+    assert refuses(cuda, "triton") is None and choose(cuda) == "triton"

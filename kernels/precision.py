@@ -1,0 +1,31 @@
+"""In how many bits queries, keys, weights and values are multiplied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Operands of the two products of attention; sums are float32 at least.
+
+    Args:
+        qk: of queries and keys. `input`: as they come. `int8`: whole numbers of 8 bits, one scale
+            for 64 queries and one for a tile of keys, of which the mean over all tokens was taken
+            first (the softmax does not see it; the log-sum-exp gets it back).
+        pv: of weights and values. `input`: as they come. `fp8`: float8 e4m3, one scale for a
+            channel of a head; weights, at most 1, times 2^8.
+
+    Source: SageAttention (arXiv 2410.02367) and SageAttention2 (arXiv 2411.10958). Differs from
+    them: the mean is of a sample of the keys, which is as exact, since any vector is.
+    """
+
+    qk: Literal["input", "int8"] = "input"
+    pv: Literal["input", "fp8"] = "input"
+
+    def __str__(self) -> str:
+        return f"{self.qk} x {self.pv}"
+
+
+INPUT = Precision()

@@ -1,0 +1,95 @@
+"""Queries, keys and values in 8 bits, as the `hopper` backend reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .plan import tiles_of
+
+QUERIES = 64
+"""Queries that share a scale."""
+LARGEST_INT8 = 127.0
+LARGEST_FP8 = 448.0
+BLOCK = 64
+BLOCKS = 16
+"""Blocks of 64 tokens whose range one program finds."""
+EVERY = 8
+"""Of so many blocks of keys, one counts for their mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Of each head: a mean of keys and the step of values, both `[B, H, D]` float32."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+
+def ranges(k: torch.Tensor, v: torch.Tensor, *, values: bool = True) -> Ranges:
+    """The mean of a sample of the keys, and of each channel of values the largest over 448.
+
+    Args:
+        values: False: the second is not wanted, and not found.
+    """
+    batch, heads, keys, dim = k.shape
+    parts = tiles_of(keys, BLOCK * BLOCKS)
+    sums = torch.empty(batch, heads, parts, dim, dtype=torch.float32, device=k.device)
+    most = torch.empty_like(sums) if values else sums
+    _kernels().ranges[(parts, batch * heads)](
+        k, v, sums, most, *k.stride(), *v.stride(), heads, keys, parts, EVERY,
+        BLOCK=BLOCK, BLOCKS=BLOCKS, DIM=dim, VALUES=values, num_warps=4,
+    )  # fmt: skip
+    blocks = -(-tiles_of(keys, BLOCK) // EVERY)
+    last = (blocks - 1) * EVERY * BLOCK
+    counted = (blocks - 1) * BLOCK + min(BLOCK, keys - last)
+    return Ranges(sums.sum(2) / counted, most.amax(2) / LARGEST_FP8)
+
+
+def whole_numbers(
+    x: torch.Tensor,
+    tile: int,
+    *,
+    mean: torch.Tensor | None = None,
+    shift: tuple[torch.Tensor, float] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`x` as int8 `[B, H, L, D]` times a scale for each tile `[B, H, tiles]`.
+
+    Args:
+        mean: taken from x first, `[B, H, D]`.
+        shift: a mean `[B, H, D]` and a factor; the third result is factor x mean times each row.
+    """
+    batch, heads, tokens, dim = x.shape
+    tiles = tiles_of(tokens, tile)
+    out = torch.empty(batch, heads, tokens, dim, dtype=torch.int8, device=x.device)
+    scale = torch.empty(batch, heads, tiles, dtype=torch.float32, device=x.device)
+    shifts = scale.new_empty(batch, heads, tokens) if shift else None
+    vector = mean if mean is not None else shift[0] if shift else scale
+    _kernels().whole_numbers[(tiles, batch * heads)](
+        x, vector, out, scale, scale if shifts is None else shifts, *x.stride(),
+        heads, tokens, tiles, shift[1] if shift else 0.0, LARGEST_INT8,
+        TILE=tile, DIM=dim, CENTRED=mean is not None, SHIFTED=shift is not None, num_warps=4,
+    )  # fmt: skip
+    return out, scale, shifts
+
+
+def eighths(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """`x [B, H, L, D]` over `scale [B, H, D]` as float8 `[B, H, D, L]`, L rounded up to 128.
+
+    Tokens are in the order that `hopper_kernels` wants; zeros behind the last.
+    """
+    batch, heads, tokens, dim = x.shape
+    padded = 128 * tiles_of(tokens, 128)
+    out = torch.empty(batch, heads, dim, padded, dtype=torch.float8_e4m3fn, device=x.device)
+    _kernels().eighths[(padded // 128, batch * heads)](
+        x, scale, out, *x.stride(), heads, tokens, padded, TILE=128, DIM=dim, num_warps=8
+    )
+    return out
+
+
+def _kernels() -> Any:
+    from . import quantise_kernels
+
+    return quantise_kernels

@@ -1,0 +1,105 @@
+"""The kernels of `quantise`. Importing this needs triton."""
+
+# No `from __future__ import annotations`: Triton reads the annotations.
+import triton
+import triton.language as tl
+
+ROUND: tl.constexpr = tl.constexpr(12582912.0)
+"""1.5 x 2^23: added and taken away, it rounds what is below 2^22, halves to even numbers."""
+
+
+@triton.jit
+def ranges(
+    k_ptr, v_ptr, sums_ptr, most_ptr,
+    k_b, k_h, k_l, k_d, v_b, v_h, v_l, v_d,
+    heads, keys, parts, every,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, DIM: tl.constexpr, VALUES: tl.constexpr,
+):  # fmt: skip
+    """Of `BLOCKS` x `BLOCK` tokens: sums of each `every`-th block of keys, largest of all values.
+
+    To sums and most `[B * H, parts, DIM]`.
+    """
+    part = tl.program_id(0)
+    in_head = tl.program_id(1).to(tl.int64)
+    batch, head = in_head // heads, in_head % heads
+    dims = tl.arange(0, DIM)
+    total = tl.zeros([DIM], tl.float32)
+    most = tl.zeros([DIM], tl.float32)
+    for i in range(BLOCKS):
+        block = part * BLOCKS + i
+        at = block * BLOCK + tl.arange(0, BLOCK)
+        here = (at < keys)[:, None]
+        at = at.to(tl.int64)[:, None]
+        if block % every == 0:
+            k = tl.load(k_ptr + batch * k_b + head * k_h + at * k_l + dims * k_d, here, other=0.0)
+            total += tl.sum(k.to(tl.float32), 0)
+        if VALUES:
+            v = tl.load(v_ptr + batch * v_b + head * v_h + at * v_l + dims * v_d, here, other=0.0)
+            most = tl.maximum(most, tl.max(tl.abs(v.to(tl.float32)), 0))
+    to = (in_head * parts + part) * DIM + dims
+    tl.store(sums_ptr + to, total)
+    if VALUES:
+        tl.store(most_ptr + to, most)
+
+
+@triton.jit
+def whole_numbers(
+    x_ptr, mean_ptr, out_ptr, scale_ptr, shift_ptr,
+    x_b, x_h, x_l, x_d, heads, tokens, tiles, factor, most,
+    TILE: tl.constexpr, DIM: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr,
+):  # fmt: skip
+    """One tile: `(x - mean) / scale` to int8 out `[B, H, L, DIM]`, with scale `largest / most`.
+
+    `CENTRED`: the mean `[B * H, DIM]` is taken away. `SHIFTED`: factor x mean times each row of x
+    goes to shift `[B * H, L]`.
+    """
+    tile = tl.program_id(0)
+    in_head = tl.program_id(1).to(tl.int64)
+    batch, head = in_head // heads, in_head % heads
+    dims = tl.arange(0, DIM)
+    at = tile * TILE + tl.arange(0, TILE)
+    is_token = at < tokens
+    here = is_token[:, None]
+    place = at.to(tl.int64)[:, None]
+    x = tl.load(x_ptr + batch * x_b + head * x_h + place * x_l + dims * x_d, here, other=0.0)
+    x = x.to(tl.float32)
+    if SHIFTED:
+        mean = tl.load(mean_ptr + in_head * DIM + dims)
+        shift = tl.sum(x * mean[None], 1) * factor
+        tl.store(shift_ptr + in_head * tokens + at, shift, is_token)
+    if CENTRED:
+        mean = tl.load(mean_ptr + in_head * DIM + dims)
+        x = tl.where(here, x - mean[None], 0.0)
+    largest = tl.max(tl.max(tl.abs(x), 1), 0)
+    scale = largest / most
+    whole = (x * tl.where(largest > 0, 1 / tl.where(scale > 0, scale, 1.0), 0.0) + ROUND) - ROUND
+    to = (in_head * tokens + place) * DIM + dims
+    tl.store(out_ptr + to, whole.to(tl.int8), here)
+    tl.store(scale_ptr + in_head * tiles + tile, scale)
+
+
+@triton.jit
+def eighths(
+    x_ptr, scale_ptr, out_ptr,
+    x_b, x_h, x_l, x_d, heads, tokens, padded,
+    TILE: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """One tile of values, divided by their channel's scale, to float8 out `[B, H, DIM, padded]`.
+
+    Of 32 tokens each, place 16 h + 4 l + 2 g + e gets token 16 h + 8 g + 2 l + e (e, g, h < 2,
+    l < 4): the order in which a thread of a product of 16-bit numbers holds its columns.
+    """
+    in_head = tl.program_id(1).to(tl.int64)
+    batch, head = in_head // heads, in_head % heads
+    dims = tl.arange(0, DIM)
+    place = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    at = (place // 16) * 16 + ((place // 2) % 2) * 8 + ((place // 4) % 4) * 2 + place % 2
+    here = (at < tokens)[:, None]
+    x = tl.load(
+        x_ptr + batch * x_b + head * x_h + at.to(tl.int64)[:, None] * x_l + dims * x_d,
+        here, other=0.0,
+    ).to(tl.float32)  # fmt: skip
+    scale = tl.load(scale_ptr + in_head * DIM + dims)
+    x = x * tl.where(scale > 0, 1 / tl.where(scale > 0, scale, 1.0), 0.0)[None]
+    to = out_ptr + (in_head * DIM + dims.to(tl.int64)[:, None]) * padded + place[None]
+    tl.store(to, tl.trans(x.to(tl.float8e4nv)), (place < padded)[None])

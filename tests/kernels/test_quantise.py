@@ -1,0 +1,92 @@
+"""Operands in 8 bits: kernels against their definitions, and what attention loses by them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kinora.kernels import quantise
+from kinora.kernels.attention import block_attention
+from kinora.kernels.plan import BlockPlan, Tile
+from kinora.kernels.precision import INPUT, Precision
+from kinora.kernels.reference import as_int8
+
+pytest.importorskip("triton")
+
+
+def _tensor(tokens: int, dim: int = 32, seed: int = 0) -> torch.Tensor:
+    """`[2, 3, tokens, dim]`, strided, with NaN behind the last token."""
+    generator = torch.Generator().manual_seed(seed + tokens)
+    whole = torch.full((2, tokens + 9, 3, dim), torch.nan)
+    whole[:, :tokens] = torch.randn(2, tokens, 3, dim, generator=generator) * 3 + 1
+    return whole[:, :tokens].transpose(1, 2)
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 70, 200])
+@pytest.mark.parametrize("tile", [32, 64])
+def test_whole_numbers_are_the_nearest_steps(tokens: int, tile: int):
+    x = _tensor(tokens)
+    whole, scale, _ = quantise.whole_numbers(x, tile)
+    assert whole.dtype == torch.int8 and int(whole.abs().max()) == 127
+    step = scale.repeat_interleave(tile, -1)[..., :tokens, None]
+    assert ((whole * step - x).abs() <= step * 0.5001).all()
+    torch.testing.assert_close(whole * step, as_int8(x, tile), rtol=0, atol=1e-5)
+
+
+def test_a_mean_is_taken_away_and_given_back():
+    x, mean = _tensor(70), torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(3))
+    whole, scale, _ = quantise.whole_numbers(x, 64, mean=mean)
+    expected = as_int8(x - mean[:, :, None], 64)
+    step = scale.repeat_interleave(64, -1)[..., :70, None]
+    torch.testing.assert_close(whole * step, expected, rtol=0, atol=1e-5)
+    _, _, shift = quantise.whole_numbers(x, 64, shift=(mean, 0.25))
+    assert shift is not None
+    torch.testing.assert_close(shift, (x * mean[:, :, None]).sum(-1) * 0.25, rtol=1e-4, atol=1e-4)
+
+
+def test_zeros_stay_zeros():
+    x = torch.zeros(1, 1, 70, 32)
+    whole, scale, _ = quantise.whole_numbers(x, 64)
+    assert not whole.any() and not scale.any()
+    assert not quantise.eighths(x, torch.zeros(1, 1, 32)).float().any()
+
+
+@pytest.mark.parametrize("tokens", [1, 70, 1100, 9000])
+def test_ranges(tokens: int):
+    k, v = _tensor(tokens, 16), _tensor(tokens, 16, seed=5)
+    found = quantise.ranges(k, v)
+    torch.testing.assert_close(found.scale, v.abs().amax(2) / 448)
+    sample = torch.arange(tokens) // quantise.BLOCK % quantise.EVERY == 0
+    torch.testing.assert_close(found.mean, k[:, :, sample].mean(2), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [5, 128, 200])
+def test_eighths_are_turned_and_put_in_order(tokens: int):
+    # Numbers that float8 has: the interpreter rounds others wrongly.
+    x = _tensor(tokens).round().clamp(-8, 8) * 2
+    got = quantise.eighths(x, torch.full((2, 3, 32), 2.0))
+    place = torch.arange(-(-tokens // 128) * 128)
+    token = place // 16 * 16 + place // 2 % 2 * 8 + place // 4 % 4 * 2 + place % 2
+    assert torch.equal(token.sort().values, place)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, len(place) - tokens))
+    assert torch.equal(got.float() * 2, padded[:, :, token].mT)
+
+
+@pytest.mark.parametrize(
+    "precision", [Precision("int8"), Precision(pv="fp8"), Precision("int8", "fp8")]
+)
+@pytest.mark.parametrize("tail", ["none", "complement"])
+def test_what_attention_loses(precision: Precision, tail: str):
+    """Against exact attention; the log-sum-exp has the mean of the keys back."""
+    q, k, v = (_tensor(200, 32, seed).double() for seed in range(3))
+    mask = torch.rand(2, 3, 2, 7, generator=torch.Generator().manual_seed(1)) < 0.5
+    plan = BlockPlan.from_mask(mask, tile=Tile(128, 32), queries=200, keys=200, tail=tail)  # pyright: ignore[reportArgumentType]
+    exact, exact_lse = block_attention(q, k, v, plan, scale=0.03)
+    out, lse = block_attention(q, k, v, plan, scale=0.03, precision=precision)
+    assert 0 < (out - exact).norm() / exact.norm() < 0.06
+    some = exact_lse.isfinite()
+    torch.testing.assert_close(lse[some], exact_lse[some], rtol=0, atol=0.1)
+    if precision.qk == "int8":
+        far = block_attention(q, k + 50, v, plan, scale=0.03, precision=precision)
+        torch.testing.assert_close(far[0], out, rtol=1e-6, atol=1e-6)
+    assert precision != INPUT
