@@ -1,4 +1,4 @@
-"""Block attention in Triton: one program a tile of queries, forward only.
+"""Block attention in Triton: one program a tile of queries, with a backward pass.
 
 Reads q, k and v by their strides, writes down no logits. Run so far by Triton's interpreter alone
 (`TRITON_INTERPRET=1`), not on a GPU: so it works when it is asked for by name, and is not chosen.
@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from .plan import BlockPlan
 from .problem import Problem
@@ -34,8 +35,6 @@ def refuses(problem: Problem) -> str | None:
     if problem.dtype not in _DTYPES:
         names = ", ".join(str(it).removeprefix("torch.") for it in _DTYPES)
         return f"it takes {names}, not {str(problem.dtype).removeprefix('torch.')}"
-    if problem.requires_grad:
-        return "it has no backward pass; the reference has"
     if problem.head_dim > 256:
         return f"it takes head dimensions up to 256, not {problem.head_dim}"
     for size in (problem.tile.query, problem.tile.key):
@@ -48,6 +47,48 @@ def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `block_attention`; q, k, v are already in the order of the plan."""
+    if not Problem.of(q, k, v, plan).requires_grad:
+        return _forward(q, k, v, plan, scale)
+    out, lse = _Attention.apply(q, k, v, plan.bias, plan, scale)  # pyright: ignore[reportGeneralTypeIssues]
+    return out, lse
+
+
+class _Attention(torch.autograd.Function):
+    """With gradients of q, k, v and the bias, through output and log-sum-exp."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        bias: torch.Tensor | None,
+        plan: BlockPlan,
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = _forward(q, k, v, plan, scale)
+        ctx.save_for_backward(q, k, v, out, lse, plan.indices, plan.counts, bias)
+        ctx.plan = plan.tile, plan.queries, plan.keys, plan.tail
+        ctx.scale = scale
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        from .triton_backward import gradients
+
+        *saved, indices, counts, bias = ctx.saved_tensors
+        plan = BlockPlan(indices, counts, *ctx.plan, bias=bias)
+        wanted = ctx.needs_input_grad[:4]
+        return *gradients(dout, dlse, tuple(saved), plan, ctx.scale, wanted), None, None
+
+
+def _forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     from . import triton_kernels
 
     kernels: Any = triton_kernels
@@ -59,10 +100,7 @@ def attend(
     # What a variant of the kernel does not read is given any tensor.
     pooled_k, pooled_v, left_out = k, v, counts
     if tail:
-        pooled_k, pooled_v = (
-            pool(x.float(), plan.tile.key).to(x.dtype).contiguous() for x in (k, v)
-        )
-        left_out = plan.mask().logical_not_().to(torch.int8)
+        pooled_k, pooled_v, left_out = summarize(k, v, plan)
     rows, width = indices.shape[2:]
     kernels.forward[(rows, batch * heads)](
         q, k, v, out, lse, indices, counts,
@@ -87,14 +125,30 @@ def attend(
     return out, lse
 
 
+def summarize(
+    k: torch.Tensor, v: torch.Tensor, plan: BlockPlan
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the tail needs: pooled keys and values, and which tiles are left out, all contiguous."""
+    keys, values = (pool(x.float(), plan.tile.key).to(x.dtype).contiguous() for x in (k, v))
+    return keys, values, plan.mask().logical_not_().to(torch.int8)
+
+
 def workspace(problem: Problem) -> int:
-    """Pooled keys and values, in float32 on the way, and a byte a tile for the tail."""
+    """Pooled keys and values, in float32 on the way, and a byte a tile for the tail.
+
+    With gradients also what the backward pass needs, at the same time at the most.
+    """
+    backward = 0
+    if problem.requires_grad:
+        from . import triton_backward
+
+        backward = triton_backward.workspace(problem)
     if problem.tail == "none":
-        return 0
+        return backward
     columns, rows = -(-problem.keys // problem.tile.key), -(-problem.queries // problem.tile.query)
     pooled = 4 * problem.batch * problem.heads * columns * problem.head_dim
     whole = 4 * problem.batch * problem.heads * problem.keys * problem.head_dim
-    return 4 * pooled + 2 * whole + 2 * problem.batch * problem.heads * rows * columns
+    return backward + 4 * pooled + 2 * whole + 2 * problem.batch * problem.heads * rows * columns
 
 
 def efficiency(problem: Problem) -> float:
