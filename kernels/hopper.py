@@ -1,7 +1,8 @@
 """Block attention for Hopper GPUs (H100, H200): warps that load beside warps that compute.
 
-Forward only, 16-bit tensors. Written in Gluon, Triton's lower level; run on H100 and H200 with
-triton 3.6. `docs/benchmarks.md` has its times beside cuDNN's dense attention.
+16-bit tensors, or 8 bits made of them; gradients come from `triton_backward`. Written in Gluon,
+Triton's lower level; run on H100 and H200 with triton 3.6. `docs/benchmarks.md` has its times
+beside cuDNN's dense attention.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .plan import BlockPlan, Tile, tiles_of
 from .precision import INPUT, Precision
 from .problem import Problem
 from .triton_backend import interpreted
+from .triton_backward import with_gradients
 
 LOG2_E = 1.4426950408889634
 TRITONS = ("3.6",)
@@ -42,8 +44,8 @@ def refuses(problem: Problem) -> str | None:
         return f"it is for CUDA devices, the tensors are on {problem.device}"
     if problem.dtype not in _DTYPES:
         return f"it takes float16, bfloat16, not {str(problem.dtype).removeprefix('torch.')}"
-    if problem.requires_grad:
-        return "it has no backward pass; the reference has"
+    if problem.requires_grad and problem.precision != INPUT:
+        return f"it has no backward pass of {problem.precision}; the reference has"
     if problem.head_dim not in _HEAD_DIMS:
         return f"it takes head dimensions 64 and 128, not {problem.head_dim}"
     if problem.tile.query not in _QUERIES:
@@ -83,6 +85,25 @@ def attend(
     precision: Precision,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `block_attention`; q, k, v are already in the order of the plan."""
+
+    def forward(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return _forward(q, k, v, plan, scale, precision)
+
+    if precision != INPUT:
+        return forward(q, k, v, plan, scale)
+    return with_gradients(forward, q, k, v, plan, scale)
+
+
+def _forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: BlockPlan,
+    scale: float,
+    precision: Precision,
+) -> tuple[torch.Tensor, torch.Tensor]:
     from . import hopper_kernels
 
     if scale <= 0:

@@ -1,7 +1,6 @@
-"""Block attention in Triton: one program a tile of queries, forward only.
+"""Block attention in Triton: one program a tile of queries, with a backward pass.
 
-Reads q, k and v by their strides, writes down no logits. Run so far by Triton's interpreter alone
-(`TRITON_INTERPRET=1`), not on a GPU: so it works when it is asked for by name, and is not chosen.
+Reads q, k and v by their strides, writes down no logits.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from .plan import BlockPlan
 from .precision import INPUT, Precision
 from .problem import Problem
 from .reference import pool
+from .triton_backward import with_gradients
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _TILES = (16, 32, 64, 128, 256)
@@ -35,8 +35,6 @@ def refuses(problem: Problem) -> str | None:
     if problem.dtype not in _DTYPES:
         names = ", ".join(str(it).removeprefix("torch.") for it in _DTYPES)
         return f"it takes {names}, not {str(problem.dtype).removeprefix('torch.')}"
-    if problem.requires_grad:
-        return "it has no backward pass; the reference has"
     if problem.precision != INPUT:
         return f"it multiplies what it is given, not {problem.precision}"
     if problem.head_dim > 256:
@@ -57,6 +55,12 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `block_attention`; q, k, v are already in the order of the plan."""
     del precision  # `refuses` let pass what it can do
+    return with_gradients(_forward, q, k, v, plan, scale)
+
+
+def _forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     from . import triton_kernels
 
     kernels: Any = triton_kernels
@@ -68,10 +72,7 @@ def attend(
     # What a variant of the kernel does not read is given any tensor.
     pooled_k, pooled_v, left_out = k, v, counts
     if tail:
-        pooled_k, pooled_v = (
-            pool(x.float(), plan.tile.key).to(x.dtype).contiguous() for x in (k, v)
-        )
-        left_out = plan.mask().logical_not_().to(torch.int8)
+        pooled_k, pooled_v, left_out = summarize(k, v, plan)
     rows, width = indices.shape[2:]
     kernels.forward[(rows, batch * heads)](
         q, k, v, out, lse, indices, counts,
@@ -96,14 +97,30 @@ def attend(
     return out, lse
 
 
+def summarize(
+    k: torch.Tensor, v: torch.Tensor, plan: BlockPlan
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the tail needs: pooled keys and values, and which tiles are left out, all contiguous."""
+    keys, values = (pool(x.float(), plan.tile.key).to(x.dtype).contiguous() for x in (k, v))
+    return keys, values, plan.mask().logical_not_().to(torch.int8)
+
+
 def workspace(problem: Problem) -> int:
-    """Pooled keys and values, in float32 on the way, and a byte a tile for the tail."""
+    """Pooled keys and values, in float32 on the way, and a byte a tile for the tail.
+
+    With gradients also what the backward pass needs, at the same time at the most.
+    """
+    backward = 0
+    if problem.requires_grad:
+        from . import triton_backward
+
+        backward = triton_backward.workspace(problem)
     if problem.tail == "none":
-        return 0
+        return backward
     columns, rows = -(-problem.keys // problem.tile.key), -(-problem.queries // problem.tile.query)
     pooled = 4 * problem.batch * problem.heads * columns * problem.head_dim
     whole = 4 * problem.batch * problem.heads * problem.keys * problem.head_dim
-    return 4 * pooled + 2 * whole + 2 * problem.batch * problem.heads * rows * columns
+    return backward + 4 * pooled + 2 * whole + 2 * problem.batch * problem.heads * rows * columns
 
 
 def efficiency(problem: Problem) -> float:

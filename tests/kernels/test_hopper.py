@@ -38,7 +38,7 @@ PROBLEM = Problem(
     [
         ({"device": "cpu"}, "the tensors are on cpu"),
         ({"dtype": torch.float32}, "float16, bfloat16, not float32"),
-        ({"requires_grad": True}, "no backward pass"),
+        ({"requires_grad": True, "precision": INT8}, "no backward pass of int8 x input"),
         ({"head_dim": 96}, "head dimensions 64 and 128, not 96"),
         ({"tile": Tile(96, 64)}, "tiles of 64, 128 or 256 queries, not 96"),
         ({"tile": Tile(128, 48)}, "tiles of 32, 64 or 128 keys, not 48"),

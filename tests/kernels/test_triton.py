@@ -9,6 +9,7 @@ import torch
 
 from kinora.kernels.attention import block_attention, choose, refuses
 from kinora.kernels.plan import BlockPlan, Tail, Tile
+from kinora.kernels.precision import Precision
 from kinora.kernels.problem import Problem
 
 pytest.importorskip("triton", reason="the test group has it on Linux")
@@ -135,7 +136,7 @@ def test_half_precision_errs_little_more_than_dense_attention_does(dtype: torch.
     ("changes", "told"),
     [
         ({"dtype": torch.float64}, "it takes float16, bfloat16, float32, not float64"),
-        ({"requires_grad": True}, "no backward pass"),
+        ({"precision": Precision("int8")}, "multiplies what it is given, not int8 x input"),
         ({"head_dim": 320}, "head dimensions up to 256, not 320"),
         ({"tile": Tile(16, 24)}, "tiles of 16, 32, 64, 128, 256 tokens, not 24"),
     ],
