@@ -128,7 +128,8 @@ def find(name: str) -> Recipe:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise RecipeError(f"the recipe {shown!r} is no path: {reason}") from error
     try:
-        return from_table(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin files with a mark
+        return from_table(tomllib.loads(text), str(path))
     except RecipeError as error:
         raise RecipeError(f"{shown}: {error}") from error
     except OSError as error:

@@ -2,7 +2,8 @@
 
     python examples/recipe.py
 
-With `kinora-tiny` it takes a minute or two on a laptop; any diffusers folder or repository works.
+With `kinora-tiny` it takes two or three minutes on two cores; any diffusers folder or repository
+works.
 """
 
 import imageio.v3 as iio

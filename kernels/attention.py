@@ -60,7 +60,9 @@ def block_attention(
 
     Returns:
         Output like q, and the log-sum-exp of its logits `[B, H, L]`, float32 or, for float64,
-        float64. A query without any key gets output 0 and minus infinity.
+        float64. A query without any key, or with biases of minus infinity alone, gets output 0
+        and minus infinity. What is in the keys and values of a tile that is left out without a
+        tail, NaN too, reaches nothing.
 
     Raises:
         ValueError: tensors that do not fit the plan, or a backend that refuses, with its reason.
@@ -111,6 +113,9 @@ def _fit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan) -> 
     told = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if q.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         raise ValueError(f"{told}; [B, H, L, D] is needed, k and v alike, B, H and D of all alike")
+    if 0 in (*q.shape, *k.shape):
+        # Backends would differ: some return nothing, torch's kernel even ends the process.
+        raise ValueError(f"{told}; there is nothing to attend where a dimension is 0")
     if (q.shape[2], k.shape[2]) != (plan.queries, plan.keys):
         raise ValueError(f"{told}; the plan is for {plan.queries} queries and {plan.keys} keys")
     if not q.dtype == k.dtype == v.dtype or not q.dtype.is_floating_point:

@@ -86,7 +86,9 @@ def attend(
         chosen = order[: max(1, GATHERED_BYTES // (bytes_per_tile * max(1, width)))]
         order = order[len(chosen) :]
         kept = torch.arange(width) < counts[chosen, None]
-        places = torch.where(kept, indices[chosen, :width], 0)
+        # What fills up a row is masked, which NaN would survive: so it is a tile that it keeps.
+        filler = torch.where(counts[chosen, None] > 0, indices[chosen, :1], 0)
+        places = torch.where(kept, indices[chosen, :width], filler)
         flat = (places + head[chosen, None] * columns).flatten()
         keys = tiles_k.index_select(0, flat).view(len(chosen), width * size, dim)
         values = tiles_v.index_select(0, flat).view(len(chosen), width * size, dim)
@@ -101,6 +103,10 @@ def attend(
             attn_mask=None if mask is None else mask[:, None, None],
             scale=scale,
         )
+        if plan.bias is not None and mask is not None:
+            # torch says 0 where biases of minus infinity have left no key.
+            empty = (mask == -torch.inf).all(1)[:, None, None]
+            part_lse = part_lse.masked_fill(empty, -torch.inf)
         out[chosen], lse[chosen] = part[:, 0], part_lse[:, 0]
         del keys, values, mask  # before the next chunk gathers as much
     return (

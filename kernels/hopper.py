@@ -104,17 +104,14 @@ def _forward(
     scale: float,
     precision: Precision,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from . import hopper_kernels
-
     if scale <= 0:
         # The kernel scales maxima, which a factor below 0 would make minima.
         q, scale = (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
     with torch.cuda.device(q.device):
-        return _launch(hopper_kernels, q, k, v, plan, scale, precision)
+        return _launch(q, k, v, plan, scale, precision)
 
 
 def _launch(
-    kernels: Any,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -122,6 +119,10 @@ def _launch(
     scale: float,
     precision: Precision,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    from . import hopper_kernels, hopper_pieces_kernels
+
+    forward: Any = hopper_kernels.forward
+    descriptor: Any = hopper_pieces_kernels.descriptor
     batch, heads, queries, dim = q.shape
     tile, columns = plan.tile.key, plan.columns
     groups = 1 if plan.tile.query == 64 else 2
@@ -151,22 +152,22 @@ def _launch(
     if precision.pv == "fp8":
         v_scale = found.scale
         v = quantise.eighths(v, v_scale)
-        v_desc = tail_v_desc = kernels.descriptor(v, dim, tile)
+        v_desc = tail_v_desc = descriptor(v, dim, tile)
         if tail:
-            tail_v_desc = kernels.descriptor(quantise.eighths(pooled_v, v_scale), dim, tile)
+            tail_v_desc = descriptor(quantise.eighths(pooled_v, v_scale), dim, tile)
     else:
         v = _loadable(v)
-        v_desc = tail_v_desc = kernels.descriptor(v, tile)
+        v_desc = tail_v_desc = descriptor(v, tile)
         if tail:
-            tail_v_desc = kernels.descriptor(pooled_v.to(v.dtype), step)
-    k_desc = kernels.descriptor(k, tile)
+            tail_v_desc = descriptor(pooled_v.to(v.dtype), step)
+    k_desc = descriptor(k, tile)
     rows = tiles_of(queries, 64 * groups)
     total = batch * heads * rows
     factor = scale * LOG2_E
     last = plan.keys - (columns - 1) * tile
-    kernels.forward[(min(_programs(q.device, groups), total),)](
-        kernels.descriptor(q, 64), k_desc, v_desc,
-        kernels.descriptor(pooled_k, step) if tail else k_desc, tail_v_desc,
+    forward[(min(_programs(q.device, groups), total),)](
+        descriptor(q, 64), k_desc, v_desc,
+        descriptor(pooled_k, step) if tail else k_desc, tail_v_desc,
         out, lse, indices, counts, lse if plan.bias is None else plan.bias.contiguous(), bits,
         q_scale, k_scale, tail_scale, v_scale, shift,
         *out.stride()[:3],

@@ -69,7 +69,7 @@ def attend(
         if precision.pv == "fp8":
             # The largest weight of a row is 2^8.
             weights = as_fp8(weights, weights.amax(-1, keepdim=True) / 256)
-        return (weights @ all_values).to(q.dtype), lse
+        return _weighted(weights, all_values, logits != -torch.inf).to(q.dtype), lse
 
     problem = Problem.of(q, k, v, plan, precision)
     size = max(1, LOGITS_BYTES // _logits_bytes(problem))
@@ -113,6 +113,16 @@ def pool(x: torch.Tensor, size: int) -> torch.Tensor:
     lengths = tile_lengths(tokens, size, x.device)
     padded = torch.nn.functional.pad(x, (0, 0, 0, len(lengths) * size - tokens))
     return padded.unflatten(-2, (-1, size)).sum(-2) / lengths[:, None].to(x.dtype)
+
+
+def _weighted(weights: torch.Tensor, values: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    """`weights @ values`, where NaN and infinity reach only the queries that attend to them."""
+    broken = ~values.isfinite()
+    if not broken.any():
+        return weights @ values
+    # A weight of 0 would not keep them out: 0 x NaN is NaN.
+    reached = attended.to(values.dtype) @ broken.to(values.dtype) > 0
+    return (weights @ values.masked_fill(broken, 0)).masked_fill(reached, torch.nan)
 
 
 def _by_token(tiles: torch.Tensor, plan: BlockPlan) -> torch.Tensor:

@@ -32,6 +32,44 @@ def test_steps_that_cannot_be_followed_are_refused(build: Build):
             model()
 
 
+def test_a_call_of_the_denoiser_alone_is_refused_before_and_after_a_run(build: Build):
+    for family in ("wan", "ltx"):
+        model = build(family)
+        calls: list[dict[str, Any]] = []
+        handle = model.transformer.register_forward_pre_hook(
+            lambda _module, _args, kwargs, calls=calls: calls.append(kwargs), with_kwargs=True
+        )
+        dense = model()
+        handle.remove()
+        alone = calls[-1]
+        with accelerate(model, sparse()) as session:
+            with pytest.raises(AccelerationError, match="steps that cannot be followed"):
+                model.transformer(**alone)
+            first = model()
+            told = session.receipt
+            with pytest.raises(AccelerationError, match="steps that cannot be followed"):
+                model.transformer(**alone)
+            assert session.receipt == told
+            assert torch.equal(model(), first) and not torch.equal(first, dense)
+        with torch.no_grad():
+            model.transformer(**alone)
+
+
+def test_pipelines_that_share_a_scheduler_are_told_how_not_to(build: Build):
+    model, other = build("wan"), build("wan")
+    dense = other()
+    other.pipe.scheduler = model.scheduler
+    with accelerate(model.pipe, sparse()) as session:
+        remedy = r"shares its scheduler: .* by type\(scheduler\)\.from_config\(scheduler\.config\)"
+        with pytest.raises(AccelerationError, match=remedy):
+            other()
+        scheduler = other.pipe.scheduler
+        other.pipe.scheduler = type(scheduler).from_config(scheduler.config)
+        assert torch.equal(other(), dense)
+        model()
+        assert session.receipt.steps == 3
+
+
 def test_a_copy_made_inside_is_stock(build: Build):
     model, dense = build("ltx"), build("ltx")()
     with accelerate(model, sparse()):

@@ -129,12 +129,39 @@ def test_settings_are_put_over_a_recipe():
         ("attention.keep=" + "9" * 400, "a number above 0 to 1, not 999"),
         ("attention.keep", "sets nothing: write PART.OPTION=VALUE"),
         ("=3", "sets nothing"),
+        ("kep=0.3", "no 'kep' (did you mean attention.keep?)"),
+        ("keep=0.3", "no 'keep': did you mean attention.keep?"),
     ],
 )
 def test_a_bad_setting_is_told_in_one_line(setting: str, told: str):
     with pytest.raises(RecipeError) as caught:
         recipes.changed(recipes.find("balanced"), [setting])
     assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_settings_are_judged_together():
+    settings = ["attention.to_step=0.1", "attention.from_step=0.05"]
+    balanced = recipes.find("balanced")
+    for order in (settings, settings[::-1]):
+        within = recipes.changed(balanced, order).attention
+        assert isinstance(within, Within) and (within.from_step, within.to_step) == (0.05, 0.1)
+    twice = recipes.changed(balanced, ["attention.keep=7", "attention.keep=0.3"])
+    assert twice.table()["attention"]["keep"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["attention.to_step=0.1", "attention.every=2"], "must be below attention.to_step 0.1"),
+        (["attention.to_step=0.1", "attention.from_step=0.15"], "from_step 0.2 must be below"),
+        (["attention.keep=7", "attention.every=0"], "attention.keep must be"),
+        (["attention.every=0", "attention.keep=7"], "attention.every must be"),
+    ],
+)
+def test_settings_that_stay_wrong_are_told_by_the_first(settings: list[str], told: str):
+    with pytest.raises(RecipeError) as caught:
+        recipes.changed(recipes.find("balanced"), settings)
+    assert told in str(caught.value)
 
 
 def test_a_setting_of_a_part_that_is_not_there_says_what_to_do():
@@ -184,6 +211,13 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path):
     path = tmp_path / "mine.toml"
     path.write_text('title = "mine"\n[attention]\nmethod = "top-blocks"\nkeep = 0.5\n')
     assert recipes.find(str(path)).attention == TopBlocks(keep=0.5)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text(recipes.find("balanced").to_toml(), encoding="utf-8-sig")
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf")
+    assert recipes.find(str(path)).table() == recipes.find("balanced").table()
 
 
 @pytest.mark.parametrize("method", METHODS.values())

@@ -96,6 +96,28 @@ def test_it_weighs_tiles_scales_and_orders(tail: Tail):
     )
 
 
+@pytest.mark.parametrize("tail", TAILS)
+def test_a_bias_of_minus_infinity_leaves_a_tile_out(tail: Tail):
+    q, k, v = tensors(40, 40, 16)
+    plan = plan_of(40, 40, Tile(16, 16), tail, share=1.0)
+    bias = torch.zeros(plan.indices.shape)
+    bias[:, :, 0] = bias[:, :, 1, :2] = -torch.inf
+    plan = dataclasses.replace(plan, bias=bias)
+    got = block_attention(q, k, v, plan, backend="triton")
+    torch.testing.assert_close(got, block_attention(q, k, v, plan, backend="reference"))
+    assert not got[0][:, :, :16].any() and bool((got[1][:, :, :16] == -torch.inf).all())
+
+
+@pytest.mark.parametrize("whose", ["keys", "values"])
+def test_what_is_left_out_may_be_broken(whose: str):
+    q, k, v = tensors(40, 40, 16)
+    mask = torch.tensor([[0, 1, 1], [0, 1, 0], [0, 0, 0]], dtype=torch.bool)[None, None]
+    plan = BlockPlan.from_mask(mask, tile=Tile(16, 16), queries=40, keys=40)
+    expected = block_attention(q, k, v, plan, backend="triton")
+    (k if whose == "keys" else v)[:, :, :16] = torch.nan
+    torch.testing.assert_close(block_attention(q, k, v, plan, backend="triton"), expected)
+
+
 def test_entries_that_do_not_count_are_not_read():
     q, k, v = tensors(40, 40, 16)
     plan = plan_of(40, 40, Tile(16, 16), "complement")
