@@ -24,9 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .hopper_pieces_kernels import (
-    flat, itemsize, known, left, operand, prepared, product, softmax,
-)  # fmt: skip
+from . import hopper_pieces_kernels as pieces
 
 
 @gluon.jit
@@ -42,8 +40,8 @@ def _load(
     PER: gl.constexpr = STEP // TILE_K
     q_type: gl.constexpr = q_desc.dtype
     v_type: gl.constexpr = v_desc.dtype
-    Q_BYTES: gl.constexpr = itemsize(INT8)
-    V_BYTES: gl.constexpr = itemsize(FP8)
+    Q_BYTES: gl.constexpr = pieces.itemsize(INT8)
+    V_BYTES: gl.constexpr = pieces.itemsize(FP8)
     WIDE: gl.constexpr = q_desc.block_type.shape[3]
     CHUNKS: gl.constexpr = DIM // WIDE
     # Chunk by chunk of channels, and in each tile by tile: what `_compute` reads as one matrix.
@@ -161,20 +159,20 @@ def _compute(
     """A group that computes: queries `(row * GROUPS + PART) * 64` and on."""
     q_type: gl.constexpr = k_smem.dtype
     v_type: gl.constexpr = v_smem.dtype
-    Q_BYTES: gl.constexpr = itemsize(INT8)
-    V_BYTES: gl.constexpr = itemsize(FP8)
-    LOGITS: gl.constexpr = product(STEP, Q_BYTES)
-    OUT: gl.constexpr = product(DIM, V_BYTES)
-    WEIGHTS: gl.constexpr = left(OUT, V_BYTES)
+    Q_BYTES: gl.constexpr = pieces.itemsize(INT8)
+    V_BYTES: gl.constexpr = pieces.itemsize(FP8)
+    LOGITS: gl.constexpr = pieces.product(STEP, Q_BYTES)
+    OUT: gl.constexpr = pieces.product(DIM, V_BYTES)
+    WEIGHTS: gl.constexpr = pieces.left(OUT, V_BYTES)
     # In 8 bits weights are at most 2^8, so that small ones are not lost.
     UP: gl.constexpr = 8 if FP8 else 0
-    K_FLAT: gl.constexpr = flat(DIM, Q_BYTES)
+    K_FLAT: gl.constexpr = pieces.flat(DIM, Q_BYTES)
     q = q_smem._reinterpret(q_type, [GROUPS, 64, DIM], K_FLAT).index(PART)
     k_all = k_smem._reinterpret(q_type, [STAGES, STEP, DIM], K_FLAT)
     if FP8:
-        v_all = v_smem._reinterpret(v_type, [STAGES, DIM, STEP], flat(TILE_K, 1))
+        v_all = v_smem._reinterpret(v_type, [STAGES, DIM, STEP], pieces.flat(TILE_K, 1))
     else:
-        v_all = v_smem._reinterpret(v_type, [STAGES, STEP, DIM], flat(DIM, 2))
+        v_all = v_smem._reinterpret(v_type, [STAGES, STEP, DIM], pieces.flat(DIM, 2))
     PER: gl.constexpr = STEP // TILE_K
     step = 0
     turn = 0
@@ -207,7 +205,7 @@ def _compute(
             zero = gl.zeros([64, STEP], gl.float32, LOGITS)
         mbarrier.wait(ready_q, turn & 1)
         if steps > 0:
-            facts = known(
+            facts = pieces.known(
                 0, lists, count, columns, in_plan, in_head, width, words, unit,
                 indices_ptr, bias_ptr, left_out_ptr, k_scale_ptr, tail_scale_ptr,
                 TILE_K, STEP, TAIL, BIASED, INT8,
@@ -216,16 +214,16 @@ def _compute(
             mbarrier.wait(ready_k.index(stage), (step // STAGES) & 1)
             s = warpgroup_mma(q, k_all.index(stage).permute((1, 0)), zero, use_acc=False)
             mbarrier.arrive(free_k.index(stage), count=1)
-            s = prepared(
+            s = pieces.prepared(
                 s, 0, lists, facts, keys, columns, one, last,
                 TILE_K, STEP, LOGITS, TAIL, BIASED, INT8,
             )  # fmt: skip
-            best, weight, weights, shrink = softmax(
+            best, weight, weights, shrink = pieces.softmax(
                 s, best, weight, facts, TILE_K, STEP, LOGITS, INT8, UP
             )
-            p = operand(weights, v_type, STEP, WEIGHTS, FP8)
+            p = pieces.operand(weights, v_type, STEP, WEIGHTS, FP8)
             for i in range(1, steps):
-                facts = known(
+                facts = pieces.known(
                     i, lists, count, columns, in_plan, in_head, width, words, unit,
                     indices_ptr, bias_ptr, left_out_ptr, k_scale_ptr, tail_scale_ptr,
                     TILE_K, STEP, TAIL, BIASED, INT8,
@@ -253,17 +251,17 @@ def _compute(
                     order += 1
                 s = warpgroup_mma_wait(1, deps=[s_next])
                 mbarrier.arrive(free_k.index(stage), count=1)
-                s = prepared(
+                s = pieces.prepared(
                     s, i, lists, facts, keys, columns, one, last,
                     TILE_K, STEP, LOGITS, TAIL, BIASED, INT8,
                 )  # fmt: skip
-                best, weight, weights, shrink = softmax(
+                best, weight, weights, shrink = pieces.softmax(
                     s, best, weight, facts, TILE_K, STEP, LOGITS, INT8, UP
                 )
                 out = warpgroup_mma_wait(0, deps=[out_next])
                 mbarrier.arrive(free_v.index(before), count=1)
                 out = out * gl.convert_layout(shrink, gl.SliceLayout(1, OUT))[:, None]
-                p = operand(weights, v_type, STEP, WEIGHTS, FP8)
+                p = pieces.operand(weights, v_type, STEP, WEIGHTS, FP8)
             stage = step % STAGES
             mbarrier.wait(ready_v.index(stage), (step // STAGES) & 1)
             if FP8:
@@ -319,15 +317,15 @@ def forward(
     """
     q_type: gl.constexpr = q_desc.dtype
     v_type: gl.constexpr = v_desc.dtype
-    Q_BYTES: gl.constexpr = itemsize(INT8)
-    K_FLAT: gl.constexpr = flat(DIM, Q_BYTES)
+    Q_BYTES: gl.constexpr = pieces.itemsize(INT8)
+    K_FLAT: gl.constexpr = pieces.flat(DIM, Q_BYTES)
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
     q_smem = gl.allocate_shared_memory(q_type, [GROUPS, 64, DIM], K_FLAT)
     k_smem = gl.allocate_shared_memory(q_type, [STAGES, STEP, DIM], K_FLAT)
     if FP8:
-        v_smem = gl.allocate_shared_memory(v_type, [STAGES, DIM, STEP], flat(TILE_K, 1))
+        v_smem = gl.allocate_shared_memory(v_type, [STAGES, DIM, STEP], pieces.flat(TILE_K, 1))
     else:
-        v_smem = gl.allocate_shared_memory(v_type, [STAGES, STEP, DIM], flat(DIM, 2))
+        v_smem = gl.allocate_shared_memory(v_type, [STAGES, STEP, DIM], pieces.flat(DIM, 2))
     ready_q = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     free_q = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     ready_k = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
