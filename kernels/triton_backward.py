@@ -37,7 +37,7 @@ LAUNCHES: dict[str, dict[int, Launch]] = {
     },
     "keys_values": {
         128: Launch(64, 64, 4, 3),
-        256: Launch(64, 64, 8, 2),
+        256: Launch(64, 64, 4, 2),
         512: Launch(32, 64, 8, 2),
         1024: Launch(16, 32, 4, 1),
     },
