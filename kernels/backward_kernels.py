@@ -144,14 +144,15 @@ def queries(
         upcoming = tl.load(indices_ptr + later, mask=later < count, other=0)
         at_k = tl.minimum(tokens_k, keys - 1)
         k = _rows(k_ptr, at_k, k_l, across_k, in_dim, WHOLE)
-        logits = _dot(q, tl.trans(k), WIDE) * factor - lse2[:, None]
+        v = _rows(v_ptr, at_k, v_l, across_v, in_dim, WHOLE)
+        logits = _dot(q, tl.trans(k), WIDE)
+        dweights = _dot(dout, tl.trans(v), WIDE)
+        logits = logits * factor - lse2[:, None]
         if BIASED:
             logits += tl.load(bias_ptr + step // PARTS_K) * LOG2_E
         if RAGGED:
             logits = tl.where((tokens_k < keys)[None], logits, -float("inf"))
-        weights = tl.math.exp2(logits)
-        v = _rows(v_ptr, at_k, v_l, across_v, in_dim, WHOLE)
-        dlogits = weights * (_dot(dout, tl.trans(v), WIDE) - delta[:, None])
+        dlogits = tl.math.exp2(logits) * (dweights - delta[:, None])
         if BIAS_GRAD:
             tl.store(dbias_ptr + step, tl.sum(tl.sum(dlogits, 1), 0))
         dq += _dot(dlogits.to(k.dtype), k, WIDE)

@@ -29,27 +29,31 @@ class Launch:
     stages: int
 
 
-LAUNCHES: dict[str, dict[int, Launch]] = {
-    "queries": {
-        128: Launch(128, 64, 8, 3),
-        256: Launch(128, 64, 8, 2),
-        512: Launch(64, 32, 4, 2),
-        1024: Launch(32, 16, 4, 1),
+_FLOAT32 = {128: Launch(32, 32, 8, 1), 256: Launch(16, 16, 8, 1)}
+LAUNCHES: dict[tuple[str, int], dict[int, Launch]] = {
+    ("queries", 2): {
+        64: Launch(128, 64, 8, 3),
+        128: Launch(128, 64, 8, 2),
+        256: Launch(64, 32, 4, 2),
     },
-    "keys_values": {
-        128: Launch(64, 64, 4, 3),
-        256: Launch(64, 64, 8, 2),
-        512: Launch(32, 64, 8, 2),
-        1024: Launch(16, 32, 4, 1),
-    },
-    "pooled": {
+    ("keys_values", 2): {
+        64: Launch(64, 64, 4, 3),
         128: Launch(64, 64, 4, 2),
-        256: Launch(64, 64, 8, 2),
-        512: Launch(32, 32, 4, 2),
-        1024: Launch(16, 16, 4, 1),
+        256: Launch(32, 64, 8, 2),
     },
+    ("pooled", 2): {
+        64: Launch(64, 64, 4, 2),
+        128: Launch(64, 64, 8, 2),
+        256: Launch(32, 64, 8, 2),
+    },
+    ("queries", 4): _FLOAT32,
+    ("keys_values", 4): _FLOAT32,
+    ("pooled", 4): _FLOAT32,
 }
-"""By kernel and by bytes of the padded head dimension, up to which an entry holds."""
+"""By kernel and bytes of a number, then by the head dimension up to which an entry holds.
+
+Chosen so that registers suffice on sm_90 (what ptxas says), not yet by time.
+"""
 
 POOLED_PROGRAMS = 1024
 """Programs of the pooled tokens, at the least: the queries are split until there are so many."""
@@ -192,7 +196,7 @@ def gradients(
     )  # fmt: skip
     plan_b = plan.indices.shape[1] if plan.indices.shape[0] > 1 else 0
     plan_h = 1 if plan.indices.shape[1] > 1 else 0
-    launch = _launcher(plan, q.element_size() * dims["PADDED_DIM"], dims)
+    launch = _launcher(plan, q.element_size(), dims)
 
     # What a variant of a kernel does not read is given any tensor.
     pooled_k, pooled_v, pooled_dk, pooled_dv, left_out = k, v, k, v, plan.counts
@@ -261,14 +265,14 @@ def gradients(
 
 
 def _launcher(
-    plan: BlockPlan, row_bytes: int, dims: dict[str, int]
+    plan: BlockPlan, item_bytes: int, dims: dict[str, int]
 ) -> Callable[[str], tuple[Launch, dict[str, Any]]]:
     """By the name of a kernel, the sizes of its pieces and what it is given by keyword."""
     from .triton_backend import interpreted
 
     def launch(kernel: str) -> tuple[Launch, dict[str, Any]]:
-        table = LAUNCHES[kernel]
-        it = table[min(size for size in table if size >= row_bytes)]
+        table = LAUNCHES[kernel, item_bytes]
+        it = table[min(size for size in table if size >= dims["DIM"])]
         # A chunk of pooled tokens is no piece of a tile.
         keys = it.keys if kernel == "pooled" else min(it.keys, plan.tile.key)
         it = Launch(min(it.queries, plan.tile.query), keys, it.warps, it.stages)
