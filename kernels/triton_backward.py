@@ -8,13 +8,12 @@ of the tail's pooled tokens come from programs over all queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from .plan import BlockPlan, tiles_of
+from .plan import BlockPlan, Tile, tiles_of
 from .problem import Problem
 
 
@@ -28,27 +27,31 @@ class Launch:
     stages: int
 
 
-LAUNCHES: dict[str, dict[int, Launch]] = {
-    "queries": {
-        128: Launch(128, 64, 8, 3),
-        256: Launch(128, 64, 8, 2),
-        512: Launch(64, 32, 4, 2),
-        1024: Launch(32, 16, 4, 1),
+_FLOAT32 = {128: Launch(32, 32, 8, 1), 256: Launch(16, 16, 8, 1)}
+LAUNCHES: dict[tuple[str, int], dict[int, Launch]] = {
+    ("queries", 2): {
+        64: Launch(128, 64, 8, 3),
+        128: Launch(128, 64, 8, 2),
+        256: Launch(64, 32, 4, 2),
     },
-    "keys_values": {
-        128: Launch(64, 64, 4, 3),
-        256: Launch(64, 64, 4, 2),
-        512: Launch(32, 64, 8, 2),
-        1024: Launch(16, 32, 4, 1),
-    },
-    "pooled": {
+    ("keys_values", 2): {
+        64: Launch(64, 64, 4, 3),
         128: Launch(64, 64, 4, 2),
-        256: Launch(64, 64, 8, 2),
-        512: Launch(32, 32, 4, 2),
-        1024: Launch(16, 16, 4, 1),
+        256: Launch(32, 64, 8, 2),
     },
+    ("pooled", 2): {
+        64: Launch(64, 64, 4, 2),
+        128: Launch(64, 64, 8, 2),
+        256: Launch(32, 64, 8, 2),
+    },
+    ("queries", 4): _FLOAT32,
+    ("keys_values", 4): _FLOAT32,
+    ("pooled", 4): _FLOAT32,
 }
-"""By kernel and by bytes of the padded head dimension, up to which an entry holds."""
+"""By kernel and bytes of a number, then by the head dimension up to which an entry holds.
+
+Chosen so that registers suffice on sm_90 (what ptxas says), not yet by time.
+"""
 
 POOLED_PROGRAMS = 1024
 """Programs of the pooled tokens, at the least: the queries are split until there are so many."""
@@ -114,6 +117,7 @@ def gradients(
         wanted: whether those of q, k, v and the bias are.
     """
     from . import backward_kernels
+    from .triton_backend import interpreted, summarize
 
     kernels: Any = backward_kernels
     q, k, v, out, lse = saved
@@ -139,13 +143,24 @@ def gradients(
     )  # fmt: skip
     plan_b = plan.indices.shape[1] if plan.indices.shape[0] > 1 else 0
     plan_h = 1 if plan.indices.shape[1] > 1 else 0
-    launch = _launcher(plan, q.element_size() * dims["PADDED_DIM"], dims)
+
+    def launch(kernel: str) -> tuple[Launch, dict[str, Any]]:
+        """Sizes of its pieces, and what it is given by keyword."""
+        it = _pieces(kernel, dim, q.element_size(), tile)
+        return it, {
+            **dims,
+            "TILE_Q": tile.query,
+            "TILE_K": tile.key,
+            "SUB_Q": it.queries,
+            "SUB_K": it.keys,
+            "WIDE": interpreted(),
+            "num_warps": it.warps,
+            "num_stages": it.stages,
+        }
 
     # What a variant of a kernel does not read is given any tensor.
     pooled_k, pooled_v, pooled_dk, pooled_dv, left_out = k, v, k, v, plan.counts
     if tail:
-        from .triton_backend import summarize
-
         pooled_k, pooled_v, left_out = summarize(k, v, plan)
 
     dq, dbias = None, None
@@ -207,30 +222,13 @@ def gradients(
     )
 
 
-def _launcher(
-    plan: BlockPlan, row_bytes: int, dims: dict[str, int]
-) -> Callable[[str], tuple[Launch, dict[str, Any]]]:
-    """By the name of a kernel, the sizes of its pieces and what it is given by keyword."""
-    from .triton_backend import interpreted
-
-    def launch(kernel: str) -> tuple[Launch, dict[str, Any]]:
-        table = LAUNCHES[kernel]
-        it = table[min(size for size in table if size >= row_bytes)]
-        # A chunk of pooled tokens is no piece of a tile.
-        keys = it.keys if kernel == "pooled" else min(it.keys, plan.tile.key)
-        it = Launch(min(it.queries, plan.tile.query), keys, it.warps, it.stages)
-        return it, {
-            **dims,
-            "TILE_Q": plan.tile.query,
-            "TILE_K": plan.tile.key,
-            "SUB_Q": it.queries,
-            "SUB_K": it.keys,
-            "WIDE": interpreted(),
-            "num_warps": it.warps,
-            "num_stages": it.stages,
-        }
-
-    return launch
+def _pieces(kernel: str, dim: int, item_bytes: int, tile: Tile) -> Launch:
+    """How `kernel` is run on tiles of this size."""
+    table = LAUNCHES[kernel, item_bytes]
+    it = table[min(size for size in table if size >= dim)]
+    # A chunk of pooled tokens is no piece of a tile.
+    keys = it.keys if kernel == "pooled" else min(it.keys, tile.key)
+    return Launch(min(it.queries, tile.query), keys, it.warps, it.stages)
 
 
 def workspace(problem: Problem) -> int:
@@ -242,9 +240,13 @@ def workspace(problem: Problem) -> int:
     size += 8 * pairs * rows * tile.query
     # Sorting the entries, at the most all tiles: numbers, sorted numbers and where they are from.
     size += 28 * pairs * rows * columns
+    given = problem.head_dim, problem.dtype.itemsize, tile
     if problem.biased:
-        size += 8 * pairs * rows * columns
+        it = _pieces("queries", *given)
+        parts = tiles_of(tile.query, it.queries) * tiles_of(tile.key, it.keys)
+        size += 4 * (parts + 2) * pairs * rows * columns
     if problem.tail == "complement":
-        splits = tiles_of(POOLED_PROGRAMS, pairs * tiles_of(columns, 64))
+        chunks = pairs * tiles_of(columns, _pieces("pooled", *given).keys)
+        splits = tiles_of(POOLED_PROGRAMS, chunks)
         size += 8 * (splits + 1) * pairs * columns * problem.head_dim
     return size
