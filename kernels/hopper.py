@@ -175,25 +175,12 @@ def _launch(
         0 if indices.shape[1] == 1 else indices.shape[2],
         heads, queries, plan.keys, rows, columns, indices.shape[3], words, total, factor,
         math.log2(tile), math.log2(last),
-        DIM=dim, TILE_K=tile, STEP=step, STAGES=_stages(dim, groups, precision), GROUPS=groups,
-        SPLIT=max(1, plan.tile.query // 128), TAIL=tail, BIASED=plan.bias is not None,
-        INT8=precision.qk == "int8", FP8=precision.pv == "fp8",
-        ORDERED=_ordered(dim, groups, precision), REGISTERS=240,
+        DIM=dim, TILE_K=tile, STEP=step, GROUPS=groups, SPLIT=max(1, plan.tile.query // 128),
+        STAGES=3 if dim == 128 or groups == 1 else 2, TAIL=tail, BIASED=plan.bias is not None,
+        INT8=precision.qk == "int8", FP8=precision.pv == "fp8", REGISTERS=240,
         num_warps=4, **({} if groups == 2 else {"maxnreg": 128}),
     )  # fmt: skip
     return out, lse
-
-
-def _stages(dim: int, groups: int, precision: Precision) -> int:
-    """Places of the ring, measured."""
-    del precision
-    return 3 if dim == 128 or groups == 1 else 2
-
-
-def _ordered(dim: int, groups: int, precision: Precision) -> bool:
-    """Whether groups take turns, measured."""
-    del dim, precision
-    return groups == 2
 
 
 @functools.cache

@@ -147,14 +147,14 @@ def _load(
 
 @gluon.jit
 def _compute(
-    q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v, turns,
+    q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
     out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
     q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr,
     out_b, out_h, out_l, plan_b, plan_h,
     heads, queries, keys, rows, columns, width, words, total, factor, one, last,
     DIM: gl.constexpr, TILE_K: gl.constexpr, STEP: gl.constexpr, STAGES: gl.constexpr,
     GROUPS: gl.constexpr, SPLIT: gl.constexpr, TAIL: gl.constexpr, BIASED: gl.constexpr,
-    INT8: gl.constexpr, FP8: gl.constexpr, ORDERED: gl.constexpr, PART: gl.constexpr,
+    INT8: gl.constexpr, FP8: gl.constexpr, PART: gl.constexpr,
 ):  # fmt: skip
     """A group that computes: queries `(row * GROUPS + PART) * 64` and on."""
     q_type: gl.constexpr = k_smem.dtype
@@ -176,7 +176,6 @@ def _compute(
     PER: gl.constexpr = STEP // TILE_K
     step = 0
     turn = 0
-    order = 0
     for at in range(gl.program_id(0), total, gl.num_programs(0)):
         row = at % rows
         in_head = at // rows
@@ -234,10 +233,6 @@ def _compute(
                 stage = step % STAGES
                 mbarrier.wait(ready_k.index(stage), (step // STAGES) & 1)
                 mbarrier.wait(ready_v.index(before), before_phase)
-                if ORDERED:
-                    # One group's products before the other's: while they run, that one has logits
-                    # to work on.
-                    mbarrier.wait(turns.index(PART), (order & 1) ^ (1 - PART))
                 s_next = warpgroup_mma(
                     q, k_all.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True
                 )
@@ -246,9 +241,6 @@ def _compute(
                 else:
                     v = v_all.index(before)
                 out_next = warpgroup_mma(p, v, out, is_async=True)
-                if ORDERED:
-                    mbarrier.arrive(turns.index(1 - PART), count=1)
-                    order += 1
                 s = warpgroup_mma_wait(1, deps=[s_next])
                 mbarrier.arrive(free_k.index(stage), count=1)
                 s = pieces.prepared(
@@ -301,7 +293,7 @@ def forward(
     heads, queries, keys, rows, columns, width, words, total, factor, one, last,
     DIM: gl.constexpr, TILE_K: gl.constexpr, STEP: gl.constexpr, STAGES: gl.constexpr,
     GROUPS: gl.constexpr, SPLIT: gl.constexpr, TAIL: gl.constexpr, BIASED: gl.constexpr,
-    INT8: gl.constexpr, FP8: gl.constexpr, ORDERED: gl.constexpr, REGISTERS: gl.constexpr,
+    INT8: gl.constexpr, FP8: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Block attention; as many programs as run at once, each takes every so many-th query tile.
 
@@ -332,9 +324,6 @@ def forward(
     free_k = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
     ready_v = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
     free_v = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
-    turns = gl.allocate_shared_memory(gl.int64, [2, 1], BARRIER)
-    mbarrier.init(turns.index(0), count=1)
-    mbarrier.init(turns.index(1), count=1)
     mbarrier.init(ready_q, count=1)
     mbarrier.init(free_q, count=GROUPS)
     for i in gl.static_range(STAGES):
@@ -348,21 +337,19 @@ def forward(
             [
                 (_compute, (
                     q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
-                    turns, out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
+                    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
                     q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr,
                     out_b, out_h, out_l, plan_b, plan_h,
                     heads, queries, keys, rows, columns, width, words, total, factor, one, last,
-                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8,
-                    ORDERED, 0,
+                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, 0,
                 )),
                 (_compute, (
                     q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
-                    turns, out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
+                    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
                     q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr,
                     out_b, out_h, out_l, plan_b, plan_h,
                     heads, queries, keys, rows, columns, width, words, total, factor, one, last,
-                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8,
-                    ORDERED, 1,
+                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, 1,
                 )),
                 (_load, (
                     q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc, indices_ptr, counts_ptr,
@@ -379,12 +366,11 @@ def forward(
             [
                 (_compute, (
                     q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
-                    turns, out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
+                    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
                     q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr,
                     out_b, out_h, out_l, plan_b, plan_h,
                     heads, queries, keys, rows, columns, width, words, total, factor, one, last,
-                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8,
-                    ORDERED, 0,
+                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, 0,
                 )),
                 (_load, (
                     q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc, indices_ptr, counts_ptr,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from .plan import BlockPlan, tiles_of
+from .plan import BlockPlan, Tile, tiles_of
 from .problem import Problem
 
 
@@ -171,6 +171,7 @@ def gradients(
         wanted: whether those of q, k, v and the bias are.
     """
     from . import backward_kernels
+    from .triton_backend import interpreted, summarize
 
     kernels: Any = backward_kernels
     q, k, v, out, lse = saved
@@ -196,13 +197,24 @@ def gradients(
     )  # fmt: skip
     plan_b = plan.indices.shape[1] if plan.indices.shape[0] > 1 else 0
     plan_h = 1 if plan.indices.shape[1] > 1 else 0
-    launch = _launcher(plan, q.element_size(), dims)
+
+    def launch(kernel: str) -> tuple[Launch, dict[str, Any]]:
+        """Sizes of its pieces, and what it is given by keyword."""
+        it = _pieces(kernel, dim, q.element_size(), tile)
+        return it, {
+            **dims,
+            "TILE_Q": tile.query,
+            "TILE_K": tile.key,
+            "SUB_Q": it.queries,
+            "SUB_K": it.keys,
+            "WIDE": interpreted(),
+            "num_warps": it.warps,
+            "num_stages": it.stages,
+        }
 
     # What a variant of a kernel does not read is given any tensor.
     pooled_k, pooled_v, pooled_dk, pooled_dv, left_out = k, v, k, v, plan.counts
     if tail:
-        from .triton_backend import summarize
-
         pooled_k, pooled_v, left_out = summarize(k, v, plan)
 
     dq, dbias = None, None
@@ -264,30 +276,13 @@ def gradients(
     )
 
 
-def _launcher(
-    plan: BlockPlan, item_bytes: int, dims: dict[str, int]
-) -> Callable[[str], tuple[Launch, dict[str, Any]]]:
-    """By the name of a kernel, the sizes of its pieces and what it is given by keyword."""
-    from .triton_backend import interpreted
-
-    def launch(kernel: str) -> tuple[Launch, dict[str, Any]]:
-        table = LAUNCHES[kernel, item_bytes]
-        it = table[min(size for size in table if size >= dims["DIM"])]
-        # A chunk of pooled tokens is no piece of a tile.
-        keys = it.keys if kernel == "pooled" else min(it.keys, plan.tile.key)
-        it = Launch(min(it.queries, plan.tile.query), keys, it.warps, it.stages)
-        return it, {
-            **dims,
-            "TILE_Q": plan.tile.query,
-            "TILE_K": plan.tile.key,
-            "SUB_Q": it.queries,
-            "SUB_K": it.keys,
-            "WIDE": interpreted(),
-            "num_warps": it.warps,
-            "num_stages": it.stages,
-        }
-
-    return launch
+def _pieces(kernel: str, dim: int, item_bytes: int, tile: Tile) -> Launch:
+    """How `kernel` is run on tiles of this size."""
+    table = LAUNCHES[kernel, item_bytes]
+    it = table[min(size for size in table if size >= dim)]
+    # A chunk of pooled tokens is no piece of a tile.
+    keys = it.keys if kernel == "pooled" else min(it.keys, tile.key)
+    return Launch(min(it.queries, tile.query), keys, it.warps, it.stages)
 
 
 def workspace(problem: Problem) -> int:
@@ -299,9 +294,13 @@ def workspace(problem: Problem) -> int:
     size += 8 * pairs * rows * tile.query
     # Sorting the entries, at the most all tiles: numbers, sorted numbers and where they are from.
     size += 28 * pairs * rows * columns
+    given = problem.head_dim, problem.dtype.itemsize, tile
     if problem.biased:
-        size += 8 * pairs * rows * columns
+        it = _pieces("queries", *given)
+        parts = tiles_of(tile.query, it.queries) * tiles_of(tile.key, it.keys)
+        size += 4 * (parts + 2) * pairs * rows * columns
     if problem.tail == "complement":
-        splits = tiles_of(POOLED_PROGRAMS, pairs * tiles_of(columns, 64))
+        chunks = pairs * tiles_of(columns, _pieces("pooled", *given).keys)
+        splits = tiles_of(POOLED_PROGRAMS, chunks)
         size += 8 * (splits + 1) * pairs * columns * problem.head_dim
     return size

@@ -16,13 +16,13 @@ from kinora.kernels.hopper_pieces_kernels import swizzle
 def compiled(
     dim: int, tile_k: int, *, capability: int = 90, step: int = 128, stages: int = 3,
     groups: int = 2, tail: bool = False, biased: bool = False, int8: bool = False,
-    fp8: bool = False, ordered: bool = True, registers: int = 240, **options: int,
+    fp8: bool = False, registers: int = 240, **options: int,
 ) -> Any:  # fmt: skip
     """`forward` compiled for a device that need not be there; what Triton returns."""
     constants = {
         "DIM": dim, "TILE_K": tile_k, "STEP": step, "STAGES": stages, "GROUPS": groups,
         "SPLIT": 1, "TAIL": tail, "BIASED": biased, "INT8": int8, "FP8": fp8,
-        "ORDERED": ordered and groups == 2, "REGISTERS": registers,
+        "REGISTERS": registers,
     }  # fmt: skip
 
     def block(tokens: int, last: int, itemsize: int, kind: str) -> str:
