@@ -104,7 +104,7 @@ def assemble(
     text_encoder: UMT5EncoderModel,
     autoencoder: AutoencoderKLWan,
     denoiser: WanTransformer3DModel,
-    flow_shift: float = 3.0,
+    flow_shift: float = 6.0,
 ) -> WanPipeline:
     """The stock pipeline of these parts."""
     scheduler = UniPCMultistepScheduler(
