@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 
-from . import quantise
+from . import quantise, triton_backward
 from .lists import left_out, pair_means
 from .plan import BlockPlan, Tile, tiles_of
 from .precision import INPUT, Precision
 from .problem import Problem
 from .triton_backend import interpreted
-from .triton_backward import with_gradients
 
 LOG2_E = 1.4426950408889634
 TRITONS = ("3.6",)
@@ -33,9 +32,11 @@ _KEYS = (32, 64, 128)
 STEP = 128
 """Keys that are loaded and multiplied together, whatever the tile; 64 where queries come by 64."""
 
-_EFFICIENCIES = {64: 1.0, 128: 0.9}
-"""By head dimension: the lower ones of density x cuDNN's dense time / own time at densities of a
-tenth and a fifth, 17,776 to 75,600 tokens."""
+_EFFICIENCIES = {(64, 128): 1.0, (64, 64): 0.9, (128, 128): 0.88, (128, 64): 0.7}
+"""By head dimension and queries of a tile, 128 or more and 64: the lower ones of density x cuDNN's
+dense time / own time at densities of a tenth and a fifth, 17,776 to 75,600 tokens."""
+_TAIL = 0.83
+"""What the tail leaves of that, pooling included."""
 
 
 def refuses(problem: Problem) -> str | None:
@@ -93,7 +94,7 @@ def attend(
 
     if precision != INPUT:
         return forward(q, k, v, plan, scale)
-    return with_gradients(forward, q, k, v, plan, scale)
+    return triton_backward.with_gradients(forward, q, k, v, plan, scale)
 
 
 def _forward(
@@ -201,12 +202,29 @@ def _loadable(x: torch.Tensor) -> torch.Tensor:
 
 
 def workspace(problem: Problem) -> int:
-    """Copies of tensors whose strides the copy engine cannot take; none as models have them."""
-    del problem
-    return 0
+    """Pooled tokens and a bit a tile for the tail, operands in 8 bits; else nothing.
+
+    Tensors whose strides the copy engine cannot take are copied too; models have none.
+    """
+    pairs = problem.batch * problem.heads
+    columns, rows = (
+        tiles_of(problem.keys, problem.tile.key),
+        tiles_of(problem.queries, problem.tile.query),
+    )
+    size = triton_backward.workspace(problem) if problem.requires_grad else 0
+    if problem.tail == "complement":
+        # In float32, and in the dtype of the tensors.
+        size += 2 * pairs * columns * problem.head_dim * (4 + problem.dtype.itemsize)
+        size += 16 * pairs * rows * tiles_of(columns, 128)
+    if problem.precision.qk == "int8":
+        size += pairs * (problem.queries + problem.keys) * (problem.head_dim + 4)
+    if problem.precision.pv == "fp8":
+        size += pairs * 128 * tiles_of(problem.keys, 128) * problem.head_dim
+    return size
 
 
 def efficiency(problem: Problem) -> float:
     """As measured, see `_EFFICIENCIES`; launches weigh more where there are few tokens."""
-    value = _EFFICIENCIES[problem.head_dim]
+    value = _EFFICIENCIES[problem.head_dim, min(128, problem.tile.query)]
+    value *= 1 if problem.tail == "none" else _TAIL
     return value if problem.keys >= 16384 else value * problem.keys / 16384

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from kinora.accel.cost import Prediction, Shape, predict
@@ -16,11 +18,16 @@ GRID = TokenGrid(9, 32, 32)
 
 
 def predicted(
-    method: AttentionMethod, *, device: str = "cpu", always: bool = True, batch: int = 2
+    method: AttentionMethod,
+    *,
+    device: str = "cpu",
+    always: bool = True,
+    batch: int = 2,
+    shape: Shape = SHAPE,
 ) -> Prediction:
     return predict(
         method,
-        SHAPE,
+        shape,
         GRID,
         device=device,
         dtype=torch.float32,
@@ -46,5 +53,6 @@ def test_dense_attention_needs_none():
 
 
 def test_the_reference_on_a_gpu_counts_its_logits():
-    found = predicted(TopBlocks(), device="cuda")
+    # Heads that no kernel takes.
+    found = predicted(TopBlocks(), device="cuda", shape=dataclasses.replace(SHAPE, head_dim=320))
     assert found.kernel == "reference" and found.workspace > 2**28
