@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .plan import BlockPlan
+from .plan import BlockPlan, Tile
 from .precision import INPUT, Precision
 from .problem import Problem
 from .reference import pool
@@ -19,6 +19,10 @@ from .triton_backward import with_gradients
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _TILES = (16, 32, 64, 128, 256)
+TILE_POOLED = 64
+"""Pooled tokens that are taken at a time."""
+SHARED_BYTES = 226 * 1024
+"""Of a processor of a Hopper GPU, less what barriers take."""
 
 
 def interpreted() -> bool:
@@ -42,7 +46,26 @@ def refuses(problem: Problem) -> str | None:
     for size in (problem.tile.query, problem.tile.key):
         if size not in _TILES:
             return f"it takes tiles of {', '.join(map(str, _TILES))} tokens, not {size}"
+    if _stages(problem.tile, problem.head_dim, problem.dtype) == 0:
+        tile = f"{problem.tile.query}x{problem.tile.key}"
+        return (
+            f"tiles of {tile} with {problem.head_dim} channels do not fit the memory of a processor"
+        )
     return None
+
+
+def _stages(tile: Tile, dim: int, dtype: torch.dtype) -> int:
+    """Tiles of keys and values that are under way at once, at most 3; 0: not even one fits."""
+    row = padded(dim) * dtype.itemsize
+    queries, keys = tile.query * row, max(tile.key, TILE_POOLED) * row
+    # With one, keys have left the memory when values come.
+    needed = {3: queries + 6 * keys, 2: queries + 4 * keys, 1: queries + keys}
+    return next((count for count, size in needed.items() if size <= SHARED_BYTES), 0)
+
+
+def padded(dim: int) -> int:
+    """The next power of two, at least 16, as matrix products need."""
+    return max(16, 1 << (dim - 1).bit_length())
 
 
 def attend(
@@ -84,15 +107,15 @@ def _forward(
         heads, queries, plan.keys, rows, plan.columns, width,
         scale,
         DIM=dim,
-        PADDED_DIM=max(16, 1 << (dim - 1).bit_length()),
+        PADDED_DIM=padded(dim),
         TILE_Q=plan.tile.query,
         TILE_K=plan.tile.key,
-        TILE_POOLED=64,
+        TILE_POOLED=TILE_POOLED,
         BIASED=plan.bias is not None,
         TAIL=tail,
         WIDE=interpreted(),
         num_warps=4 if plan.tile.query <= 128 else 8,
-        num_stages=3,
+        num_stages=_stages(plan.tile, dim, q.dtype),
     )  # fmt: skip
     return out, lse
 

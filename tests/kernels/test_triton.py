@@ -161,6 +161,7 @@ def test_half_precision_errs_little_more_than_dense_attention_does(dtype: torch.
         ({"precision": Precision("int8")}, "multiplies what it is given, not int8 x input"),
         ({"head_dim": 320}, "head dimensions up to 256, not 320"),
         ({"tile": Tile(16, 24)}, "tiles of 16, 32, 64, 128, 256 tokens, not 24"),
+        ({"tile": Tile(256, 256), "head_dim": 256}, "tiles of 256x256 with 256 channels"),
     ],
 )
 def test_a_refusal_has_a_reason(changes: dict[str, object], told: str):
