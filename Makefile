@@ -12,7 +12,7 @@ generate: $(VENV)/.installed  ## write a video of PROMPT="…"
 	@$(BIN)/kinora generate "$$PROMPT"
 
 test: $(VENV)/.test-installed  ## the default test suite
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(VENV)/.test-installed  ## the slow tests too
 	$(BIN)/python -m pytest -m "not gpu"

@@ -114,7 +114,8 @@ def find(name: str) -> Recipe:
     if name in presets:
         text = (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
         return from_table(tomllib.loads(text), name)
-    path, shown = Path(name), name if len(name) <= 80 else f"{name[:80]}…"
+    # Of a long path the end says most.
+    path, shown = Path(name), name if len(name) <= 200 else f"…{name[-200:]}"
     try:
         path = path.expanduser()
         if not (path.suffix or "/" in name or path.is_file()):
