@@ -36,14 +36,13 @@ from .arguments import (
     format_of,
     size_of,
 )
-from .ending import EXIT_FAULT, ended, print_json
+from .ending import EXIT_FAULT, Left, ended, print_json
 from .ui.command import ui
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..pipelines.request import Request
-    from ..pipelines.run import Output as Finished
     from ..pipelines.sidecar import Record
     from ..pipelines.worker import Event
 
@@ -150,7 +149,8 @@ def generate(
         if size is not None:
             given |= size_of(size)
         request, original = _request(given, source)
-        return run(request, original=original, finished=context.obj)
+        left: Left = context.obj
+        return run(request, original=original, finished=left.finished, unfinished=left.unfinished)
 
     _follow(events, as_json)
 
@@ -369,14 +369,12 @@ def main(argv: list[str] | None = None) -> int:
         warnings.simplefilter("ignore")
     given = sys.argv[1:] if argv is None else argv
     command = f"kinora {given[0]}" if given and given[0] in _COMMANDS else "kinora"
-    finished: list[Finished] = []
+    left = Left()
     return ended(
-        lambda: app(
-            args=given or ["--help"], prog_name="kinora", standalone_mode=False, obj=finished
-        ),
+        lambda: app(args=given or ["--help"], prog_name="kinora", standalone_mode=False, obj=left),
         as_json="--json" in given,
         hint=f"`{command} --help` tells more",
-        finished=finished,
+        left=left,
     )
 
 

@@ -10,8 +10,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import typer
@@ -20,6 +21,7 @@ from ..pipelines.errors import KinoraError
 
 if TYPE_CHECKING:
     from ..pipelines.run import Output
+    from ..pipelines.saving import Kept
 
 EXIT_FAULT = 1
 EXIT_REFUSED = 2
@@ -32,24 +34,30 @@ _UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a command has put on disk so far: videos, and latents that it was stopped decoding."""
+
+    finished: list[Output] = field(default_factory=list["Output"])
+    unfinished: list[Kept] = field(default_factory=list["Kept"])
+
+
 def print_json(content: dict[str, Any]) -> None:
     """One line of JSON on stdout; ASCII, so that any stdout takes it."""
     print(json.dumps(content), flush=True)
 
 
-def ended(
-    run: Callable[[], object], *, as_json: bool, hint: str, finished: Sequence[Output] = ()
-) -> int:
+def ended(run: Callable[[], object], *, as_json: bool, hint: str, left: Left) -> int:
     """Run a command to its exit status; its exceptions become one line, a traceback on demand.
 
-    `hint` tells where a mistake on the command line is explained; `finished` holds what `run` has
-    put on disk so far, which is named if it does not come to its end.
+    `hint` tells where a mistake on the command line is explained; what `run` has `left` is named
+    if it does not come to its end.
     """
     out, err = _Steady(sys.stdout), _Steady(sys.stderr)
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = cast("TextIO", out), cast("TextIO", err)
     try:
-        status = _guarded(run, as_json, hint, finished)
+        status = _guarded(run, as_json, hint, left)
         out.flush()
         if out.failure is not None and out.failure.errno != errno.EPIPE:
             print(f"kinora: stdout cannot be written ({out.failure.strerror})", file=sys.stderr)
@@ -60,16 +68,14 @@ def ended(
         sys.stdout, sys.stderr = before
 
 
-def _guarded(
-    run: Callable[[], object], as_json: bool, hint: str, finished: Sequence[Output]
-) -> int:
+def _guarded(run: Callable[[], object], as_json: bool, hint: str, left: Left) -> int:
     def end(told: str, **content: object) -> None:
         print(told, file=sys.stderr)
         if as_json:
-            outputs = {"outputs": [output.to_json() for output in finished]} if finished else {}
-            print_json({**content, **outputs})
+            outputs = [output.to_json() for output in left.finished]
+            print_json({**content, **({"outputs": outputs} if outputs else {})})
         else:
-            for output in finished:
+            for output in left.finished:
                 print(output.path)
 
     try:
@@ -78,7 +84,9 @@ def _guarded(
             return status if isinstance(status, int) else 0
     except (_Stopped, KeyboardInterrupt, typer.Abort) as error:
         with _signals(signal.SIG_IGN):
-            end("stopped", status="stopped")
+            told = "".join(f"; {it.remedy()}" for it in left.unfinished)
+            paths = [str(it.path) for it in left.unfinished]
+            end(f"stopped{told}", status="stopped", **({"latents": paths[-1]} if paths else {}))
             status = error.status if isinstance(error, _Stopped) else EXIT_INTERRUPTED
             _leave_the_worker(status)
             return status

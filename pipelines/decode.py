@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import cards, files, memory, models, room, sidecar
 from . import latents as latent_files
-from .errors import GenerationError, OutputError
+from .errors import Cancelled, GenerationError, OutputError
 from .events import Progress, Stage
 from .folder import fingerprint
 from .request import DEFAULT_OUTPUT, Format, Request, resolve
@@ -32,8 +32,8 @@ def decode(
 
     On the same machine the frames equal, bit for bit, those of the run that saved the latents.
     `model` replaces the one that the file names; the file itself is kept. `force` goes on where
-    predicted memory or disk is too small. Raises `KinoraError`, before anything is loaded where
-    possible.
+    predicted memory or disk is too small. Closing the generator stops at the next chunk of frames.
+    Raises `KinoraError`, before anything is loaded where possible.
     """
     wanted: dict[str, Any] = {"output": output, "format": media, "device": device, "force": force}
     if model is not None:
@@ -85,7 +85,7 @@ def _decode(path: Path, wanted: dict[str, Any], channel: Channel) -> Run:
         clock.switch("decode")
         channel.emit(Progress("decode", 0, 0, clock.elapsed_s, None, 1, 1))
         frames = frame_ops.from_decoded(
-            _run(vae, saved, place.device), normalised=saved.state.normalised
+            _run(vae, saved, place.device, channel), normalised=saved.state.normalised
         )
         told = frame_ops.changed_shape(frames, request, card.pipeline)
         if told is not None:
@@ -123,17 +123,20 @@ def _autoencoder(weights: models.Weights, saved: Latents, device: str) -> Any:
     return vae
 
 
-def _run(vae: Any, saved: Latents, device: str) -> Any:
+def _run(vae: Any, saved: Latents, device: str, channel: Channel) -> Any:
     import torch
 
     from .frames import check_finite
+    from .taps import stoppable
 
     try:
-        with torch.no_grad():
+        with torch.no_grad(), stoppable(vae, channel.check):
             parts = [
                 vae.decode(**{key: it.to(device) for key, it in call.items()}, return_dict=False)[0]
                 for call in saved.calls
             ]
+    except Cancelled:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise GenerationError(

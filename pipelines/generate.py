@@ -24,6 +24,7 @@ from .worker import Channel, Event, stream
 if TYPE_CHECKING:
     from ..accel.attach import Session
     from ..accel.recipe import Recipe
+    from .saving import Kept
 
 
 def generate(
@@ -32,20 +33,26 @@ def generate(
     shelf: models.Shelf | None = None,
     original: Record | None = None,
     finished: list[Output] | None = None,
+    unfinished: list[Kept] | None = None,
     stop: threading.Event | None = None,
 ) -> Generator[Event, None, None]:
     """Make what `request` asks for; yields `Progress` and `Notice`, and last the `Run`.
 
     Everything that can be refused is refused before the model is loaded. Closing the generator
-    stops within a step and leaves nothing of the unfinished video; so does setting `stop`, from any
-    thread, which then raises `Cancelled` here. `shelf` keeps the model for the caller's next
-    request. With `original`, the outputs say whether they equal it bit for bit.
+    stops within a step and leaves nothing of the unfinished video, or its latents once those are
+    being decoded; so does setting `stop`, from any thread, which then raises `Cancelled` here.
+    `shelf` keeps the model for the caller's next request. With `original`, the outputs say whether
+    they equal it bit for bit.
     `finished` gets each output once it is on disk: also of a run that fails later or is stopped.
+    `unfinished` gets the latents of a video that was stopped while being decoded.
 
     Raises `KinoraError`: see `errors`; where latents were saved, `error.latents` names them.
     """
     shelf, finished = shelf or models.Shelf(), [] if finished is None else finished
-    return stream(lambda channel: _generate(request, shelf, channel, original, finished), stop)
+    unfinished = [] if unfinished is None else unfinished
+    return stream(
+        lambda channel: _generate(request, shelf, channel, original, finished, unfinished), stop
+    )
 
 
 def _generate(
@@ -54,6 +61,7 @@ def _generate(
     channel: Channel,
     original: Record | None,
     finished: list[Output],
+    unfinished: list[Kept],
 ) -> Run:
     clock = StageClock("load")
     from .chatter import relayed
@@ -91,7 +99,7 @@ def _generate(
                 job = _Job(channel, clock, resolved, card, loaded, destination, original, recipe)
                 job.compare()
                 for index in range(resolved.num_videos):
-                    outputs.append(job.video(index))
+                    outputs.append(job.video(index, unfinished))
                     finished.append(outputs[-1])
         finally:
             if not outputs:
@@ -135,12 +143,12 @@ class _Job:
         if changed:
             self.channel.notice(f"since the original, this changed: {'; '.join(changed)}")
 
-    def video(self, index: int) -> Output:
-        """Make and save video `index`."""
+    def video(self, index: int, unfinished: list[Kept]) -> Output:
+        """Make and save video `index`; stopped while decoding, its latents go to `unfinished`."""
         from ..accel.attach import accelerate
         from . import frames as frame_ops
         from .latents import Calls, DecodeState, Latents, sha256
-        from .saving import Kept, keep_latents, save
+        from .saving import keep_latents, save
         from .taps import tapped, without_progress_bar
 
         single = self.resolved.single(index)
@@ -193,8 +201,7 @@ class _Job:
                 original=self.original,
             )
         except Cancelled:
-            for each in kept:
-                each.discard()
+            unfinished += kept
             raise
         except KinoraError as error:
             if not kept:

@@ -116,14 +116,20 @@ class Shelf:
 def locate(card: Card) -> Weights:
     """Find and verify the weights of `card` on this disk.
 
-    Raises `ModelError`: absent (with the command that fetches them and their size), or damaged.
+    Raises `ModelError`: absent or half downloaded (with the command that fetches them and their
+    size), or damaged.
     """
     path = card.folder if card.folder is not None else _snapshot(card)
     with reading(path or Path()):
         if path is None or not path.is_dir():
             raise ModelError(_absent(card))
-    folder = ModelFolder.open(path)
-    files, variant = folder.check()
+    try:
+        folder = ModelFolder.open(path)
+        files, variant = folder.check()
+    except ModelError as error:
+        if card.folder is not None:
+            raise
+        raise ModelError(f"{_absent(card, 'not whole')}, which resumes ({error})") from error
     return Weights(card, folder, files, variant)
 
 
@@ -174,7 +180,10 @@ def _counted(folder: ModelFolder) -> dict[str, int]:
 
 
 def _snapshot(card: Card) -> Path | None:
-    """The newest snapshot of the card's repository in the Hugging Face cache, if there is one."""
+    """The newest snapshot of the card's repository in the Hugging Face cache, if there is one.
+
+    It may lack files: those of an interrupted download, or some that no pipeline needs.
+    """
     if card.repo is None:
         return None
     from huggingface_hub import snapshot_download
@@ -182,11 +191,12 @@ def _snapshot(card: Card) -> Path | None:
 
     try:
         return Path(snapshot_download(card.repo, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
+    except LocalEntryNotFoundError as error:
+        partial = getattr(error, "snapshot_path", None)
+        return None if partial is None else Path(partial)
 
 
-def _absent(card: Card) -> str:
+def _absent(card: Card, state: str = "not") -> str:
     if card.repo is None:
         return (
             f"the weights of {card.name} are not in this installation ({card.folder}): "
@@ -194,7 +204,7 @@ def _absent(card: Card) -> str:
         )
     size = "" if card.download_gb is None else f" (about {card.download_gb:g} GB)"
     return (
-        f"the weights of {card.name} are not on this machine: "
+        f"the weights of {card.name} are {state} on this machine: "
         f"fetch them with `{card.download_command()}`{size}"
     )
 

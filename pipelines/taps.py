@@ -67,12 +67,22 @@ def tapped(
         if hasattr(pipe, "encode_prompt"):
             stack.enter_context(_replaced(pipe, "encode_prompt", encode_prompt))
         stack.enter_context(_replaced(vae, "decode", decode))
-        decoder = getattr(vae, "decoder", None)
-        if isinstance(decoder, torch.nn.Module):
-            # A video decoder is called once for each chunk of frames: a place to stop at.
-            hook = decoder.register_forward_pre_hook(lambda *_: check())
-            stack.callback(hook.remove)
+        stack.enter_context(stoppable(vae, check))
         yield
+
+
+@contextmanager
+def stoppable(vae: Any, check: Callable[[], None]) -> Generator[None, None, None]:
+    """Call `check`, which may raise, before each chunk of frames that `vae` decodes in the body."""
+    decoder = getattr(vae, "decoder", None)
+    if not isinstance(decoder, torch.nn.Module):
+        yield
+        return
+    hook = decoder.register_forward_pre_hook(lambda *_: check())
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def decode_state(pipe: Any) -> DecodeState:

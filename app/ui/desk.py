@@ -22,6 +22,7 @@ from ...pipelines.errors import Cancelled, KinoraError
 from ...pipelines.generate import generate
 from ...pipelines.request import Request
 from ...pipelines.run import Output
+from ...pipelines.saving import Kept
 from ...pipelines.worker import Event
 
 _POLL_S = 0.05
@@ -29,7 +30,10 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A request that has led to no `Run`, and why; `text` is one line."""
+    """A request that has led to no `Run`, and why; `text` is one line.
+
+    Of a request that was cancelled it says which latents stay, if any do.
+    """
 
     how: Literal["cancelled", "refused", "fault", "closed"]
     text: str = ""
@@ -105,14 +109,21 @@ class Desk:
 
     def _run(self, job: Job) -> Ended | None:
         """Make the job's videos. None once there is a `Run`, otherwise what ended it."""
+        left: list[Kept] = []
         try:
             with closing(
-                generate(job.request, shelf=self._shelf, finished=job.finished, stop=job.stop)
+                generate(
+                    job.request,
+                    shelf=self._shelf,
+                    finished=job.finished,
+                    unfinished=left,
+                    stop=job.stop,
+                )
             ) as events:
                 for event in events:
                     job.news.put(event)
         except Cancelled:
-            return Ended("cancelled")
+            return Ended("cancelled", "; ".join(it.remedy() for it in left))
         except KinoraError as error:
             return Ended("refused", str(error))
         except Exception as error:

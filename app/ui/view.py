@@ -34,7 +34,8 @@ _LAST: dict[str, tuple[Phase, str]] = {
 class View:
     """A run of `request` as far as it is known.
 
-    `at` is when `progress` came, on the clock of the caller; `outputs` are on disk.
+    `at` is when `progress` came, on the clock of the caller; `outputs` are on disk, and `kept` says
+    which latents are.
     """
 
     phase: Phase = "idle"
@@ -44,6 +45,7 @@ class View:
     stopping: bool = False
     notices: tuple[str, ...] = ()
     told: str = ""
+    kept: str = ""
     outputs: tuple[Output, ...] = ()
 
     @property
@@ -63,7 +65,7 @@ def after(view: View, event: Event | Ended, now: float) -> View:
     if isinstance(event, Run):
         return replace(view, phase="done", outputs=event.outputs)
     phase, told = _LAST[event.how]
-    return replace(view, phase=phase, told=told or event.text)
+    return replace(view, phase=phase, told=told or event.text, kept=event.text if told else "")
 
 
 def failed(text: str) -> View:
@@ -79,7 +81,9 @@ def status(view: View, now: float) -> str:
     elif view.told:
         told = view.told
         if view.phase == "cancelled":
-            told += f": {'the finished videos stay' if view.outputs else 'nothing of it is left'}."
+            stays = ["the finished videos stay"] if view.outputs else []
+            stays += [view.kept] if view.kept else []
+            told += f": {'; '.join(stays) or 'nothing of it is left'}."
         lines.append(f'<p class="k-{view.phase}">{_worded(told)}</p>')
     lines += [f'<p class="k-notice">{_worded(text)}</p>' for text in view.notices]
     return f'<div role="status" data-phase="{view.phase}">{"".join(lines)}</div>'

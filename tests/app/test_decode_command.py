@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kinora.pipelines import files, memory, sidecar
+from kinora.pipelines import files, memory, models, sidecar
+from kinora.pipelines.decode import decode
+from kinora.pipelines.events import Progress
 
 Cli = Callable[..., Any]
 SMALL = ("--size", "32x32", "--frames", "5", "--steps", "2")
@@ -99,6 +103,29 @@ def test_a_disk_that_is_too_small_is_refused(
     refused = cli("decode", kept)
     assert refused.status == 2 and "of disk free" in refused.complaint
     assert not Path("outputs").exists()
+
+
+def test_closing_stops_at_the_next_chunk_and_the_latents_stay(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding, calls, load_part = threading.Event(), list[int](), models.load_part
+
+    def slow(*_: Any) -> None:
+        calls.append(1)
+        decoding.set()
+        time.sleep(1)  # longer than the test may be kept from closing
+
+    def loaded(*args: Any) -> Any:
+        vae = load_part(*args)
+        vae.decoder.register_forward_pre_hook(slow)
+        return vae
+
+    monkeypatch.setattr(models, "load_part", loaded)
+    run = decode(kept, output="again/")
+    next(event for event in run if isinstance(event, Progress) and event.stage == "decode")
+    assert decoding.wait(60)
+    run.close()
+    assert len(calls) == 1 and kept.is_file() and not Path("again").exists()
 
 
 def test_latents_that_are_none(cli: Cli) -> None:

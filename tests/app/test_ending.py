@@ -111,6 +111,31 @@ def test_ctrl_c_and_sigterm_stop_within_a_step_and_leave_nothing(
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_stop_while_decoding_keeps_the_latents_and_names_them(
+    cli: Cli, wan_folder: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d
+
+    def interrupted(decoder: Any, *args: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)  # longer than the signal may take to arrive
+        return forward(decoder, *args, **options)
+
+    forward = WanDecoder3d.forward
+    ask = ("generate", "a red circle", "--model", wan_folder, *SMALL, *["--json"] * as_json)
+    with monkeypatch.context() as patched:
+        patched.setattr(WanDecoder3d, "forward", interrupted)
+        called = cli(*ask)
+    (kept,) = Path("outputs").iterdir()
+    assert called.status == 130
+    told = f"stopped; its latents are kept: finish with `kinora decode {kept}`"
+    assert called.err.splitlines()[-1] == told
+    if as_json:
+        assert called.last == {"status": "stopped", "latents": str(kept)}
+    assert cli("decode", kept).status == 0
+
+
 def test_ctrl_c_names_the_videos_that_are_finished(wan_folder: Path, tmp_path: Path) -> None:
     size = ("--size", "128x128", "--frames", "65", "--steps", "3", "--num-videos", "3")
     with started(wan_folder, tmp_path, *size) as process:

@@ -257,6 +257,11 @@ def test_events_become_what_is_shown(tmp_path: Path) -> None:
     ("end", "phase", "told"),
     [
         (Ended("cancelled"), "cancelled", "nothing of it is left"),
+        (
+            Ended("cancelled", "its latents are kept"),
+            "cancelled",
+            "Cancelled: its latents are kept.",
+        ),
         (Ended("closed"), "cancelled", "`kinora ui` has ended: nothing of it is left."),
         (Ended("refused", "no <model>"), "failed", "no &lt;model&gt;"),
         (Ended("fault", "a fault in Kinora: x"), "failed", "a fault in Kinora: x"),

@@ -21,6 +21,7 @@ from kinora.pipelines.events import STAGES, Notice, Progress
 from kinora.pipelines.generate import generate
 from kinora.pipelines.request import Request
 from kinora.pipelines.run import Output, Run
+from kinora.pipelines.saving import Kept
 from kinora.pipelines.worker import Event
 
 
@@ -145,7 +146,7 @@ both_ends = pytest.mark.parametrize("end", [closed, stopped])
 
 @both_ends
 @pytest.mark.parametrize("stage", ["load", "text", "denoise", "decode"])
-def test_ending_early_leaves_nothing(
+def test_ending_early_leaves_nothing_but_latents_that_are_whole(
     ask: Callable[..., Request],
     shelf: models.Shelf,
     wan_folder: Path,
@@ -166,7 +167,9 @@ def test_ending_early_leaves_nothing(
         monkeypatch.setattr(vae, "decode", slow_decode)
     before = state_of(pipe_of(shelf, wan_folder))
     stop = threading.Event()
-    run = generate(ask(steps=200 if stage != "decode" else 3), shelf=shelf, stop=stop)
+    kept = list[Kept]()
+    request = ask(steps=200 if stage != "decode" else 3)
+    run = generate(request, shelf=shelf, stop=stop, unfinished=kept)
     steps = 0
     for event in run:
         assert isinstance(event, Progress | Notice)
@@ -175,7 +178,10 @@ def test_ending_early_leaves_nothing(
             break
     end(run, stop)
     assert steps < 3
-    assert not (tmp_path / "out").exists()
+    if stage == "decode":
+        assert list((tmp_path / "out").iterdir()) == [kept[0].path]
+    else:
+        assert not kept and not (tmp_path / "out").exists()
     after = state_of(pipe_of(shelf, wan_folder))
     changed = {"_current_timestep", "_num_timesteps", "_guidance_scale", "_guidance_scale_2"}
     changed |= {"_attention_kwargs", "_interrupt"}  # diffusers' own notes of its last call
