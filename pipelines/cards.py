@@ -16,11 +16,13 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict
 
 from ..accel.grid import TokenGrid
-from .errors import ModelError, nearest
+from .errors import ModelError, nearest, shortened
 from .folder import ModelFolder, geometry, reading
 from .tiny import WEIGHTS
 
 CallValue = bool | int | float | str
+MAX_FRAMES = 10**6
+"""For models without a limit of their own: hours of video, which predictions can still count."""
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -121,10 +123,10 @@ class Card(BaseModel):
             return 1
         stride = self.frame_stride
         count = max(0, (frames - 1 + (stride - 1) // 2) // stride)
+        most = MAX_FRAMES - 1
         if self.max_axis_tokens is not None:
             most = (self.max_axis_tokens * self.patch[0] - 1) * self.vae_temporal
-            count = min(count, most // stride)
-        return stride * count + 1
+        return stride * min(count, most // stride) + 1
 
     def size_rule(self) -> str:
         """The rule for sizes, as the end of a sentence."""
@@ -195,14 +197,16 @@ def find(model: str) -> Card:
         if path.is_dir():
             return from_folder(path)
         if path.exists():
-            raise ModelError(f"{model} is a file: give the folder that holds model_index.json")
+            raise ModelError(
+                f"{shortened(model)} is a file: give the folder that holds model_index.json"
+            )
     if "/" in model and (model.startswith((".", "/", "~")) or not _looks_like_repo(model)):
-        raise ModelError(f"there is no model folder at {model}: check the path")
+        raise ModelError(f"there is no model folder at {shortened(model)}: check the path")
     by_repo = [name for name in names() if _table()["models"][name].get("repo") == model]
     close = by_repo or nearest(model, names())
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise ModelError(
-        f"unknown model {model!r}: {hint}`kinora models` lists the names; "
+        f"unknown model {shortened(model)!r}: {hint}`kinora models` lists the names; "
         "a path to a diffusers folder works too"
     )
 

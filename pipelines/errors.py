@@ -16,6 +16,7 @@ A front end shows `str(error)` and nothing else; any other exception is a fault 
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING
 
 from ..accel.errors import AccelerationError, KinoraError, RecipeError, nearest
@@ -29,6 +30,7 @@ _WRONG = {
     "extra_forbidden": "is no field that Kinora knows",
     "json_invalid": "is no JSON",
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    "finite_number": "must be a finite number",
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a JSON object"),
@@ -48,6 +50,7 @@ __all__ = [
     "RequestError",
     "SidecarError",
     "nearest",
+    "shortened",
 ]
 
 
@@ -77,6 +80,15 @@ class GenerationError(KinoraError):
 
 class Cancelled(Exception):  # noqa: N818 - not an error: the caller asked for it
     """Ends a run that nobody wants any more: in its worker, and where its events are waited for."""
+
+
+def shortened(given: str | int) -> str:
+    """What was given, for a message: of long texts both ends, of huge numbers the magnitude."""
+    if isinstance(given, str):
+        return given if len(given) <= 300 else f"{given[:200]}…{given[-60:]}"
+    if abs(given) < 10**18:
+        return str(given)
+    return f"{'minus ' if given < 0 else ''}about 10^{math.log10(abs(given)):.0f}"
 
 
 def explain_invalid(error: ValidationError) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from .errors import ModelError
+from .errors import ModelError, shortened
 
 _WEIGHTLESS = ("tokenizer", "scheduler", "feature_extractor", "image_processor", "processor")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -158,7 +158,8 @@ def reading(path: Path) -> Generator[None, None, None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ModelError(f"{error.filename or path} cannot be read ({reason})") from None
+        named = shortened(str(error.filename or path))
+        raise ModelError(f"{named} cannot be read ({reason})") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:

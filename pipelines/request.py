@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..accel.presets import DENSE
 from .cards import Card
-from .errors import RequestError, nearest
+from .errors import RequestError, nearest, shortened
 
 Format = Literal["mp4", "gif", "webm", "png"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -114,7 +114,7 @@ def resolve(request: Request, card: Card) -> Resolved:
     frames = _frames(request, card)
     steps = card.steps if request.steps is None else request.steps
     if not 1 <= steps <= MAX_STEPS:
-        raise RequestError(f"steps must be 1 to {MAX_STEPS}, not {steps}")
+        raise RequestError(f"steps must be 1 to {MAX_STEPS}, not {shortened(steps)}")
     guidance = card.guidance if request.guidance is None else request.guidance
     if not math.isfinite(guidance) or guidance < 0:
         raise RequestError(f"guidance must be a finite number from 0 up, not {guidance}")
@@ -190,7 +190,7 @@ def _size(request: Request, card: Card) -> tuple[int, int]:
     near = card.nearest_size(width, height)
     if near != (width, height):
         raise RequestError(
-            f"{card.name} cannot make {width}x{height}: {card.size_rule()}; "
+            f"{card.name} cannot make {shortened(width)}x{shortened(height)}: {card.size_rule()}; "
             f"the nearest is --size {near[0]}x{near[1]}"
         )
     return width, height
@@ -201,7 +201,7 @@ def _frames(request: Request, card: Card) -> int:
     near = card.nearest_frames(frames)
     if near != frames:
         raise RequestError(
-            f"{card.name} cannot make {frames} frames: {card.frames_rule()}; "
+            f"{card.name} cannot make {shortened(frames)} frames: {card.frames_rule()}; "
             f"the nearest is --frames {near}"
         )
     return frames
@@ -209,9 +209,11 @@ def _frames(request: Request, card: Card) -> int:
 
 def _check_counts(request: Request) -> None:
     if not 1 <= request.num_videos <= MAX_VIDEOS:
-        raise RequestError(f"num_videos must be 1 to {MAX_VIDEOS}, not {request.num_videos}")
+        given = shortened(request.num_videos)
+        raise RequestError(f"num_videos must be 1 to {MAX_VIDEOS}, not {given}")
     if not 0 <= request.seed <= MAX_SEED - request.num_videos:
-        raise RequestError(f"seed must be 0 to {MAX_SEED - request.num_videos}, not {request.seed}")
+        given = shortened(request.seed)
+        raise RequestError(f"seed must be 0 to {MAX_SEED - request.num_videos}, not {given}")
 
 
 def _check_device(request: Request) -> None:

@@ -76,6 +76,24 @@ def test_an_image_model_offers_one_frame(cli: Cli, model_folders: dict[str, Path
     assert called.status == 2 and "--frames 1" in called.complaint
 
 
+@pytest.mark.parametrize("frames", ["1" + "0" * 400, "1" * 31, "-1" + "0" * 400])
+def test_huge_numbers_are_refused_and_not_repeated(
+    cli: Cli, model_folders: dict[str, Path], frames: str
+) -> None:
+    model = model_folders["cogvideox"]
+    called = [
+        cli("generate", "a", "--model", model, "--frames", frames, "--force"),
+        cli("plan", "--model", model, "--frames", frames),
+        cli("generate", "a", "--model", model, "--steps", frames),
+        cli("generate", "a", "--model", model, "--num-videos", frames),
+        cli("generate", "a", "--model", model, "--seed", frames),
+    ]
+    for it in called:
+        assert it.status == 2 and "about 10^" in it.complaint and len(it.complaint) < 400
+    most = "1" if frames.startswith("-") else "999993"
+    assert all(f"the nearest is --frames {most}" in it.complaint for it in called[:2])
+
+
 def test_a_negative_prompt_is_refused_where_it_would_be_ignored(
     cli: Cli, model_folders: dict[str, Path]
 ) -> None:
@@ -140,12 +158,14 @@ def test_names_and_folders_that_are_no_model(cli: Cli, tmp_path: Path) -> None:
         tmp_path / "nowhere": ["no model folder"],
         "~nobody-here/x": ["no model folder"],
         "x" * 300: ["too long"],
+        "x" * 100_000: ["too long"],
+        "y/" * 50_000: ["too long"],
         tmp_path / "empty": ["no model_index.json"],
         tmp_path / "file": ["is a file"],
     }
     for model, parts in told.items():
         called = cli("generate", "a", "--model", model)
-        assert called.status == 2
+        assert called.status == 2 and len(called.complaint) < 700
         assert all(part in called.complaint for part in parts), called.complaint
 
 
@@ -301,6 +321,7 @@ def test_sidecars_with_one_wrong_value(cli: Cli, wan_folder: Path) -> None:
     for field, value, told in (
         ("steps", "two", 'must be a whole number, not "two"'),
         ("steps", 2.5, "must be a whole number, not 2.5"),
+        ("guidance", 10**4000, "must be a number, not 1000"),
         ("guidance", [1], "must be a number, not [1]"),
         ("prompt", None, "must be text, not null"),
         ("prompt", list(range(1000)), "14, 15, 16, 1…"),
@@ -313,6 +334,8 @@ def test_sidecars_with_one_wrong_value(cli: Cli, wan_folder: Path) -> None:
         called = cli("generate", "--from", path)
         assert called.status == 2 and f"request.{field} " in called.complaint
         assert told in called.complaint and "nput should" not in called.complaint
+    path.write_text(json.dumps({**content, "request": {**content["request"], "frames": 10**4000}}))
+    assert "cannot make about 10^4000 frames" in cli("generate", "--from", path).complaint
 
 
 def test_from_something_that_is_not_there_or_with_a_prompt(cli: Cli) -> None:
