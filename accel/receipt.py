@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat, StrictInt
 
 
 class _Part(BaseModel):
@@ -20,10 +20,10 @@ class AttentionReceipt(_Part):
     """
 
     asked: str
-    layers: int
-    calls: int
-    kernels: dict[str, int]
-    dense: dict[str, int]
+    layers: StrictInt
+    calls: StrictInt
+    kernels: dict[str, StrictInt]
+    dense: dict[str, StrictInt]
     fallbacks: list[str]
     density: float
     density_by_layer: list[float | None]
@@ -38,14 +38,14 @@ class Receipt(_Part):
 
     recipe: dict[str, Any]
     strict: bool
-    steps: int | None
+    steps: StrictInt | None
     """Followed; None where nothing was attached."""
-    skipped: int = 0
+    skipped: StrictInt = 0
     """Steps for which the denoiser was not evaluated."""
     attention: AttentionReceipt | None
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: StrictInt | None = None
     """The most that the process has held so far, on the accelerator if there is one."""
-    stages_s: dict[str, float] = {}
+    stages_s: dict[str, FiniteFloat] = {}
     """Seconds by stage; empty where only a session, which sees no stages, has written it."""
 
     def words(self) -> list[str]:

@@ -47,6 +47,10 @@ def examine() -> list[Finding]:
     libraries = _libraries()
     if any(finding.verdict == "FAIL" for finding in libraries):
         return libraries
+    broken = _broken_torch()
+    if broken is not None:
+        others = [it for it in libraries if it.subject != "torch"]
+        return [broken, *others, *_room(), _embedded_model(), _encoders()]
     return [*libraries, *_devices(), *_room(), _embedded_model(), _encoders(), *_fast_paths()]
 
 
@@ -68,6 +72,17 @@ def _libraries() -> list[Finding]:
         except metadata.PackageNotFoundError:
             found.append(Finding("FAIL", name, f"not installed: pip install {name}"))
     return found
+
+
+def _broken_torch() -> Finding | None:
+    """Why torch, which is installed, cannot be imported; None if it can."""
+    try:
+        import torch  # noqa: F401 # pyright: ignore[reportUnusedImport]
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        text = f"installed, but cannot be imported ({reason}): install it again"
+        return Finding("FAIL", "torch", text)
+    return None
 
 
 def _devices() -> list[Finding]:

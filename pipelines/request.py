@@ -6,9 +6,10 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic_core import PydanticCustomError
 
 from ..accel.presets import DENSE
 from .cards import Card
@@ -28,6 +29,16 @@ MAX_SEED = 2**63 - 1
 MIN_FPS, MAX_FPS = 0.1, 240
 
 
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("int_type", "must be a whole number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_boolean)]
+"""A whole number; true and false are none."""
+
+
 class Request(BaseModel):
     """One call of `generate`. None means the model's own default.
 
@@ -44,14 +55,14 @@ class Request(BaseModel):
     prompt: str
     negative_prompt: str | None = None
     model: str = DEFAULT_MODEL
-    width: int | None = None
-    height: int | None = None
-    frames: int | None = None
-    steps: int | None = None
+    width: Whole | None = None
+    height: Whole | None = None
+    frames: Whole | None = None
+    steps: Whole | None = None
     guidance: float | None = None
     fps: float | None = None
-    seed: int = 0
-    num_videos: int = 1
+    seed: Whole = 0
+    num_videos: Whole = 1
     output: str = DEFAULT_OUTPUT
     format: Format | None = None
     device: str = "auto"
@@ -76,14 +87,14 @@ class Resolved(BaseModel):
     prompt: str
     negative_prompt: str | None
     model: str
-    width: int
-    height: int
-    frames: int
-    steps: int
+    width: Whole
+    height: Whole
+    frames: Whole
+    steps: Whole
     guidance: float
     fps: float
-    seed: int
-    num_videos: int
+    seed: Whole
+    num_videos: Whole
     output: str
     format: Format
     device: str

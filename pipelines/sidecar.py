@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import stat
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from .errors import SidecarError, explain_invalid
 from .events import STAGES, Stage
 from .files import LATENTS_SUFFIX
 from .media import read_comment
-from .request import FORMATS, Resolved
+from .request import FORMATS, Resolved, Whole
 
 SCHEMA = "kinora.run/1"
 # The fields of a request that decide what a video shows.
@@ -54,7 +55,7 @@ class Machine(_Part):
     """What the last bits of a result depend on besides the request."""
 
     device: str
-    threads: int
+    threads: Whole
     versions: dict[str, str]
 
 
@@ -144,7 +145,7 @@ def read(path: Path) -> Record:
     check_file(path)
     if path.suffix.lower() == ".json":
         try:
-            return parse(path.read_text(encoding="utf-8"), path)
+            return parse(path.read_text(encoding="utf-8-sig"), path)
         except (OSError, UnicodeDecodeError) as error:
             raise SidecarError(f"{path} cannot be read ({error})") from error
     if path.name.endswith(LATENTS_SUFFIX):
@@ -173,6 +174,9 @@ def parse(text: str, origin: Path) -> Record:
     except (ValueError, RecursionError) as error:
         raise SidecarError(f"{origin} holds no readable record: {error}") from None
     schema = content.get("schema") if isinstance(content, dict) else None
+    version = re.fullmatch(r"kinora\.run/([1-9][0-9]{0,5})", str(schema))
+    if version is not None and int(version[1]) > int(SCHEMA.rpartition("/")[2]):
+        raise SidecarError(f"{origin} was written by a newer Kinora ({schema}): update Kinora")
     if schema != SCHEMA:
         raise SidecarError(
             f"{origin} is no Kinora sidecar: its schema is {schema!r:.80}, not {SCHEMA!r}"

@@ -297,7 +297,12 @@ def test_a_truly_full_disk(cli: Cli, wan_folder: Path, tiny_disk: Path) -> None:
     [
         ("x.json", "{", "no readable record"),
         ("x.json", "[1]", "no Kinora sidecar"),
-        ("x.json", '{"schema": "kinora.run/9"}', "kinora.run/9"),
+        (
+            "x.json",
+            '{"schema": "kinora.run/9"}',
+            "a newer Kinora (kinora.run/9): update",
+        ),
+        ("x.json", '{"schema": "kinora.run/0"}', "its schema is 'kinora.run/0'"),
         ("x.json", '{"schema": "kinora.run/1", "request": {}}', "request.prompt is missing"),
         ("x.json", '{"schema": "kinora.run/1", "request": 1}', "request must be a JSON object"),
         ("x.json", "\udcff", "cannot be read"),
@@ -323,6 +328,7 @@ def test_sidecars_with_one_wrong_value(cli: Cli, wan_folder: Path) -> None:
         ("steps", 2.5, "must be a whole number, not 2.5"),
         ("guidance", 10**4000, "must be a number, not 1000"),
         ("guidance", [1], "must be a number, not [1]"),
+        ("frames", True, "must be a whole number, not true"),
         ("prompt", None, "must be text, not null"),
         ("prompt", list(range(1000)), "14, 15, 16, 1…"),
         ("force", "maybe", 'must be true or false, not "maybe"'),
@@ -334,8 +340,25 @@ def test_sidecars_with_one_wrong_value(cli: Cli, wan_folder: Path) -> None:
         called = cli("generate", "--from", path)
         assert called.status == 2 and f"request.{field} " in called.complaint
         assert told in called.complaint and "nput should" not in called.complaint
+    for changes, told in (
+        (
+            {"stages_s": {"denoise": float("nan")}},
+            ".denoise must be a finite number, not NaN",
+        ),
+        ({"receipt": {**content["receipt"], "skipped": True}}, "must be a whole number, not true"),
+        ({"machine": {**content["machine"], "threads": True}}, "must be a whole number, not true"),
+    ):
+        path.write_text(json.dumps({**content, **changes}))
+        assert told in cli("generate", "--from", path).complaint
     path.write_text(json.dumps({**content, "request": {**content["request"], "frames": 10**4000}}))
     assert "cannot make about 10^4000 frames" in cli("generate", "--from", path).complaint
+
+
+def test_a_sidecar_with_a_byte_order_mark_is_read(cli: Cli, wan_folder: Path) -> None:
+    made = cli("generate", "a", "--model", wan_folder, *SMALL, "--json").last["outputs"][0]
+    path = Path(made["sidecar"])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert cli("generate", "--from", path).status == 0
 
 
 def test_from_something_that_is_not_there_or_with_a_prompt(cli: Cli) -> None:

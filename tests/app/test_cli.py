@@ -136,6 +136,25 @@ def test_doctor_fails_where_a_library_is_missing(cli: Cli, monkeypatch: pytest.M
     assert json.dumps("FAIL") in json.dumps(called.last) and called.last["works"] is False
 
 
+@pytest.mark.parametrize("error", ["ImportError", "OSError"])
+def test_doctor_fails_where_torch_is_broken_and_reports_the_rest(
+    tmp_path: Path, error: str
+) -> None:
+    (tmp_path / "torch.py").write_text(f'raise {error}("libcudart.so.12: cannot open it")')
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "kinora.app", "doctor", "--json"],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    report = json.loads(done.stdout)
+    found = {it["subject"]: it for it in report["findings"]}
+    assert report["works"] is False and len(found) == len(report["findings"])
+    assert found["torch"]["verdict"] == "FAIL"
+    assert "libcudart.so.12: cannot open it" in found["torch"]["text"]
+    assert found["encoders"]["verdict"] == "PASS" and {"memory", "diffusers"} <= set(found)
+
+
 @pytest.mark.parametrize("given", [None, "ACTIVE"])
 def test_threads_sleep_while_they_wait_unless_told_otherwise(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, given: str | None
