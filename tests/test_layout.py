@@ -21,6 +21,7 @@ LIBRARIES = {
     "accel/attach": {"diffusers"},
     "pipelines": {
         *("torch", "numpy", "diffusers", "transformers", "tokenizers", "safetensors", "pydantic"),
+        "pydantic_core",  # part of pydantic: its errors
         *("imageio", "av", "PIL", "psutil", "huggingface_hub"),
     },
     "eval": {"torch", "numpy", "cv2", "av"},
