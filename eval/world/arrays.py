@@ -21,6 +21,15 @@ _TAKES = (
 )
 
 
+def median(values: Array | Bytes, axis: int) -> Array:
+    """`np.median` without its checks for NaN, which take longer than short medians."""
+    count = values.shape[axis]
+    low, high = (count - 1) // 2, count // 2
+    ordered = np.partition(values, (low, high), axis=axis)
+    below, above = (ordered.take(i, axis).astype(np.float32) for i in (low, high))
+    return (below + above) / 2
+
+
 def as_frames(video: Any) -> Bytes:
     """A numpy or torch video as a contiguous uint8 array `[F, H, W, 3]`.
 

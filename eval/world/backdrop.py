@@ -15,7 +15,7 @@ import numpy as np
 
 from ...pipelines.world.palette import BACKGROUNDS
 from ...pipelines.world.render import background
-from .arrays import Array, Bytes
+from .arrays import Array, Bytes, median
 
 REDUCE = 4
 # ΔE; the largest shift of a whole frame up to which a background is taken for the pattern behind
@@ -63,12 +63,25 @@ class Backdrop:
         """True if there is a background at all, of this world or flat; noise has none."""
         return self.residual <= LARGEST_RESIDUAL
 
-    def draw(self, height: int, width: int) -> tuple[Array, Array]:
-        """The background in Lab and in sRGB (0 to 1), each `[height, width, 3]`."""
+    def off(self, lab: Array) -> Array:
+        """What a frame in Lab `[height, width, 3]` has over the background."""
         if self.like is None:
-            return self.shift_lab[None, None], self.shift_rgb[None, None]
-        lab, rgb = template(self.like, height, width)
-        return lab + self.shift_lab, rgb + self.shift_rgb
+            return lab - self.shift_lab
+        off = lab - template(self.like, *lab.shape[:2])[0]
+        off -= self.shift_lab
+        return off
+
+    def rgb(self, height: int, width: int, region: tuple[slice, slice]) -> Array:
+        """A region of the background of a frame of that size, in sRGB (0 to 1)."""
+        if self.like is None:
+            return self.shift_rgb[None, None]
+        return template(self.like, height, width)[1][region] + self.shift_rgb
+
+    def grid(self, height: int, width: int, size: int) -> Array:
+        """Mean Lab of the background over `size` by `size` parts of a frame, `[size, size, 3]`."""
+        if self.like is None:
+            return np.broadcast_to(self.shift_lab, (size, size, 3))
+        return _grid(self.like, height, width, size) + self.shift_lab
 
 
 @lru_cache(maxsize=64)
@@ -76,6 +89,12 @@ def template(name: str, height: int, width: int) -> tuple[Array, Array]:
     """A background of the world in Lab and in sRGB (0 to 1), each `[height, width, 3]`."""
     rgb = np.ascontiguousarray(background(name, height, width).permute(1, 2, 0).numpy())
     return to_lab(rgb), rgb
+
+
+@lru_cache(maxsize=64)
+def _grid(name: str, height: int, width: int, size: int) -> Array:
+    lab = template(name, height, width)[0]
+    return cv2.resize(lab, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
 @lru_cache(maxsize=16)
@@ -101,26 +120,25 @@ def _find(frame: Bytes, labs: Array, rgbs: Array) -> Backdrop:
     small = _reduce(frame.astype(np.float32) * np.float32(1 / 255))
     lab, rgb = to_lab(small).reshape(-1, 3), small.reshape(-1, 3)
     off = lab - labs
-    shift = np.median(off, axis=1)
+    shift = median(off, axis=1)
     light, cast = np.abs(shift[:, 0]), np.hypot(shift[:, 1], shift[:, 2])
-    slack = _DRIFT + EXPOSURE * (np.median(labs[..., 0], axis=1) + 16)
+    slack = _DRIFT + EXPOSURE * (median(labs[..., 0], axis=1) + 16)
     keeps_name = (light <= slack) & (cast <= LARGEST_CAST)
     length = np.sqrt((shift**2).sum(-1, keepdims=True))
     shift *= np.minimum(1, LARGEST_SHIFT / np.maximum(length, 1e-6))
     off -= shift[:, None]
-    errors = np.sqrt((off**2).sum(-1))
-    residuals = np.median(errors, axis=1)
+    errors = np.sqrt(np.einsum("bpc,bpc->bp", off, off))
+    residuals = median(errors, axis=1)
     cost = residuals + _SHIFT_COST * np.minimum(length[:, 0], LARGEST_SHIFT)
     best = int(cost.argmin())
     residual = float(residuals[best])
     if residual <= LARGEST_RESIDUAL and _contrast_fits(lab, labs[best], errors[best]):
         like = tuple(BACKGROUNDS)[best]
         name = like if keeps_name[best] else None
-        shift_rgb = np.median(rgb - rgbs[best], axis=0)
-        return Backdrop(name, like, shift[best], shift_rgb.astype(np.float32), residual)
-    flat = np.median(lab, axis=0)
-    residual = float(np.median(np.sqrt(((lab - flat) ** 2).sum(-1))))
-    return Backdrop(None, None, flat, np.median(rgb, axis=0).astype(np.float32), residual)
+        return Backdrop(name, like, shift[best], median(rgb - rgbs[best], axis=0), residual)
+    flat = median(lab, axis=0)
+    residual = float(median(np.sqrt(((lab - flat) ** 2).sum(-1)), axis=0))
+    return Backdrop(None, None, flat, median(rgb, axis=0), residual)
 
 
 def _contrast_fits(lab: Array, wanted: Array, errors: Array) -> bool:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ...pipelines.world.palette import COLOURS, LEAST_DELTA_E, lab
-from .arrays import Array, Bytes, Labels, Mask
+from .arrays import Array, Bytes, Labels, Mask, median
 from .backdrop import Backdrop, to_lab
 from .outlines import sample
 
@@ -85,16 +85,16 @@ def take_apart(image: Bytes, index: int, backdrop: Backdrop) -> Frame:
         reason = f"no background: {backdrop.residual:.0f} ΔE of noise"
         nothing, grid = np.zeros((height, width), bool), np.zeros((GRID, GRID, 3), np.float32)
         return Frame(backdrop, (), nothing, backdrop.residual, grid, reason)
-    back_lab, back_rgb = backdrop.draw(height, width)
     smooth = to_lab(cv2.GaussianBlur(image, (3, 3), 0).astype(np.uint8))
-    off = smooth - back_lab
-    distance = np.sqrt(np.einsum("hwc,hwc->hw", off, off))
-    mask = cv2.medianBlur((distance > FOREGROUND).astype(np.uint8), 3)
+    off = backdrop.off(smooth)
+    squares = np.einsum("hwc,hwc->hw", off, off)
+    mask = cv2.medianBlur((squares > FOREGROUND**2).astype(np.uint8), 3)
     around = cv2.dilate(mask, np.ones((2 * _FADE_PX + 1, 2 * _FADE_PX + 1), np.uint8))
     behind = around == 0
-    off_backdrop = float(distance[behind].mean()) if behind.any() else 100.0
-    completed = np.where(behind[..., None], smooth, back_lab)
-    grid = cv2.resize(completed, (GRID, GRID), interpolation=cv2.INTER_AREA).astype(np.float32)
+    off_backdrop = float(np.sqrt(squares[behind]).mean()) if behind.any() else 100.0
+    off *= behind[..., None]
+    grid = cv2.resize(off, (GRID, GRID), interpolation=cv2.INTER_AREA).astype(np.float32)
+    grid += backdrop.grid(height, width, GRID)
     blobs: tuple[Blob, ...] = ()
     labels, boxes = _components(mask, smooth)
     reason = ""
@@ -105,7 +105,7 @@ def take_apart(image: Bytes, index: int, backdrop: Backdrop) -> Frame:
     elif not boxes:
         reason = "blank: no object"
     else:
-        canvas = (image, np.broadcast_to(back_rgb, image.shape), labels)
+        canvas = (image, backdrop, labels)
         blobs = tuple(_measure(index, label, box, canvas) for label, box in boxes.items())
     return Frame(backdrop, blobs, behind, off_backdrop, grid, reason)
 
@@ -145,7 +145,7 @@ def _parts(blob: Mask, smooth: Array, least: float) -> list[Mask]:
     """
     core, _ = _core(blob)
     colours = smooth[core]
-    middle = np.median(colours, axis=0)
+    middle = median(colours, axis=0)
     if (((colours - middle) ** 2).sum(-1) < FOREGROUND**2).mean() > 1 - _LEAST_SHARE:
         return [blob]
     nearest = np.full(blob.shape, -1)
@@ -171,23 +171,25 @@ def _core(blob: Mask) -> tuple[Mask, float]:
 
     Outwards, colours mix.
     """
-    depth = cv2.distanceTransform(np.pad(blob, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    framed = cv2.copyMakeBorder(blob.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    depth = cv2.distanceTransform(framed, cv2.DIST_L2, 3)[1:-1, 1:-1]
     deepest = float(depth.max())
     return depth >= 0.5 * deepest, deepest
 
 
-def _measure(index: int, label: int, box: _Box, canvas: tuple[Bytes, Array, Labels]) -> Blob:
-    """The blob `label` of a frame given as image, background (sRGB, 0 to 1) and labels."""
+def _measure(index: int, label: int, box: _Box, canvas: tuple[Bytes, Backdrop, Labels]) -> Blob:
+    """The blob `label` of a frame given as image, background and labels."""
     height, width = canvas[0].shape[:2]
     left, top = max(box[0] - _FADE_PX - 1, 0), max(box[1] - _FADE_PX - 1, 0)
     region = (
         slice(top, min(box[1] + box[3] + _FADE_PX + 1, height)),
         slice(left, min(box[0] + box[2] + _FADE_PX + 1, width)),
     )
-    image, back, labels = canvas[0][region], canvas[1][region], canvas[2][region]
+    image, labels = canvas[0][region], canvas[2][region]
+    back = canvas[1].rgb(height, width, region)
     blob = labels == label
     inside, deepest = _core(blob)
-    rgb = np.median(image[inside], axis=0).astype(np.float32) / np.float32(255)
+    rgb = median(image[inside], axis=0) / np.float32(255)
     middle = to_lab(rgb[None, None])[0, 0]
     gaps = np.sqrt(((_PALETTE - middle) ** 2).sum(-1))
     nearest = int(gaps.argmin())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from kinora.eval.world import judge, perceive
+from kinora.eval.world.arrays import median
 from kinora.eval.world.corruptions import blur, h264
 from kinora.eval.world.tracks import LARGEST_STRETCH
 from kinora.pipelines.world.palette import COLOURS
@@ -229,3 +230,10 @@ def test_frames_that_blink_out(draw: Draw) -> None:
         result = judge(video, caption)
         assert result["world.all_correct"] == correct
         assert result["world.count"] == pytest.approx(1 - gone / 33)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("count", [1, 2, 7, 8])
+def test_median(dtype: type, count: int) -> None:
+    values = np.random.default_rng(0).uniform(0, 255, (3, count, 2)).astype(dtype)
+    assert np.array_equal(median(values, 1), np.median(values, axis=1).astype(np.float32))
