@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -77,7 +78,7 @@ def _libraries() -> list[Finding]:
 def _broken_torch() -> Finding | None:
     """Why torch, which is installed, cannot be imported; None if it can."""
     try:
-        import torch  # noqa: F401 # pyright: ignore[reportUnusedImport]
+        importlib.import_module("torch")
     except (ImportError, OSError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         text = f"installed, but cannot be imported ({reason}): install it again"

@@ -19,7 +19,7 @@ from .lists import left_out, pair_means
 from .plan import BlockPlan, Tile, tiles_of
 from .precision import INPUT, Precision
 from .problem import Problem
-from .triton_backend import interpreted
+from .triton_support import interpreted, on_device
 
 LOG2_E = 1.4426950408889634
 TRITONS = ("3.6",)
@@ -86,14 +86,7 @@ def attend(
     precision: Precision,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `block_attention`; q, k, v are already in the order of the plan."""
-
-    def forward(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan, scale: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return _forward(q, k, v, plan, scale, precision)
-
-    if precision != INPUT:
-        return forward(q, k, v, plan, scale)
+    forward = functools.partial(_forward, precision=precision)
     return triton_backward.with_gradients(forward, q, k, v, plan, scale)
 
 
@@ -105,23 +98,11 @@ def _forward(
     scale: float,
     precision: Precision,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    from . import hopper_kernels, hopper_pieces_kernels
+
     if scale <= 0:
         # The kernel scales maxima, which a factor below 0 would make minima.
         q, scale = (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
-    with torch.cuda.device(q.device):
-        return _launch(q, k, v, plan, scale, precision)
-
-
-def _launch(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    plan: BlockPlan,
-    scale: float,
-    precision: Precision,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    from . import hopper_kernels, hopper_pieces_kernels
-
     forward: Any = hopper_kernels.forward
     descriptor: Any = hopper_pieces_kernels.descriptor
     batch, heads, queries, dim = q.shape
@@ -144,7 +125,7 @@ def _launch(
     else:
         found = quantise.ranges(k, v, values=precision.pv == "fp8")
     if precision.qk == "int8":
-        q, q_scale, shift = quantise.whole_numbers(q, 64, shift=(found.mean, scale))
+        q, q_scale, shift = quantise.whole_numbers(q, quantise.QUERIES, shift=(found.mean, scale))
         k, k_scale, _ = quantise.whole_numbers(k, tile, mean=found.mean)
         if tail:
             pooled_k, tail_scale, _ = quantise.whole_numbers(pooled_k, step, mean=found.mean)
@@ -166,21 +147,22 @@ def _launch(
     total = batch * heads * rows
     factor = scale * LOG2_E
     last = plan.keys - (columns - 1) * tile
-    forward[(min(_programs(q.device, groups), total),)](
-        descriptor(q, 64), k_desc, v_desc,
-        descriptor(pooled_k, step) if tail else k_desc, tail_v_desc,
-        out, lse, indices, counts, lse if plan.bias is None else plan.bias.contiguous(), bits,
-        q_scale, k_scale, tail_scale, v_scale, shift,
-        *out.stride()[:3],
-        0 if indices.shape[0] == 1 else indices.shape[1] * indices.shape[2],
-        0 if indices.shape[1] == 1 else indices.shape[2],
-        heads, queries, plan.keys, rows, columns, indices.shape[3], words, total, factor,
-        math.log2(tile), math.log2(last),
-        DIM=dim, TILE_K=tile, STEP=step, GROUPS=groups, SPLIT=max(1, plan.tile.query // 128),
-        STAGES=3 if dim == 128 or groups == 1 else 2, TAIL=tail, BIASED=plan.bias is not None,
-        INT8=precision.qk == "int8", FP8=precision.pv == "fp8", REGISTERS=240,
-        num_warps=4, **({} if groups == 2 else {"maxnreg": 128}),
-    )  # fmt: skip
+    with on_device(q):
+        forward[(min(_programs(q.device, groups), total),)](
+            descriptor(q, 64), k_desc, v_desc,
+            descriptor(pooled_k, step) if tail else k_desc, tail_v_desc,
+            out, lse, indices, counts, lse if plan.bias is None else plan.bias.contiguous(), bits,
+            q_scale, k_scale, tail_scale, v_scale, shift,
+            *out.stride()[:3],
+            0 if indices.shape[0] == 1 else indices.shape[1] * indices.shape[2],
+            0 if indices.shape[1] == 1 else indices.shape[2],
+            heads, queries, plan.keys, rows, columns, indices.shape[3], words, total, factor,
+            math.log2(tile), math.log2(last),
+            DIM=dim, TILE_K=tile, STEP=step, GROUPS=groups, SPLIT=max(1, plan.tile.query // 128),
+            STAGES=3 if dim == 128 or groups == 1 else 2, TAIL=tail, BIASED=plan.bias is not None,
+            INT8=precision.qk == "int8", FP8=precision.pv == "fp8", REGISTERS=240,
+            num_warps=4, **({} if groups == 2 else {"maxnreg": 128}),
+        )  # fmt: skip
     return out, lse
 
 

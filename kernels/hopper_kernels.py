@@ -183,8 +183,8 @@ def _compute(
         batch = in_head // heads
         in_plan = batch * plan_b + head * plan_h + row // SPLIT
         first = (row * GROUPS + PART) * 64
-        lists = (gl.load(counts_ptr + in_plan) + PER - 1) // PER
         count = gl.load(counts_ptr + in_plan)
+        lists = (count + PER - 1) // PER
         steps = lists
         if TAIL:
             steps = lists + (columns + STEP - 1) // STEP
@@ -332,6 +332,7 @@ def forward(
         mbarrier.init(ready_v.index(i), count=1)
         mbarrier.init(free_v.index(i), count=GROUPS)
     fence_async_shared()
+    # Arguments are written out each time: a constexpr in a tuple in a tuple is none to Triton.
     if GROUPS == 2:
         gl.warp_specialize(
             [

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from typing import Any, Literal
 
 import torch
 
 from .plan import tiles_of
-from .triton_backend import interpreted
+from .triton_support import interpreted, on_device, padded
 
 Backend = Literal["torch", "triton"]
 
@@ -67,14 +66,14 @@ def means(
     means_q = torch.empty(batch, heads, rows, dim, dtype=torch.float32, device=q.device)
     means_k = means_q if k is None else means_q.new_empty(batch, heads, columns, dim)
     k = q if k is None else k
-    most = max(16, MEANS_ELEMENTS // _padded(dim))
-    with _device(q):
+    most = max(16, MEANS_ELEMENTS // padded(dim))
+    with on_device(q):
         _kernels().means[((rows + columns) * batch * heads,)](
             q, k, means_q if order is None else order.contiguous(), means_q, means_k,
             *q.stride(), *k.stride(), batch, heads, queries, keys, rows, columns,
             SIZE_Q=sizes[0], SIZE_K=sizes[1],
-            CHUNK_Q=min(most, _padded(sizes[0])), CHUNK_K=min(most, _padded(sizes[1])),
-            DIM=dim, PADDED_DIM=_padded(dim), ORDERED=order is not None, num_warps=MEANS_WARPS,
+            CHUNK_Q=min(most, padded(sizes[0])), CHUNK_K=min(most, padded(sizes[1])),
+            DIM=dim, PADDED_DIM=padded(dim), ORDERED=order is not None, num_warps=MEANS_WARPS,
         )  # fmt: skip
     return means_q, means_k
 
@@ -83,11 +82,11 @@ def permuted(x: torch.Tensor, order: torch.Tensor, inverse: bool) -> torch.Tenso
     """See `lists.permuted`."""
     batch, heads, tokens, dim = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    chunk = max(16, min(64, MEANS_ELEMENTS // _padded(dim)))
-    with _device(x):
+    chunk = max(16, min(64, MEANS_ELEMENTS // padded(dim)))
+    with on_device(x):
         _kernels().permute[(tiles_of(tokens, chunk) * batch * heads,)](
             x, order.contiguous(), out, *x.stride(), batch, heads, tokens,
-            TOKENS=chunk, DIM=dim, PADDED_DIM=_padded(dim), INVERSE=inverse, num_warps=4,
+            TOKENS=chunk, DIM=dim, PADDED_DIM=padded(dim), INVERSE=inverse, num_warps=4,
         )  # fmt: skip
     return out
 
@@ -105,12 +104,12 @@ def choose(
     columns, device = means_k.shape[2], means_q.device
     indices = torch.empty(batch, heads, rows, width, dtype=torch.int32, device=device)
     counts = torch.empty(batch, heads, rows, dtype=torch.int32, device=device)
-    padded = _padded(columns)
-    fused = padded <= FUSED_COLUMNS
+    most_columns = padded(columns)
+    fused = most_columns <= FUSED_COLUMNS
     given: dict[str, Any] = {
-        **_shape(padded, fused),
+        **_shape(most_columns, fused),
         "DIM": dim,
-        "COLUMNS": padded,
+        "COLUMNS": most_columns,
         "SCORED": not fused,
         "IS_FORCED": forced is not None,
         "BY_MASS": by_mass is not None,
@@ -121,7 +120,7 @@ def choose(
     mask = flat_counts if forced is None else forced.contiguous().view(torch.int8)
     numbers = rows, columns, width, most, *(by_mass or (0.0, 1.0, 0.0))
     step = batch * heads if fused else max(1, SCORES_BYTES // (4 * rows * columns))
-    with _device(means_q):
+    with on_device(means_q):
         for start in range(0, batch * heads, step):
             part = slice(start, start + step)
             q, k = means_q[part], means_k[part]
@@ -142,16 +141,16 @@ def transposed(
     bits = torch.zeros(batch, heads, columns, words, **like)
     rows_of = torch.empty(batch, heads, columns, width, **like)
     counts_t = torch.empty(batch, heads, columns, **like)
-    padded = _padded(rows)
-    step = max(1, 4096 // padded)
-    with _device(indices):
+    most_rows = padded(rows)
+    step = max(1, 4096 // most_rows)
+    with on_device(indices):
         _kernels().mark[(rows, batch * heads)](
             indices.contiguous(), counts.contiguous(), bits, rows, columns, entries, words,
-            ENTRIES=min(1024, _padded(entries)), num_warps=4,
+            ENTRIES=min(1024, padded(entries)), num_warps=4,
         )  # fmt: skip
         _kernels().gather[(tiles_of(columns, step), batch * heads)](
             bits, rows_of, counts_t, rows, columns, width, words,
-            ROWS=padded, COLUMNS=step, num_warps=4 if padded <= 4096 else 16,
+            ROWS=most_rows, COLUMNS=step, num_warps=4 if most_rows <= 4096 else 16,
         )  # fmt: skip
     return rows_of, counts_t
 
@@ -160,11 +159,11 @@ def left_out(indices: torch.Tensor, counts: torch.Tensor, columns: int, words: i
     """See `lists.left_out`."""
     batch, heads, rows, width = indices.shape
     bits = torch.empty(batch, heads, rows, words, dtype=torch.int32, device=indices.device)
-    padded = 1 << (words - 1).bit_length()
-    with _device(indices):
+    most_words = 1 << (words - 1).bit_length()
+    with on_device(indices):
         _kernels().left_out[(rows, batch * heads)](
             indices.contiguous(), counts.contiguous(), bits, rows, columns, width, words,
-            ENTRIES=min(128, _padded(width)), WORDS=padded, num_warps=4,
+            ENTRIES=min(128, padded(width)), WORDS=most_words, num_warps=4,
         )  # fmt: skip
     return bits
 
@@ -185,16 +184,6 @@ def _kernels() -> Any:
     from . import lists_kernels
 
     return lists_kernels
-
-
-def _device(x: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Kernels are launched on the current device: make it that of `x`."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-
-
-def _padded(size: int) -> int:
-    """The next power of two, at least 16, as matrix products need."""
-    return max(16, 1 << (size - 1).bit_length())
 
 
 def _precision(device: torch.device) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .plan import tiles_of
+from .triton_support import on_device
 
 QUERIES = 64
 """Queries that share a scale."""
@@ -38,10 +39,11 @@ def ranges(k: torch.Tensor, v: torch.Tensor, *, values: bool = True) -> Ranges:
     parts = tiles_of(keys, BLOCK * BLOCKS)
     sums = torch.empty(batch, heads, parts, dim, dtype=torch.float32, device=k.device)
     most = torch.empty_like(sums) if values else sums
-    _kernels().ranges[(parts, batch * heads)](
-        k, v, sums, most, *k.stride(), *v.stride(), heads, keys, parts, EVERY,
-        BLOCK=BLOCK, BLOCKS=BLOCKS, DIM=dim, VALUES=values, num_warps=4,
-    )  # fmt: skip
+    with on_device(k):
+        _kernels().ranges[(parts, batch * heads)](
+            k, v, sums, most, *k.stride(), *v.stride(), heads, keys, parts, EVERY,
+            BLOCK=BLOCK, BLOCKS=BLOCKS, DIM=dim, VALUES=values, num_warps=4,
+        )  # fmt: skip
     blocks = -(-tiles_of(keys, BLOCK) // EVERY)
     last = (blocks - 1) * EVERY * BLOCK
     counted = (blocks - 1) * BLOCK + min(BLOCK, keys - last)
@@ -67,11 +69,12 @@ def whole_numbers(
     scale = torch.empty(batch, heads, tiles, dtype=torch.float32, device=x.device)
     shifts = scale.new_empty(batch, heads, tokens) if shift else None
     vector = mean if mean is not None else shift[0] if shift else scale
-    _kernels().whole_numbers[(tiles, batch * heads)](
-        x, vector, out, scale, scale if shifts is None else shifts, *x.stride(),
-        heads, tokens, tiles, shift[1] if shift else 0.0, LARGEST_INT8,
-        TILE=tile, DIM=dim, CENTRED=mean is not None, SHIFTED=shift is not None, num_warps=4,
-    )  # fmt: skip
+    with on_device(x):
+        _kernels().whole_numbers[(tiles, batch * heads)](
+            x, vector, out, scale, scale if shifts is None else shifts, *x.stride(),
+            heads, tokens, tiles, shift[1] if shift else 0.0, LARGEST_INT8,
+            TILE=tile, DIM=dim, CENTRED=mean is not None, SHIFTED=shift is not None, num_warps=4,
+        )  # fmt: skip
     return out, scale, shifts
 
 
@@ -83,9 +86,10 @@ def eighths(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     batch, heads, tokens, dim = x.shape
     padded = 128 * tiles_of(tokens, 128)
     out = torch.empty(batch, heads, dim, padded, dtype=torch.float8_e4m3fn, device=x.device)
-    _kernels().eighths[(padded // 128, batch * heads)](
-        x, scale, out, *x.stride(), heads, tokens, padded, TILE=128, DIM=dim, num_warps=8
-    )
+    with on_device(x):
+        _kernels().eighths[(padded // 128, batch * heads)](
+            x, scale, out, *x.stride(), heads, tokens, padded, TILE=128, DIM=dim, num_warps=8
+        )
     return out
 
 

@@ -6,7 +6,6 @@ Reads q, k and v by their strides, writes down no logits.
 from __future__ import annotations
 
 import importlib.util
-import os
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ import torch
 from .plan import BlockPlan, Tile
 from .precision import INPUT, Precision
 from .problem import Problem
-from .reference import pool
-from .triton_backward import with_gradients
+from .triton_backward import summarize, with_gradients
+from .triton_support import interpreted, on_device, padded
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _TILES = (16, 32, 64, 128, 256)
@@ -23,11 +22,6 @@ TILE_POOLED = 64
 """Pooled tokens that are taken at a time."""
 SHARED_BYTES = 226 * 1024
 """Of a processor of a Hopper GPU, less what barriers take."""
-
-
-def interpreted() -> bool:
-    """Whether Triton runs its kernels in Python, on any device; decided before it is imported."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def refuses(problem: Problem) -> str | None:
@@ -63,11 +57,6 @@ def _stages(tile: Tile, dim: int, dtype: torch.dtype) -> int:
     return next((count for count, size in needed.items() if size <= SHARED_BYTES), 0)
 
 
-def padded(dim: int) -> int:
-    """The next power of two, at least 16, as matrix products need."""
-    return max(16, 1 << (dim - 1).bit_length())
-
-
 def attend(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -97,39 +86,32 @@ def _forward(
     if tail:
         pooled_k, pooled_v, left_out = summarize(k, v, plan)
     rows, width = indices.shape[2:]
-    kernels.forward[(rows, batch * heads)](
-        q, k, v, out, lse, indices, counts,
-        counts if plan.bias is None else plan.bias.contiguous(),
-        pooled_k, pooled_v, left_out,
-        *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3],
-        0 if indices.shape[0] == 1 else indices.shape[1] * rows,
-        0 if indices.shape[1] == 1 else rows,
-        heads, queries, plan.keys, rows, plan.columns, width,
-        scale,
-        DIM=dim,
-        PADDED_DIM=padded(dim),
-        TILE_Q=plan.tile.query,
-        TILE_K=plan.tile.key,
-        TILE_POOLED=TILE_POOLED,
-        BIASED=plan.bias is not None,
-        TAIL=tail,
-        WIDE=interpreted(),
-        num_warps=4 if plan.tile.query <= 128 else 8,
-        num_stages=_stages(plan.tile, dim, q.dtype),
-    )  # fmt: skip
+    with on_device(q):
+        kernels.forward[(rows, batch * heads)](
+            q, k, v, out, lse, indices, counts,
+            counts if plan.bias is None else plan.bias.contiguous(),
+            pooled_k, pooled_v, left_out,
+            *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3],
+            0 if indices.shape[0] == 1 else indices.shape[1] * rows,
+            0 if indices.shape[1] == 1 else rows,
+            heads, queries, plan.keys, rows, plan.columns, width,
+            scale,
+            DIM=dim,
+            PADDED_DIM=padded(dim),
+            TILE_Q=plan.tile.query,
+            TILE_K=plan.tile.key,
+            TILE_POOLED=TILE_POOLED,
+            BIASED=plan.bias is not None,
+            TAIL=tail,
+            WIDE=interpreted(),
+            num_warps=4 if plan.tile.query <= 128 else 8,
+            num_stages=_stages(plan.tile, dim, q.dtype),
+        )  # fmt: skip
     return out, lse
 
 
-def summarize(
-    k: torch.Tensor, v: torch.Tensor, plan: BlockPlan
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the tail needs: pooled keys and values, and which tiles are left out, all contiguous."""
-    keys, values = (pool(x.float(), plan.tile.key).to(x.dtype).contiguous() for x in (k, v))
-    return keys, values, plan.mask().logical_not_().to(torch.int8)
-
-
 def workspace(problem: Problem) -> int:
-    """Pooled keys and values, in float32 on the way, and a byte a tile for the tail.
+    """Pooled keys and values, in float32 first, and a byte a tile for the tail.
 
     With gradients also what the backward pass needs, at the same time at the most.
     """
@@ -141,9 +123,9 @@ def workspace(problem: Problem) -> int:
     if problem.tail == "none":
         return backward
     columns, rows = -(-problem.keys // problem.tile.key), -(-problem.queries // problem.tile.query)
-    pooled = 4 * problem.batch * problem.heads * columns * problem.head_dim
-    whole = 4 * problem.batch * problem.heads * problem.keys * problem.head_dim
-    return backward + 4 * pooled + 2 * whole + 2 * problem.batch * problem.heads * rows * columns
+    pairs = problem.batch * problem.heads
+    pooled = 2 * pairs * columns * problem.head_dim * (4 + problem.dtype.itemsize)
+    return backward + pooled + 2 * pairs * rows * columns
 
 
 def efficiency(problem: Problem) -> float:

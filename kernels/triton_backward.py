@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from .lists import pair_means
 from .plan import BlockPlan, Tile, tiles_of
 from .problem import Problem
+from .triton_support import interpreted, on_device, padded
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,14 @@ def transpose(plan: BlockPlan) -> Transposed:
     )
 
 
+def summarize(
+    k: torch.Tensor, v: torch.Tensor, plan: BlockPlan
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the tail needs: pooled keys and values, and which tiles are left out, all contiguous."""
+    keys, values = pair_means(k, v, Tile(plan.tile.key, plan.tile.key))
+    return keys.to(k.dtype), values.to(v.dtype), plan.mask().logical_not_().to(torch.int8)
+
+
 def gradients(
     dout: torch.Tensor | None,
     dlse: torch.Tensor | None,
@@ -170,8 +180,19 @@ def gradients(
         saved: q, k, v, output and log-sum-exp; the last two contiguous.
         wanted: whether those of q, k, v and the bias are.
     """
+    with on_device(saved[0]):
+        return _gradients(dout, dlse, saved, plan, scale, wanted)
+
+
+def _gradients(
+    dout: torch.Tensor | None,
+    dlse: torch.Tensor | None,
+    saved: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    plan: BlockPlan,
+    scale: float,
+    wanted: tuple[bool, bool, bool, bool],
+) -> Gradients:
     from . import backward_kernels
-    from .triton_backend import interpreted, summarize
 
     kernels: Any = backward_kernels
     q, k, v, out, lse = saved
@@ -183,16 +204,16 @@ def gradients(
         dout = dout.to(q.dtype).contiguous()
 
     pairs, rows, columns, tile = batch * heads, plan.rows, plan.columns, plan.tile
-    padded = rows * tile.query
-    lse2 = torch.empty(batch, heads, padded, dtype=torch.float32, device=q.device)
+    slots = rows * tile.query
+    lse2 = torch.empty(batch, heads, slots, dtype=torch.float32, device=q.device)
     delta = torch.empty_like(lse2)
     tail, biased = plan.tail == "complement", plan.bias is not None
-    dims = {"DIM": dim, "PADDED_DIM": max(16, 1 << (dim - 1).bit_length())}
+    dims = {"DIM": dim, "PADDED_DIM": padded(dim)}
     block = min(64, tile.query)
-    kernels.prepare[(padded // block, pairs)](
+    kernels.prepare[(slots // block, pairs)](
         out, dout, lse, dlse, lse2, delta,
         *out.stride(), *dout.stride(), *dlse.stride(),
-        heads, queries, padded,
+        heads, queries, slots,
         **dims, BLOCK=block, num_warps=4,
     )  # fmt: skip
     plan_b = plan.indices.shape[1] if plan.indices.shape[0] > 1 else 0
@@ -232,7 +253,7 @@ def gradients(
             pooled_k, pooled_v, left_out, dq, parts,
             *q.stride(), *k.stride(), *v.stride(), *dout.stride(), *dq.stride(),
             plan_b, plan_h,
-            heads, queries, padded, plan.keys, rows, columns, plan.indices.shape[-1],
+            heads, queries, slots, plan.keys, rows, columns, plan.indices.shape[-1],
             scale,
             **options, BIASED=biased, BIAS_GRAD=wanted[3], RAGGED=plan.keys % tile.key != 0,
             TAIL=tail,
@@ -244,7 +265,7 @@ def gradients(
     if wanted[1] or wanted[2]:
         if tail:
             sizes, options = launch("pooled")
-            chunks, steps = tiles_of(columns, sizes.keys), padded // sizes.queries
+            chunks, steps = tiles_of(columns, sizes.keys), slots // sizes.queries
             splits = min(steps, tiles_of(POOLED_PROGRAMS, chunks * pairs))
             steps = tiles_of(steps, splits)
             shape = (splits, batch, heads, columns, dim)
@@ -253,7 +274,7 @@ def gradients(
                 q, dout, lse2, delta, pooled_k, pooled_v, left_out, pooled_dk, pooled_dv,
                 *q.stride(), *dout.stride(),
                 plan_b, plan_h,
-                heads, queries, padded, plan.keys, rows, columns, steps,
+                heads, queries, slots, plan.keys, rows, columns, steps,
                 scale,
                 **options,
             )  # fmt: skip
@@ -267,7 +288,7 @@ def gradients(
             pooled_dk, pooled_dv, dk, dv,
             *q.stride(), *k.stride(), *v.stride(), *dout.stride(), *dk.stride(), *dv.stride(),
             plan_b, plan_h,
-            heads, queries, padded, plan.keys, columns,
+            heads, queries, slots, plan.keys, columns,
             scale,
             **options, BIASED=biased, TAIL=tail,
         )  # fmt: skip

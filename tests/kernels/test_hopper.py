@@ -34,6 +34,14 @@ PROBLEM = Problem(
 )
 
 
+@pytest.fixture
+def on_hopper() -> None:
+    """Skip where the kernels cannot run."""
+    reason = hopper.machine()
+    if reason:
+        pytest.skip(reason)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -54,6 +62,12 @@ def test_a_refusal_has_a_reason(
     problem = dataclasses.replace(PROBLEM, **changes)  # pyright: ignore[reportArgumentType]
     assert told in (refuses(problem, "hopper") or "")
     assert choose(problem) != "hopper"
+
+
+@pytest.mark.parametrize(("name", "given"), [("qk", "int4"), ("pv", "int8")])
+def test_an_unknown_precision_is_refused(name: str, given: str):
+    with pytest.raises(ValueError, match=f"{name} '{given}'; it can be input or "):
+        Precision(**{name: given})  # pyright: ignore[reportArgumentType]
 
 
 def test_this_machine_is_told_why_it_cannot(monkeypatch: pytest.MonkeyPatch):
@@ -129,10 +143,12 @@ VARIANTS: list[tuple[int, Tile, Tail, bool, Precision]] = [
 @pytest.mark.parametrize(("queries", "keys"), [(1000, 1000), (700, 777), (128, 64), (1, 1)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_equals_the_reference(
-    variant: tuple[int, Tile, Tail, bool, Precision], queries: int, keys: int, dtype: torch.dtype
+    variant: tuple[int, Tile, Tail, bool, Precision],
+    queries: int,
+    keys: int,
+    dtype: torch.dtype,
+    on_hopper: None,
 ):
-    if hopper.machine():
-        pytest.skip(hopper.machine() or "")
     dim, tile, tail, biased, precision = variant
     q, k, v, plan = _case(queries, keys, dim, tile, dtype, 0.5)
     bias = torch.randn(plan.indices.shape, device="cuda") if biased else None
@@ -151,9 +167,7 @@ def test_it_equals_the_reference(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("scale", [2.0, 0.0, -0.5])
-def test_any_scale(scale: float):
-    if hopper.machine():
-        pytest.skip(hopper.machine() or "")
+def test_any_scale(scale: float, on_hopper: None):
     q, k, v, plan = _case(700, 777, 64, Tile(128, 64), torch.bfloat16, 0.5)
     got = block_attention(q, k, v, plan, scale=scale, backend="hopper")
     wide = q.double(), k.double(), v.double()
