@@ -7,17 +7,20 @@ loaded model; prompts and meanings are those of `tiny_quality.py`. The differenc
 is paired: its interval is a bootstrap over prompts. Run nothing beside it.
 
 With `--workers N` the prompts are shared among N processes, on all GPUs: for verdicts over many
-prompts. Such processes slow each other, so no times are reported then.
+prompts. Such processes slow each other, so no times are reported then. With `--rows FILE` each
+video's row is kept as soon as it is there, and a later run of the same command goes on behind them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import random
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -61,39 +64,65 @@ def paired_interval(differences: list[float], seed: int = 0) -> tuple[float, flo
     return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
 
 
-def judged(
-    options: argparse.Namespace, names: Sequence[str], share: int
-) -> dict[int, dict[str, dict[str, Any]]]:
-    """Of every `workers`-th prompt from `share` on, by its number: a row for each recipe."""
+Rows = dict[tuple[int, str], dict[str, Any]]
+"""By the number of the prompt and the recipe's name."""
+
+
+def kept_rows(path: Path | None, asked: dict[str, Any]) -> Rows:
+    """What an earlier run of the same command left in `path`; what was asked goes in first."""
+    if path is None:
+        return {}
+    if not path.exists():
+        path.write_text(json.dumps(asked) + "\n")
+        return {}
+    first, *lines = path.read_text().splitlines()
+    if json.loads(first) != asked:
+        raise SystemExit(f"{path} is of another command, {first}; name another file")
+    return {(row["seed"], row["recipe"]): row for row in map(json.loads, lines)}
+
+
+def judged(options: argparse.Namespace, names: Sequence[str], done: Rows, share: int) -> Rows:
+    """Rows of every `workers`-th prompt from `share` on that are not `done`."""
     width, height = (int(side) for side in options.size.split("x"))
     prompts = Group("recipes", "test", options.things, width).prompts(options.prompts)
     count = torch.cuda.device_count()
     device = f"cuda:{share % count}" if count > 1 and options.workers > 1 else "auto"
-    shelf, rows = Shelf(), {}
+    if options.workers > 1:
+        # Threads that wait for each other on too few cores stand still.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.workers))
+    seeds = range(share, len(prompts), options.workers)
+    left = [(seed, name) for seed in seeds for name in names if (seed, name) not in done]
+    shelf, rows = Shelf(), Rows()
     with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
         # One short run, so that no recipe pays for loading.
         warm = Request(prompt="a red circle", steps=1, output=folder, device=device)
         list(generate(warm, shelf=shelf))
-        for seed in range(share, len(prompts), options.workers):
+        print(f"worker {share}: loaded on {device} in {time.perf_counter() - began:.1f} s, "
+              f"{len(left)} videos to go", flush=True)  # fmt: skip
+        for seed, name in left:
             prompt, meaning = prompts[seed]
-            for name in names:
-                request = Request(
-                    prompt=prompt,
-                    width=width,
-                    height=height,
-                    steps=options.steps,
-                    seed=seed,
-                    output=folder,
-                    device=device,
-                    recipe=name,
-                    settings=() if name == DENSE else tuple(options.settings),
-                )
-                row = run_once(request, shelf)
-                seen = judge(read_frames(row.pop("path")), meaning)
-                row[ALL_CORRECT] = seen[ALL_CORRECT] or 0.0
-                rows.setdefault(seed, {})[name] = row
-                print(f"{name}: {row['total_s']:.1f} s, all correct {row[ALL_CORRECT]:g}: {prompt}",
-                      flush=True)  # fmt: skip
+            request = Request(
+                prompt=prompt,
+                width=width,
+                height=height,
+                steps=options.steps,
+                seed=seed,
+                output=folder,
+                device=device,
+                recipe=name,
+                settings=() if name == DENSE else tuple(options.settings),
+            )
+            row: dict[str, Any] = {"seed": seed, "recipe": name} | run_once(request, shelf)
+            path = Path(row.pop("path"))
+            row[ALL_CORRECT] = judge(read_frames(path), meaning)[ALL_CORRECT] or 0.0
+            path.unlink()
+            rows[seed, name] = row
+            if options.rows:
+                with options.rows.open("a") as file:  # one write of one line: workers share it
+                    file.write(json.dumps(row) + "\n")
+            print(f"{name}: {row['total_s']:.1f} s, all correct {row[ALL_CORRECT]:g}: {prompt}",
+                  flush=True)  # fmt: skip
     return rows
 
 
@@ -106,29 +135,32 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=1)
     parser.add_argument("--things", type=int, default=1, help="objects in each")
     parser.add_argument("--workers", type=int, default=1, help="processes; more than 1: no times")
+    parser.add_argument("--rows", type=Path, help="JSON lines that are kept and gone on with")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     names = [DENSE, *options.recipes]
-    work = partial(judged, options, names)
-    if options.workers == 1:
-        found = work(0)
-    else:
-        with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-            found = {
-                k: v for part in pool.map(work, range(options.workers)) for k, v in part.items()
-            }
-    rows = {name: [found[seed][name] for seed in sorted(found)] for name in names}
     cuda = torch.cuda.is_available()
     report: dict[str, Any] = {
         "size": options.size,
         "steps": options.steps,
         "settings": options.settings,
-        "prompts": len(found),
+        "things": options.things,
+        "prompts": options.prompts,
         "workers": options.workers,
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+    found = kept_rows(options.rows, report)
+    work = partial(judged, options, names, found)
+    if options.workers == 1:
+        found = found | work(0)
+    else:
+        with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+            for part in pool.map(work, range(options.workers)):
+                found = found | part
+    seeds = sorted({seed for seed, _ in found})
+    rows = {name: [found[seed, name] for seed in seeds] for name in names}
     dense = rows[DENSE]
     for name, made in rows.items():
         differences = [a[ALL_CORRECT] - b[ALL_CORRECT] for a, b in zip(made, dense, strict=True)]
