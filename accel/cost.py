@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..kernels.attention import choose, efficiency, workspace
+from ..kernels.backends import choose, efficiency, workspace
 from ..kernels.plan import Tail, Tile
 from ..kernels.problem import Problem
 from .grid import TokenGrid

@@ -26,7 +26,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from kinora.kernels.attention import BACKENDS, block_attention, refuses
+from kinora.kernels.attention import block_attention
+from kinora.kernels.backends import BACKENDS, refuses
 from kinora.kernels.plan import BlockPlan, Tail, Tile, tiles_of
 from kinora.kernels.precision import Precision
 from kinora.kernels.problem import Problem

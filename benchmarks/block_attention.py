@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from kinora.kernels.attention import block_attention, choose
+from kinora.kernels.attention import block_attention
+from kinora.kernels.backends import choose
 from kinora.kernels.plan import BlockPlan, Tile
 from kinora.kernels.problem import Problem
 

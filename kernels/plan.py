@@ -139,6 +139,37 @@ class BlockPlan:
         pairs = ((self.mask() * width).sum(-1) * height).sum(-1)
         return pairs.to(torch.float32) / (self.queries * self.keys)
 
+    def check(self) -> None:
+        """Look at the numbers, which waits for the device; construction looks at shapes alone.
+
+        Raises:
+            ValueError: counts below 0 or above the width; a kept entry that is no tile of keys or
+                is on its list twice; an order that is no permutation; a row that keeps nothing and
+                has no tail, which would get output 0.
+        """
+        width, columns, kept = self.indices.shape[-1], self.columns, self.kept
+        low, high = int(self.counts.min()), int(self.counts.max())
+        if low < 0 or high > width:
+            raise ValueError(f"counts {low} to {high}; lists of {width} have 0 to {width} entries")
+        if low == 0 and self.tail == "none":
+            empty = int((self.counts == 0).sum())
+            raise ValueError(
+                f"counts 0 in {empty} rows; their queries would attend to nothing: keep a tile in "
+                "each, or take the tail complement"
+            )
+        off = kept & ((self.indices < 0) | (self.indices >= columns))
+        if bool(off.any()):
+            raise ValueError(
+                f"indices hold {int(self.indices[off][0])}; {self.keys} keys in tiles of "
+                f"{self.tile.key} are tiles 0 to {columns - 1}"
+            )
+        if bool((self.mask().sum(-1) != self.counts).any()):
+            raise ValueError("indices hold a tile twice in one row; each may be kept once")
+        if self.order is not None and not torch.equal(
+            self.order.sort().values, torch.arange(self.queries, device=self.order.device)
+        ):
+            raise ValueError(f"order is no permutation of 0 to {self.queries - 1}")
+
     def to(self, device: torch.device | str) -> BlockPlan:
         """The same plan elsewhere."""
         return replace(

@@ -92,19 +92,19 @@ def attend(
 def as_int8(x: torch.Tensor, size: int) -> torch.Tensor:
     """The nearest of 255 even steps, whose largest is the largest of `size` tokens, `[B, H, L, D]`.
 
-    Halves go to even numbers.
+    Halves go to even numbers. Gradients pass as if nothing were rounded.
     """
     tokens = x.shape[-2]
     tiles = torch.nn.functional.pad(x, (0, 0, 0, -tokens % size)).unflatten(-2, (-1, size))
     step = tiles.abs().amax((-2, -1), keepdim=True) / 127
     whole = (tiles / step.masked_fill(step == 0, 1)).round()
-    return (whole * step).flatten(-3, -2)[..., :tokens, :]
+    return x + ((whole * step).flatten(-3, -2)[..., :tokens, :] - x).detach()
 
 
 def as_fp8(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """`x / step` in float8 e4m3, times `step`."""
+    """`x / step` in float8 e4m3, times `step`; gradients pass as if nothing were rounded."""
     step = step.masked_fill(step == 0, 1)
-    return (x / step).to(torch.float8_e4m3fn).to(x.dtype) * step
+    return x + ((x / step).to(torch.float8_e4m3fn).to(x.dtype) * step - x).detach()
 
 
 def pool(x: torch.Tensor, size: int) -> torch.Tensor:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ...kernels.attention import block_attention, choose
+from ...kernels.attention import block_attention
+from ...kernels.backends import choose
 from ...kernels.problem import Problem
 from ..cost import problem_of, slower
 from ..errors import AccelerationError, RecipeError

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kinora.kernels.attention import block_attention, choose, merge, refuses
+from kinora.kernels.attention import block_attention, merge
+from kinora.kernels.backends import choose, refuses
 from kinora.kernels.plan import BlockPlan, Tail, Tile
 from kinora.kernels.problem import Problem
 

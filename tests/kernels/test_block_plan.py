@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
 import torch
 
+from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan, Tile, tile_lengths, tiles_of
 
 
@@ -100,3 +102,43 @@ def test_a_mask_of_the_wrong_shape_is_refused():
 def test_a_tile_needs_tokens():
     with pytest.raises(ValueError, match="at least one"):
         Tile(0, 4)
+
+
+def _row(entries: list[int], count: int, order: list[int] | None = None) -> BlockPlan:
+    """One row of queries over 4 tiles of 8 keys, the last of them ragged."""
+    return BlockPlan(
+        indices=torch.tensor(entries, dtype=torch.int32)[None, None, None],
+        counts=torch.full((1, 1, 1), count, dtype=torch.int32),
+        tile=Tile(32, 8),
+        queries=30,
+        keys=30,
+        order=None if order is None else torch.tensor(order),
+    )
+
+
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [
+        (_row([0, 4], 2), "indices hold 4; 30 keys in tiles of 8 are tiles 0 to 3"),
+        (_row([-1, 2], 2), "indices hold -1"),
+        (_row([2, 2], 2), "indices hold a tile twice in one row"),
+        (_row([0, 1], 3), "counts 3 to 3; lists of 2 have 0 to 2 entries"),
+        (_row([0, 1], -1), "counts -1 to -1"),
+        (_row([0, 1], 0), "counts 0 in 1 rows; their queries would attend to nothing"),
+        (_row([0, 1], 2, [0] * 30), "order is no permutation of 0 to 29"),
+    ],
+)
+def test_numbers_that_are_refused_when_looked_at(
+    plan: BlockPlan, told: str, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        plan.check()
+    monkeypatch.setenv("KINORA_CHECK", "1")
+    q = torch.zeros(1, 1, 30, 8)
+    with pytest.raises(ValueError, match=re.escape(told)):
+        block_attention(q, q, q, plan)
+
+
+def test_numbers_that_are_right():
+    _row([3, 1, 77], 2, list(reversed(range(30)))).check()  # what does not count is not looked at
+    dataclasses.replace(_row([0], 0), tail="complement").check()

@@ -11,7 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kinora.kernels import reference
-from kinora.kernels.attention import block_attention, workspace
+from kinora.kernels.attention import block_attention
+from kinora.kernels.backends import workspace
 from kinora.kernels.plan import BlockPlan, Tail, Tile
 from kinora.kernels.problem import Problem
 

@@ -90,3 +90,17 @@ def test_what_attention_loses(precision: Precision, tail: str):
         far = block_attention(q, k + 50, v, plan, scale=0.03, precision=precision)
         torch.testing.assert_close(far[0], out, rtol=1e-6, atol=1e-6)
     assert precision != INPUT
+
+
+@pytest.mark.parametrize("precision", [Precision("int8"), Precision(pv="fp8")])
+def test_gradients_pass_as_if_nothing_were_rounded(precision: Precision):
+    """A rounding has no slope: without this, queries, keys and values would learn nothing."""
+    found: list[tuple[torch.Tensor, ...]] = []
+    for given in (INPUT, precision):
+        leaves = [_tensor(70, 16, seed).double().requires_grad_() for seed in range(3)]
+        plan = BlockPlan.dense(tile=Tile(64, 32), queries=70, keys=70)
+        q, k, v = leaves
+        out, lse = block_attention(q, k, v, plan, scale=0.03, precision=given)
+        found.append(torch.autograd.grad(out.square().sum() + lse.sum(), leaves))
+    for exact, rounded in zip(*found, strict=True):
+        assert 0 < (exact - rounded).norm() / exact.norm() < 0.1

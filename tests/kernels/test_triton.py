@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from kinora.kernels.attention import block_attention, choose, refuses
+from kinora.kernels.attention import block_attention
+from kinora.kernels.backends import choose, refuses
 from kinora.kernels.plan import BlockPlan, Tail, Tile
 from kinora.kernels.precision import Precision
 from kinora.kernels.problem import Problem

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from kinora.kernels import triton_backward
-from kinora.kernels.attention import block_attention, merge, refuses, workspace
+from kinora.kernels.attention import block_attention, merge
+from kinora.kernels.backends import refuses, workspace
 from kinora.kernels.plan import BlockPlan, Tail, Tile, tiles_of
 from kinora.kernels.problem import Problem
 from kinora.kernels.triton_backward import Launch, transpose

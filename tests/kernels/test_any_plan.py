@@ -1,0 +1,159 @@
+"""Any plan, drawn by hypothesis: every backend against a softmax with a mask, in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kinora.kernels.attention import block_attention
+from kinora.kernels.plan import BlockPlan, Tail, Tile, tile_lengths
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DRAWN = settings(max_examples=60, deadline=None, derandomize=True)
+BACKENDS = ("reference", "cpu", *(["triton"] if INTERPRETED else []))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes of a call and the seed of its numbers; lists are shared over batch or heads or not."""
+
+    tile: Tile
+    queries: int
+    keys: int
+    batch: int
+    heads: int
+    dim: int
+    shared: tuple[bool, bool]
+    share: float
+    tail: Tail
+    biased: bool
+    ordered: bool
+    heads_first: bool
+    seed: int
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Ragged and single tiles come up on their own; lengths are at most some tiles."""
+    ordered = draw(st.booleans())
+    queries = draw(st.integers(1, 90))
+    return Case(
+        tile=Tile(draw(st.sampled_from((16, 32))), draw(st.sampled_from((16, 32, 64)))),
+        queries=queries,
+        keys=queries if ordered else draw(st.integers(1, 200)),
+        batch=draw(st.integers(1, 2)),
+        heads=draw(st.integers(1, 3)),
+        dim=draw(st.sampled_from((8, 16, 24))),
+        shared=(draw(st.booleans()), draw(st.booleans())),
+        share=draw(st.sampled_from((0.0, 0.2, 0.6, 1.0))),
+        tail=draw(st.sampled_from(("none", "complement"))),
+        biased=draw(st.booleans()),
+        ordered=ordered,
+        heads_first=draw(st.booleans()),
+        seed=draw(st.integers(0, 2**16)),
+    )
+
+
+def drawn(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, BlockPlan]:
+    """Tensors in float32 with NaN in the memory beside them, and the plan."""
+    generator = torch.Generator().manual_seed(case.seed)
+
+    def tensor(tokens: int) -> torch.Tensor:
+        """`[B, H, L, D]` whose memory is `[B, H, L, D]` or `[B, L, H, D]`."""
+        shape = [case.batch, case.heads, tokens, case.dim]
+        if not case.heads_first:
+            shape[1], shape[2] = shape[2], shape[1]
+        whole = torch.full((*shape[:3], case.dim + 3), torch.nan)
+        whole[..., : case.dim] = torch.randn(shape, generator=generator)
+        part = whole[..., : case.dim]
+        return part if case.heads_first else part.transpose(1, 2)
+
+    q, k, v = tensor(case.queries), tensor(case.keys), tensor(case.keys)
+    plan = BlockPlan.dense(tile=case.tile, queries=case.queries, keys=case.keys)
+    lists = [1 if one else n for one, n in zip(case.shared, (case.batch, case.heads), strict=True)]
+    shape = (*lists, plan.rows, plan.columns)
+    indices = torch.rand(shape, generator=generator).argsort(-1).to(torch.int32)
+    kept = torch.rand(shape, generator=generator) < case.share
+    order = torch.randperm(case.queries, generator=generator) if case.ordered else None
+    bias = torch.randn(shape, generator=generator) if case.biased else None
+    counts = kept.sum(-1, dtype=torch.int32)
+    return (
+        q,
+        k,
+        v,
+        dataclasses.replace(
+            plan, indices=indices, counts=counts, order=order, bias=bias, tail=case.tail
+        ),
+    )
+
+
+def expected(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token by token, as the definition reads, without a line of the reference."""
+    q, k, v = q.double(), k.double(), v.double()
+    order = torch.arange(plan.queries) if plan.order is None else plan.order
+    if plan.order is not None:
+        k, v = k[:, :, order], v[:, :, order]
+    tile, lengths = plan.tile, tile_lengths(plan.keys, plan.tile.key)
+    out, lse = torch.zeros_like(q), torch.full(q.shape[:3], -torch.inf, dtype=torch.float64)
+    lists = plan.indices.expand(*q.shape[:2], -1, -1)
+    counts = plan.counts.expand(*q.shape[:2], -1)
+    for b, h, i in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
+        row = i // tile.query
+        logits: list[torch.Tensor] = []
+        values: list[torch.Tensor] = []
+        tiles = lists[b, h, row, : counts[b, h, row]].tolist()
+        for place, j in enumerate(tiles):
+            part = slice(j * tile.key, j * tile.key + int(lengths[j]))
+            told = k[b, h, part] @ q[b, h, order[i]] / q.shape[-1] ** 0.5
+            if plan.bias is not None:
+                told = told + plan.bias.expand(*q.shape[:2], -1, -1)[b, h, row, place]
+            logits.append(told)
+            values.append(v[b, h, part])
+        for j in sorted(set(range(plan.columns)) - set(tiles)) if plan.tail == "complement" else ():
+            part = slice(j * tile.key, j * tile.key + int(lengths[j]))
+            told = k[b, h, part].mean(0) @ q[b, h, order[i]] / q.shape[-1] ** 0.5
+            logits.append((told + lengths[j].double().log())[None])
+            values.append(v[b, h, part].mean(0, keepdim=True))
+        if logits:
+            every = torch.cat(logits)
+            lse[b, h, order[i]] = every.logsumexp(0)
+            out[b, h, order[i]] = every.softmax(0) @ torch.cat(values)
+    return out, lse
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@DRAWN
+@given(case=cases())
+def test_any_plan(backend: str, case: Case):
+    q, k, v, plan = drawn(case)
+    got = block_attention(q, k, v, plan, backend=backend)
+    out, lse = expected(q, k, v, plan)
+    torch.testing.assert_close(got[0].double(), out, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got[1].double(), lse, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="on a GPU test_triton_backward.py has cases of its own")
+@DRAWN
+@given(case=cases())
+def test_any_gradients(case: Case):
+    """Of the kernels, against autograd of the definition in float64."""
+    q, k, v, plan = drawn(case)
+    found: list[tuple[torch.Tensor, ...]] = []
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        one, two, three = (x.detach().to(dtype).requires_grad_() for x in (q, k, v))
+        bias = None if plan.bias is None else plan.bias.detach().requires_grad_()
+        leaves = [x for x in (one, two, three, bias) if x is not None]
+        mine = dataclasses.replace(plan, bias=bias)
+        out, lse = block_attention(one, two, three, mine, backend=backend)
+        total = out.square().sum() + lse.masked_fill(lse == -torch.inf, 0).sin().sum()
+        found.append(torch.autograd.grad(total, leaves))
+    for got, exact in zip(*found, strict=True):
+        torch.testing.assert_close(got.double(), exact.double(), rtol=1e-3, atol=2e-5)
