@@ -47,6 +47,8 @@ def refuses(problem: Problem) -> str | None:
         return f"it takes float16, bfloat16, not {str(problem.dtype).removeprefix('torch.')}"
     if problem.requires_grad and problem.precision != INPUT:
         return f"it has no backward pass of {problem.precision}; the reference has"
+    if problem.precision.qk == "int4" or problem.precision.bits("pv"):
+        return f"it multiplies in 16 bits, int8 x 16 bits and fp8 values, not {problem.precision}"
     if problem.head_dim not in _HEAD_DIMS:
         return f"it takes head dimensions 64 and 128, not {problem.head_dim}"
     if problem.tile.query not in _QUERIES:

@@ -1,19 +1,23 @@
-"""Queries, keys and values in 8 bits, as the `hopper` backend reads them."""
+"""Queries, keys and values in 8 and 4 bits, as the kernels read them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from .plan import tiles_of
-from .triton_support import on_device
+from .triton_support import on_device, padded
 
+Shared = Literal["tile", "token", "channel"]
 QUERIES = 64
 """Queries that share a scale."""
-LARGEST_INT8 = 127.0
+LARGEST = {8: 127.0, 4: 7.0}
+"""Whole number of so many bits; as many are below 0."""
 LARGEST_FP8 = 448.0
+POOLED = 128
+"""Pooled tokens that share a scale."""
 BLOCK = 64
 BLOCKS = 16
 """Blocks of 64 tokens whose range one program finds."""
@@ -54,26 +58,39 @@ def whole_numbers(
     x: torch.Tensor,
     tile: int,
     *,
+    bits: Literal[8, 4] = 8,
+    shared: Shared = "tile",
     mean: torch.Tensor | None = None,
     shift: tuple[torch.Tensor, float] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """`x` as int8 `[B, H, L, D]` times a scale for each tile `[B, H, tiles]`.
+    """`x` as whole numbers times a scale.
 
     Args:
+        x: `[B, H, L, D]`, any strides and floating dtype.
+        tile: tokens that are taken together, a power of two.
+        bits: 8: int8 `[B, H, L, D]`. 4: two to a byte, `[B, H, L, D / 2 rounded up]` int8, the
+            even channel in the low half.
+        shared: who shares a scale. `tile`: `[B, H, tiles]`; `token`: `[B, H, L]`; `channel` of a
+            tile: `[B, H, tiles, D]`.
         mean: taken from x first, `[B, H, D]`.
         shift: a mean `[B, H, D]` and a factor; the third result is factor x mean times each row.
     """
     batch, heads, tokens, dim = x.shape
     tiles = tiles_of(tokens, tile)
-    out = torch.empty(batch, heads, tokens, dim, dtype=torch.int8, device=x.device)
-    scale = torch.empty(batch, heads, tiles, dtype=torch.float32, device=x.device)
+    width = dim if bits == 8 else tiles_of(dim, 2)
+    shapes: dict[Shared, tuple[int, ...]] = {
+        "tile": (tiles,), "token": (tokens,), "channel": (tiles, dim)
+    }  # fmt: skip
+    out = torch.empty(batch, heads, tokens, width, dtype=torch.int8, device=x.device)
+    scale = torch.empty(batch, heads, *shapes[shared], dtype=torch.float32, device=x.device)
     shifts = scale.new_empty(batch, heads, tokens) if shift else None
     vector = mean if mean is not None else shift[0] if shift else scale
     with on_device(x):
         _kernels().whole_numbers[(tiles, batch * heads)](
             x, vector, out, scale, scale if shifts is None else shifts, *x.stride(),
-            heads, tokens, tiles, shift[1] if shift else 0.0, LARGEST_INT8,
-            TILE=tile, DIM=dim, CENTRED=mean is not None, SHIFTED=shift is not None, num_warps=4,
+            heads, tokens, tiles, shift[1] if shift else 0.0, LARGEST[bits],
+            TILE=tile, DIM=dim, PADDED_DIM=padded(dim), SHARED=shared, PACKED=bits == 4,
+            CENTRED=mean is not None, SHIFTED=shift is not None, num_warps=4,
         )  # fmt: skip
     return out, scale, shifts
 
@@ -84,11 +101,11 @@ def eighths(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     Tokens are in the order that `hopper_kernels` wants; zeros behind the last.
     """
     batch, heads, tokens, dim = x.shape
-    padded = 128 * tiles_of(tokens, 128)
-    out = torch.empty(batch, heads, dim, padded, dtype=torch.float8_e4m3fn, device=x.device)
+    places = 128 * tiles_of(tokens, 128)
+    out = torch.empty(batch, heads, dim, places, dtype=torch.float8_e4m3fn, device=x.device)
     with on_device(x):
-        _kernels().eighths[(padded // 128, batch * heads)](
-            x, scale, out, *x.stride(), heads, tokens, padded, TILE=128, DIM=dim, num_warps=8
+        _kernels().eighths[(places // 128, batch * heads)](
+            x, scale, out, *x.stride(), heads, tokens, places, TILE=128, DIM=dim, num_warps=8
         )
     return out
 

@@ -46,36 +46,56 @@ def ranges(
 def whole_numbers(
     x_ptr, mean_ptr, out_ptr, scale_ptr, shift_ptr,
     x_b, x_h, x_l, x_d, heads, tokens, tiles, factor, most,
-    TILE: tl.constexpr, DIM: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr,
+    TILE: tl.constexpr, DIM: tl.constexpr, PADDED_DIM: tl.constexpr, SHARED: tl.constexpr,
+    PACKED: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr,
 ):  # fmt: skip
     """One tile: `(x - mean) / scale` to int8 out `[B, H, L, DIM]`, with scale `largest / most`.
 
-    `CENTRED`: the mean `[B * H, DIM]` is taken away. `SHIFTED`: factor x mean times each row of x
-    goes to shift `[B * H, L]`.
+    `SHARED`: whose largest, "tile": to scale `[B * H, tiles]`, "token": `[B * H, L]`, "channel":
+    `[B * H, tiles, DIM]`. `PACKED`: out `[B, H, L, DIM / 2 rounded up]`, channels 2 i and 2 i + 1
+    in the low and the high half of byte i. `CENTRED`: the mean `[B * H, DIM]` is taken away.
+    `SHIFTED`: factor x mean times each row of x goes to shift `[B * H, L]`.
     """
     tile = tl.program_id(0)
     in_head = tl.program_id(1).to(tl.int64)
     batch, head = in_head // heads, in_head % heads
-    dims = tl.arange(0, DIM)
+    dims = tl.arange(0, PADDED_DIM)
+    in_dim = dims < DIM
     at = tile * TILE + tl.arange(0, TILE)
     is_token = at < tokens
-    here = is_token[:, None]
+    here = is_token[:, None] & in_dim[None]
     place = at.to(tl.int64)[:, None]
-    x = tl.load(x_ptr + batch * x_b + head * x_h + place * x_l + dims * x_d, here, other=0.0)
+    x = tl.load(x_ptr + batch * x_b + head * x_h + place * x_l + dims[None] * x_d, here, other=0.0)
     x = x.to(tl.float32)
     if SHIFTED:
-        mean = tl.load(mean_ptr + in_head * DIM + dims)
+        mean = tl.load(mean_ptr + in_head * DIM + dims, in_dim, other=0.0)
         shift = tl.sum(x * mean[None], 1) * factor
         tl.store(shift_ptr + in_head * tokens + at, shift, is_token)
     if CENTRED:
-        mean = tl.load(mean_ptr + in_head * DIM + dims)
+        mean = tl.load(mean_ptr + in_head * DIM + dims, in_dim, other=0.0)
         x = tl.where(here, x - mean[None], 0.0)
-    largest = tl.max(tl.max(tl.abs(x), 1), 0)
-    scale = largest / most
-    whole = (x * tl.where(largest > 0, 1 / tl.where(scale > 0, scale, 1.0), 0.0) + ROUND) - ROUND
-    to = (in_head * tokens + place) * DIM + dims
-    tl.store(out_ptr + to, whole.to(tl.int8), here)
-    tl.store(scale_ptr + in_head * tiles + tile, scale)
+    if SHARED == "token":
+        scale = tl.max(tl.abs(x), 1) / most
+        tl.store(scale_ptr + in_head * tokens + at, scale, is_token)
+        scale = scale[:, None]
+    elif SHARED == "channel":
+        scale = tl.max(tl.abs(x), 0) / most
+        tl.store(scale_ptr + (in_head * tiles + tile) * DIM + dims, scale, in_dim)
+        scale = scale[None]
+    else:
+        scale = tl.max(tl.max(tl.abs(x), 1), 0) / most
+        tl.store(scale_ptr + in_head * tiles + tile, scale)
+    whole = (x * tl.where(scale > 0, 1 / tl.where(scale > 0, scale, 1.0), 0.0) + ROUND) - ROUND
+    if PACKED:
+        low, high = tl.split(tl.reshape(whole.to(tl.int32), [TILE, PADDED_DIM // 2, 2]))
+        half = tl.arange(0, PADDED_DIM // 2)
+        width = (DIM + 1) // 2
+        to = out_ptr + (in_head * tokens + place) * width + half[None]
+        here = is_token[:, None] & (half < width)[None]
+        tl.store(to, ((low & 15) | (high << 4)).to(tl.int8), here)
+    else:
+        to = out_ptr + (in_head * tokens + place) * DIM + dims[None]
+        tl.store(to, whole.to(tl.int8), here)
 
 
 @triton.jit

@@ -13,6 +13,8 @@ from .plan import BlockPlan, tile_lengths, tiles_of
 from .precision import Precision
 from .problem import Problem
 
+POOLED = 64
+"""Pooled tokens whose values, and whose weights in a row, share a scale."""
 LOGITS_BYTES = 2**26
 """Logits of one chunk; with masks and weights about four times as much is alive at a time."""
 
@@ -36,16 +38,24 @@ def attend(
     queries, keys, values = q.to(dtype), k.to(dtype), v.to(dtype)
     mask, bias = plan.mask(), plan.tile_bias()
     shift = None
-    if precision.qk == "int8":
+    bits = precision.bits("qk")
+    if bits:
         mean = keys.mean(-2, keepdim=True)
         keys, shift = keys - mean, (queries @ mean.mT)[..., 0] * scale
     pooled = None
     if plan.tail == "complement":
         pooled = pool(keys, plan.tile.key), pool(values, plan.tile.key)
-    if precision.qk == "int8":
-        queries, keys = as_int8(queries, 64), as_int8(keys, plan.tile.key)
-        pooled = pooled and (as_int8(pooled[0], 128), pooled[1])
-    if precision.pv == "fp8":
+    if bits == 8:
+        queries, keys = as_whole(queries, 127, 64), as_whole(keys, 127, plan.tile.key)
+        pooled = pooled and (as_whole(pooled[0], 127, 128), pooled[1])
+    elif bits == 4:
+        queries, keys = as_whole(queries, 7, 1), as_whole(keys, 7, 1)
+        pooled = pooled and (as_whole(pooled[0], 7, 1), pooled[1])
+    most = {8: 127, 4: 7}.get(precision.bits("pv") or 0)
+    if most:
+        values = as_whole(values, most, plan.tile.key, by_channel=True)
+        pooled = pooled and (pooled[0], as_whole(pooled[1], most, POOLED, by_channel=True))
+    elif precision.pv == "fp8":
         step = values.abs().amax(-2, keepdim=True) / 448
         values = as_fp8(values, step)
         pooled = pooled and (pooled[0], as_fp8(pooled[1], step))
@@ -66,7 +76,19 @@ def attend(
         # A row without a key has no weights: its output is 0, its log-sum-exp minus infinity.
         empty = lse == -torch.inf
         weights = (logits - lse.masked_fill(empty, 0)[..., None]).exp()
-        if precision.pv == "fp8":
+        if most:
+            # Of each query and tile; weights are never below 0, so that 4 bits reach 15.
+            largest = {127: 127, 7: 15}[most]
+            parts = weights.split([plan.keys, weights.shape[-1] - plan.keys], -1)
+            sizes = plan.tile.key, POOLED
+            weights = torch.cat(
+                [
+                    as_whole(part.mT, largest, size, by_channel=True).mT
+                    for part, size in zip(parts, sizes, strict=True)
+                ],
+                dim=-1,
+            )
+        elif precision.pv == "fp8":
             # The largest weight of a row is 2^8.
             weights = as_fp8(weights, weights.amax(-1, keepdim=True) / 256)
         return _weighted(weights, all_values, logits != -torch.inf).to(q.dtype), lse
@@ -89,14 +111,15 @@ def attend(
     return out, lse if shift is None else lse + shift
 
 
-def as_int8(x: torch.Tensor, size: int) -> torch.Tensor:
-    """The nearest of 255 even steps, whose largest is the largest of `size` tokens, `[B, H, L, D]`.
+def as_whole(x: torch.Tensor, most: int, size: int, *, by_channel: bool = False) -> torch.Tensor:
+    """Rounded to `most` even steps up to the largest of `size` tokens, and as many below 0.
 
-    Halves go to even numbers. Gradients pass as if nothing were rounded.
+    `x [B, H, L, D]`; with `by_channel` each channel has steps of its own. Halves go to even
+    numbers. Gradients pass as if nothing were rounded.
     """
     tokens = x.shape[-2]
     tiles = torch.nn.functional.pad(x, (0, 0, 0, -tokens % size)).unflatten(-2, (-1, size))
-    step = tiles.abs().amax((-2, -1), keepdim=True) / 127
+    step = tiles.abs().amax(-2 if by_channel else (-2, -1), keepdim=True) / most
     whole = (tiles / step.masked_fill(step == 0, 1)).round()
     return x + ((whole * step).flatten(-3, -2)[..., :tokens, :] - x).detach()
 

@@ -5,12 +5,14 @@ Reads q, k and v by their strides, writes down no logits.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from typing import Any
 
 import torch
 
-from .plan import BlockPlan, Tile
+from . import quantise
+from .plan import BlockPlan, Tile, tiles_of
 from .precision import INPUT, Precision
 from .problem import Problem
 from .triton_backward import summarize, with_gradients
@@ -33,8 +35,12 @@ def refuses(problem: Problem) -> str | None:
     if problem.dtype not in _DTYPES:
         names = ", ".join(str(it).removeprefix("torch.") for it in _DTYPES)
         return f"it takes {names}, not {str(problem.dtype).removeprefix('torch.')}"
-    if problem.precision != INPUT:
-        return f"it multiplies what it is given, not {problem.precision}"
+    if problem.precision.pv == "fp8":
+        return "it has no fp8; hopper has"
+    if problem.requires_grad and problem.precision != INPUT:
+        return f"it has no backward pass of {problem.precision}; the reference has"
+    if problem.precision.bits("pv") and problem.tile.key < 32:
+        return f"whole numbers of values need tiles of 32 keys or more, not {problem.tile.key}"
     if problem.head_dim > 256:
         return f"it takes head dimensions up to 256, not {problem.head_dim}"
     for size in (problem.tile.query, problem.tile.key):
@@ -66,12 +72,17 @@ def attend(
     precision: Precision,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `block_attention`; q, k, v are already in the order of the plan."""
-    del precision  # `refuses` let pass what it can do
-    return with_gradients(_forward, q, k, v, plan, scale)
+    forward = functools.partial(_forward, precision=precision)
+    return with_gradients(forward, q, k, v, plan, scale)
 
 
 def _forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: BlockPlan,
+    scale: float,
+    precision: Precision,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from . import triton_kernels
 
@@ -86,24 +97,46 @@ def _forward(
     if tail:
         pooled_k, pooled_v, left_out = summarize(k, v, plan)
     rows, width = indices.shape[2:]
+    qk, pv = precision.bits("qk"), precision.bits("pv")
+    q_scale = k_scale = v_scale = pooled_k_scale = pooled_v_scale = shift = lse
+    whole = quantise.whole_numbers
+    if qk:
+        shared: quantise.Shared = "tile" if qk == 8 else "token"
+        mean = k.mean(2, dtype=torch.float32)
+        given: dict[str, Any] = {"bits": qk, "shared": shared}
+        q, q_scale, shift = whole(q, quantise.QUERIES, shift=(mean, scale), **given)
+        k, k_scale, _ = whole(k, plan.tile.key, mean=mean, **given)
+        if tail:
+            pooled_k, pooled_k_scale, _ = whole(pooled_k, quantise.POOLED, mean=mean, **given)
+    if pv:
+        given = {"bits": pv, "shared": "channel"}
+        v, v_scale, _ = whole(v, plan.tile.key, **given)
+        if tail:
+            pooled_v, pooled_v_scale, _ = whole(pooled_v, TILE_POOLED, **given)
     with on_device(q):
         kernels.forward[(rows, batch * heads)](
             q, k, v, out, lse, indices, counts,
             counts if plan.bias is None else plan.bias.contiguous(),
             pooled_k, pooled_v, left_out,
+            q_scale, k_scale, v_scale, pooled_k_scale, pooled_v_scale, shift,
             *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3],
             0 if indices.shape[0] == 1 else indices.shape[1] * rows,
             0 if indices.shape[1] == 1 else rows,
             heads, queries, plan.keys, rows, plan.columns, width,
             scale,
             DIM=dim,
-            PADDED_DIM=padded(dim),
+            PADDED_DIM=max(32, padded(dim)) if qk or pv else padded(dim),
             TILE_Q=plan.tile.query,
             TILE_K=plan.tile.key,
             TILE_POOLED=TILE_POOLED,
             BIASED=plan.bias is not None,
             TAIL=tail,
             WIDE=interpreted(),
+            QK=qk or 0,
+            PV=pv or 0,
+            SHARE_Q=1 if qk == 4 else quantise.QUERIES,
+            SHARE_K=1 if qk == 4 else plan.tile.key,
+            SHARE_POOLED=1 if qk == 4 else quantise.POOLED,
             num_warps=4 if plan.tile.query <= 128 else 8,
             num_stages=_stages(plan.tile, dim, q.dtype),
         )  # fmt: skip
@@ -120,17 +153,29 @@ def workspace(problem: Problem) -> int:
         from . import triton_backward
 
         backward = triton_backward.workspace(problem)
-    if problem.tail == "none":
-        return backward
-    columns, rows = -(-problem.keys // problem.tile.key), -(-problem.queries // problem.tile.query)
-    pairs = problem.batch * problem.heads
-    pooled = 2 * pairs * columns * problem.head_dim * (4 + problem.dtype.itemsize)
-    return backward + pooled + 2 * pairs * rows * columns
+    columns = tiles_of(problem.keys, problem.tile.key)
+    rows = tiles_of(problem.queries, problem.tile.query)
+    pairs, dim = problem.batch * problem.heads, problem.head_dim
+    size = backward
+    pooled = columns if problem.tail == "complement" else 0
+    if pooled:
+        size += (
+            2 * pairs * columns * dim * (4 + problem.dtype.itemsize) + 2 * pairs * rows * columns
+        )
+    if problem.precision.bits("qk"):
+        # Whole numbers, packed or not, and at the most a scale and a shift for each token.
+        size += pairs * (problem.queries + problem.keys + pooled) * (dim + 8)
+    if problem.precision.bits("pv"):
+        size += pairs * (problem.keys + pooled) * dim
+        size += 4 * pairs * (columns + tiles_of(columns, TILE_POOLED)) * dim
+    return size
 
 
 def efficiency(problem: Problem) -> float:
-    """Measured beside cuDNN's dense attention on an H100; of float32 nothing is known yet."""
+    """Measured beside cuDNN's dense attention on an H100, but for float32 and whole numbers."""
     if problem.dtype == torch.float32:
         return 0.05
     value = 0.75 if problem.head_dim <= 64 else 0.5
+    if problem.precision != INPUT:
+        value *= 0.5  # not measured
     return value if problem.tail == "none" else 0.7 * value

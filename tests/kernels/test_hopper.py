@@ -49,6 +49,8 @@ def on_hopper() -> None:
         ({"device": "cpu"}, "the tensors are on cpu"),
         ({"dtype": torch.float32}, "float16, bfloat16, not float32"),
         ({"requires_grad": True, "precision": INT8}, "no backward pass of int8 x input"),
+        ({"precision": Precision("int4")}, "not int4 x input"),
+        ({"precision": Precision(pv="int8")}, "not input x int8"),
         ({"head_dim": 96}, "head dimensions 64 and 128, not 96"),
         ({"tile": Tile(96, 64)}, "tiles of 64, 128 or 256 queries, not 96"),
         ({"tile": Tile(128, 48)}, "tiles of 32, 64 or 128 keys, not 48"),
@@ -65,9 +67,9 @@ def test_a_refusal_has_a_reason(
     assert choose(problem) != "hopper"
 
 
-@pytest.mark.parametrize(("name", "given"), [("qk", "int4"), ("pv", "int8")])
+@pytest.mark.parametrize(("name", "given"), [("qk", "int2"), ("pv", "fp4")])
 def test_an_unknown_precision_is_refused(name: str, given: str):
-    with pytest.raises(ValueError, match=f"{name} '{given}'; it can be input or "):
+    with pytest.raises(ValueError, match=f"{name} '{given}'; it can be input, int8, int4"):
         Precision(**{name: given})  # pyright: ignore[reportArgumentType]
 
 
