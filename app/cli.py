@@ -36,6 +36,7 @@ from .arguments import (
     format_of,
     size_of,
 )
+from .bench.command import bench_app
 from .ending import EXIT_FAULT, Left, ended, print_json
 from .ui.command import ui
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from ..pipelines.sidecar import Record
     from ..pipelines.worker import Event
 
-_COMMANDS = ("generate", "decode", "plan", "models", "recipes", "doctor", "ui")
+_COMMANDS = ("generate", "decode", "plan", "models", "recipes", "doctor", "ui", "bench")
 
 app = typer.Typer(
     name="kinora",
@@ -306,6 +307,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 app.command()(ui)
+app.add_typer(bench_app, name="bench")
 
 
 def _follow(start: Any, as_json: bool) -> None:

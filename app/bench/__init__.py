@@ -1,0 +1,1 @@
+"""Benchmarks of the installed software on the machine at hand."""
