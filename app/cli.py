@@ -115,7 +115,7 @@ def generate(
         Path | None,
         typer.Option(
             "--from",
-            help="Sidecar, or video by Kinora, to make again. [default: none]",
+            help="Sidecar, or video by Kinora, whose frames to make again. [default: none]",
         ),
     ] = None,
     as_json: Json = False,
