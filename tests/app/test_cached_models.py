@@ -110,3 +110,13 @@ def test_a_truncated_file_is_named_with_what_replaces_it(
     for part in (f"{file} {told}", f"`rm {blob}`, then {FETCH}"):
         assert part in called.complaint, called.complaint
     assert "resume" not in called.complaint and "about 29 GB" not in called.complaint
+
+
+def test_a_snapshot_that_lacks_what_no_pipeline_needs_is_loaded(cli: Cli, cache: Cache) -> None:
+    others = ("README.md", "assets/example.png", "transformer/diffusion_pytorch_model.fp16.bin")
+    snapshot = cache(listed=("model_index.json", *others))
+    assert not any((snapshot / name).exists() for name in others)
+    made = cli(*ASK, *SMALL, "--json")
+    assert made.status == 0 and Path(made.last["outputs"][0]["path"]).is_file(), made.err
+    planned = cli("plan", "--model", "wan2.1-1.3b", "--json").last
+    assert all("not whole" not in part["why"] for part in planned["parts"])
