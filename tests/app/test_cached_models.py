@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from kinora.pipelines import cards
+
 Cli = Callable[..., Any]
 Cache = Callable[..., Path]
 SMALL = ("--size", "32x32", "--frames", "5", "--steps", "2")
@@ -120,3 +122,20 @@ def test_a_snapshot_that_lacks_what_no_pipeline_needs_is_loaded(cli: Cli, cache:
     assert made.status == 0 and Path(made.last["outputs"][0]["path"]).is_file(), made.err
     planned = cli("plan", "--model", "wan2.1-1.3b", "--json").last
     assert all("not whole" not in part["why"] for part in planned["parts"])
+
+
+def test_show_says_whether_the_weights_are_here_and_where(
+    cli: Cli, cache: Cache, wan_folder: Path
+) -> None:
+    show = ("models", "show", "wan2.1-1.3b")
+    assert f"are not on this machine: fetch them with {FETCH} (about" in cli(*show).out
+    assert cli(*show, "--json").last["weights"] is None
+    snapshot = cache()
+    # Wrapped at any width: paths have no spaces.
+    told = "".join(cli(*show).out.split())
+    assert f"weightshere:{snapshot}default" in told and "hfdownload" not in told
+    assert cli(*show, "--json").last["weights"] == str(snapshot)
+    (snapshot / WEIGHTS).resolve().write_bytes(b"abc")
+    assert "istruncated" in "".join(cli(*show).out.split())
+    for name, path in (("kinora-tiny", cards.find("kinora-tiny").folder), (wan_folder, wan_folder)):
+        assert f"here:{path}default" in "".join(cli("models", "show", name).out.split())
