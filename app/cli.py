@@ -116,7 +116,7 @@ def generate(
         Path | None,
         typer.Option(
             "--from",
-            help="Sidecar, or video by Kinora, to make again. [default: none]",
+            help="Sidecar, or video by Kinora, whose frames to make again. [default: none]",
         ),
     ] = None,
     as_json: Json = False,
@@ -272,22 +272,24 @@ def show(
     name: Annotated[str, typer.Argument(help="Name from `kinora models`, or a diffusers folder.")],
     as_json: Json = False,
 ) -> None:
-    """Show rules, defaults, licence and words of one model."""
-    from ..pipelines import cards, vocabulary
+    """Show rules, defaults, licence and words of one model, and where its weights are."""
+    from ..pipelines import cards, models, vocabulary
+    from ..pipelines.errors import ModelError
     from .terminal import show_card
 
     card = cards.find(name)
     words = vocabulary.words(card)
+    try:
+        folder = models.locate(card).folder.path
+        where = f"here: {folder}"
+    except ModelError as error:
+        folder, where = None, str(error)
     if as_json:
-        print_json({"model": card.model_dump(mode="json"), "words": words})
+        weights = None if folder is None else str(folder)
+        print_json({"model": card.model_dump(mode="json"), "words": words, "weights": weights})
         return
-    remark = "any"
-    if card.folder is None:
-        where = f"fetch with `{card.download_command()}`"
-    elif card.folder.is_dir():
-        where = str(card.folder)
-    else:
-        where, remark = f"{card.folder} (not there)", "unknown without the weights"
+    absent = card.folder is not None and not card.folder.is_dir()
+    remark = "unknown without the weights" if absent else "any"
     show_card(card, remark if words is None else words, where, _stdout())
 
 

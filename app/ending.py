@@ -158,6 +158,9 @@ def _leave_the_worker(status: int) -> None:
     from ..pipelines.worker import running
 
     if running():
+        from ..pipelines.files import withdraw_all
+
+        withdraw_all()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..accel.errors import AccelerationError, KinoraError, RecipeError, nearest
@@ -59,7 +60,13 @@ class RequestError(KinoraError):
 
 
 class ModelError(KinoraError):
-    """The model is unknown, absent or damaged."""
+    """The model is unknown, absent or damaged; `damaged` is a file that must be fetched anew."""
+
+    def __init__(
+        self, message: str, *, latents: Path | None = None, damaged: Path | None = None
+    ) -> None:
+        super().__init__(message, latents=latents)
+        self.damaged = damaged
 
 
 class MemoryLimitError(KinoraError):

@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from .request import Resolved, names_a_file
 
 LATENTS_SUFFIX = ".latents.safetensors"
 MOST_OF_A_NAME = 10**4  # files of one name that are numbered apart
+_made: list[Path] = []  # by this process, for results; outermost first
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
 
@@ -46,11 +47,18 @@ class Destination:
 
     def withdraw(self) -> None:
         """Remove the folders that were made for this run, where they are empty."""
-        for folder in reversed(self.made):
-            try:
-                folder.rmdir()
-            except OSError:
-                return
+        _remove_empty(self.made)
+
+
+def withdraw_all() -> None:
+    """Do so for all runs of this process: those that cannot any more, as it ends at once."""
+    _remove_empty(_made)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in reversed(folders):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def prepare(resolved: Resolved, *, with_latents: bool = True) -> Destination:
@@ -88,6 +96,7 @@ def prepare(resolved: Resolved, *, with_latents: bool = True) -> Destination:
     except (OSError, UnicodeEncodeError) as error:
         replace(destination, made=tuple(made)).withdraw()
         raise explain(error, path if single else folder) from error
+    _made.extend(made)
     return replace(destination, made=tuple(made))
 
 

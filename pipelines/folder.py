@@ -114,6 +114,7 @@ class ModelFolder:
         for part in weighty:
             if not (self.path / part / "config.json").is_file():
                 raise ModelError(f"{self.path} is incomplete: {part}/config.json is missing")
+            self.config(part)
         plain = {part: self._files(part, None) for part in weighty}
         variant = None if all(plain.values()) else "fp16"
         if variant is not None and not all(self._files(part, variant) for part in weighty):
@@ -131,7 +132,7 @@ class ModelFolder:
             if index.is_file():
                 shards = read_object(index).get("weight_map")
                 if not isinstance(shards, dict):
-                    raise ModelError(f"{index} is damaged: it has no weight_map")
+                    raise ModelError(f"{index} is damaged: it has no weight_map", damaged=index)
                 named = cast("dict[str, object]", shards)
                 return [folder / name for name in sorted({str(name) for name in named.values()})]
             single = folder / f"{stem}{infix}.safetensors"
@@ -170,10 +171,10 @@ def read_object(path: Path) -> dict[str, Any]:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise ModelError(
-            f"{path} cannot be read as JSON ({error}): the folder is damaged"
+            f"{path} cannot be read as JSON ({error}): the folder is damaged", damaged=path
         ) from None
     if not isinstance(content, dict):
-        raise ModelError(f"{path} is no JSON object: the folder is damaged")
+        raise ModelError(f"{path} is no JSON object: the folder is damaged", damaged=path)
     return cast("dict[str, Any]", content)
 
 
@@ -185,7 +186,9 @@ def read_header(part: str, path: Path) -> WeightFile:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
-            raise ModelError(f"{path} is truncated or no safetensors file: download it again")
+            raise ModelError(
+                f"{path} is truncated or no safetensors file: download it again", damaged=path
+            )
         raw = file.read(length)
     try:
         header = cast("dict[str, dict[str, Any]]", json.loads(raw))
@@ -193,10 +196,13 @@ def read_header(part: str, path: Path) -> WeightFile:
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
         numel = sum(math.prod(entry["shape"]) for entry in header.values())
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        raise ModelError(f"{path} has no readable safetensors header: download it again") from None
+        raise ModelError(
+            f"{path} has no readable safetensors header: download it again", damaged=path
+        ) from None
     if size != 8 + length + end:
         raise ModelError(
-            f"{path} is truncated: {size:,} bytes of {8 + length + end:,}; download it again"
+            f"{path} is truncated: {size:,} bytes of {8 + length + end:,}; download it again",
+            damaged=path,
         )
     return WeightFile(part, path, numel, end, hashlib.sha256(raw).hexdigest())
 

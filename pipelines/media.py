@@ -35,7 +35,8 @@ def encode(frames: Frames, media: Format, fps: float, comment: str) -> bytes:
     """One complete media file of `frames` `[F, height, width, 3]`, carrying `comment`.
 
     mp4 is H.264 (crf 18) and webm VP9, both yuv420p and BT.709; an odd side is padded by repeating
-    its last line. gif rounds the time of a frame to 10 ms. png is lossless, animated if F > 1.
+    its last line. gif rounds the time of a frame to 10 ms. png is lossless, animated if F > 1. The
+    same frames and comment give the same bytes.
     """
     if frames.dtype != "uint8" or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise ValueError(f"frames must be uint8 [F, height, width, 3], not {frames.shape}")
@@ -92,7 +93,9 @@ def _encode_video(frames: Frames, media: str, fps: float, comment: str) -> bytes
     )
     codec, options = ENCODERS[media]
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=media) as container:
+    # Without it, webm files get random numbers for names of the file and its track.
+    exact = {"fflags": "bitexact"}
+    with av.open(buffer, "w", format=media, container_options=exact) as container:
         container.metadata["comment"] = comment
         rate = Fraction(fps).limit_denominator(65535)
         stream = cast("Any", container.add_stream(codec, rate, options=options))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gc
 import inspect
+import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -117,7 +119,7 @@ def locate(card: Card) -> Weights:
     """Find and verify the weights of `card` on this disk.
 
     Raises `ModelError`: absent or half downloaded (with the command that fetches them and their
-    size), or damaged.
+    size), or damaged (with the file, and the commands that fetch it anew).
     """
     path = card.folder if card.folder is not None else _snapshot(card)
     with reading(path or Path()):
@@ -129,7 +131,12 @@ def locate(card: Card) -> Weights:
     except ModelError as error:
         if card.folder is not None:
             raise
-        raise ModelError(f"{_absent(card, 'not whole')}, which resumes ({error})") from error
+        told = f"{_absent(card, 'not whole')}, which keeps the files that are here ({error})"
+        if error.damaged is not None:
+            # A download takes a file that is there for whole, and a link in the cache for the file.
+            file = shlex.quote(os.path.realpath(error.damaged))
+            told = f"{error}: `rm {file}`, then `{card.download_command()}`, which keeps the others"
+        raise ModelError(told) from error
     return Weights(card, folder, files, variant)
 
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ..ending import Left
+
 Folder = Annotated[
     str | None,
     typer.Option("--output", "-o", help="Folder to put videos into. [default: outputs]"),
@@ -17,9 +19,12 @@ Port = Annotated[
 Browser = Annotated[bool, typer.Option("--open/--no-browser", help="Open a browser on it, or not.")]
 
 
-def ui(output: Folder = None, port: Port = None, browser: Browser = False) -> None:
+def ui(
+    context: typer.Context, output: Folder = None, port: Port = None, browser: Browser = False
+) -> None:
     """Serve a page to generate with, on this machine only."""
     from ...pipelines.request import DEFAULT_OUTPUT
     from .server import serve
 
-    serve(output or DEFAULT_OUTPUT, port, browser=browser)
+    left: Left = context.obj
+    serve(output or DEFAULT_OUTPUT, port, browser=browser, unfinished=left.unfinished)

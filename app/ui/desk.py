@@ -32,7 +32,7 @@ _POLL_S = 0.05
 class Ended:
     """A request that has led to no `Run`, and why; `text` is one line.
 
-    Of a request that was cancelled it says which latents stay, if any do.
+    Of a request that was stopped it says which latents stay, if any do.
     """
 
     how: Literal["cancelled", "refused", "fault", "closed"]
@@ -64,10 +64,16 @@ class Job:
 
 
 class Desk:
-    """Takes jobs from any thread; one thread makes them, keeping the model in between."""
+    """Takes jobs from any thread; one thread makes them, keeping the model in between.
 
-    def __init__(self, shelf: models.Shelf | None = None) -> None:
+    `unfinished` gets the latents of a video that is being decoded when an exception ends the work.
+    """
+
+    def __init__(
+        self, shelf: models.Shelf | None = None, unfinished: list[Kept] | None = None
+    ) -> None:
         self._shelf = shelf or models.Shelf()
+        self._unfinished = [] if unfinished is None else unfinished
         self._waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._current: Job | None = None
 
@@ -97,19 +103,23 @@ class Desk:
                 self._waiting.get().news.put(Ended("closed"))
 
     def _make(self, job: Job) -> None:
-        last: Ended | None = Ended("closed")
+        left: list[Kept] = []
+        last: Ended | None = None
         self._current = job
         try:
             # Read after the line above: a cancel before it has told already that the job is over.
-            last = Ended("cancelled") if job.stop.is_set() else self._run(job)
+            last = Ended("cancelled") if job.stop.is_set() else self._run(job, left)
+        except BaseException:
+            last = Ended("closed", _remedies(left))
+            self._unfinished += left
+            raise
         finally:
             self._current = None
             if last is not None:
                 job.news.put(last)
 
-    def _run(self, job: Job) -> Ended | None:
+    def _run(self, job: Job, left: list[Kept]) -> Ended | None:
         """Make the job's videos. None once there is a `Run`, otherwise what ended it."""
-        left: list[Kept] = []
         try:
             with closing(
                 generate(
@@ -123,12 +133,16 @@ class Desk:
                 for event in events:
                     job.news.put(event)
         except Cancelled:
-            return Ended("cancelled", "; ".join(it.remedy() for it in left))
+            return Ended("cancelled", _remedies(left))
         except KinoraError as error:
             return Ended("refused", str(error))
         except Exception as error:
             return Ended("fault", fault(error))
         return None
+
+
+def _remedies(left: list[Kept]) -> str:
+    return "; ".join(it.remedy() for it in left)
 
 
 def fault(error: Exception) -> str:

@@ -13,9 +13,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...pipelines.errors import KinoraError
+
+if TYPE_CHECKING:
+    from ...pipelines.saving import Kept
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
@@ -27,10 +30,11 @@ class PageError(KinoraError):
     """The page cannot be served."""
 
 
-def serve(output: str, port: int | None, *, browser: bool) -> None:
+def serve(output: str, port: int | None, *, browser: bool, unfinished: list[Kept]) -> None:
     """Serve the page until an exception (Ctrl-C) ends it, and a run of it with it.
 
-    With `port` None it is the default one, or the next that is free. Raises `PageError`.
+    With `port` None it is the default one, or the next that is free. `unfinished` gets the latents
+    of a run that is then being decoded. Raises `PageError`.
     """
     folder = Path(os.path.abspath(os.path.expanduser(output)))
     if folder.exists() and not folder.is_dir():
@@ -42,7 +46,7 @@ def serve(output: str, port: int | None, *, browser: bool) -> None:
         os.environ["GRADIO_TEMP_DIR"] = scratch
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         taken = listener.getsockname()[1]
-        app, desk = _application(folder, output)
+        app, desk = _application(folder, output, unfinished)
         with _served(app, listener) as thread:
             address = f"http://{HOST}:{taken}"
             if port is None and taken != DEFAULT_PORT:
@@ -79,7 +83,7 @@ def listening(port: int | None) -> socket.socket:
     )
 
 
-def _application(folder: Path, output: str) -> tuple[Any, Any]:
+def _application(folder: Path, output: str, unfinished: list[Kept]) -> tuple[Any, Any]:
     """The page as an ASGI application, and its desk."""
     try:
         import gradio as gr
@@ -95,7 +99,7 @@ def _application(folder: Path, output: str) -> tuple[Any, Any]:
     from .desk import Desk
     from .guard import Guard
 
-    desk = Desk()
+    desk = Desk(unfinished=unfinished)
     blocks = page.Page(desk, output).blocks.queue(api_open=False)
     app = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),

@@ -187,7 +187,13 @@ def test_ctrl_c_while_python_imports_is_one_line(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == {"status": "stopped"}
 
 
-def test_a_second_ctrl_c_does_not_wait_for_the_step(wan_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [[], ["notes.txt"]])
+def test_a_second_ctrl_c_does_not_wait_for_the_step_and_leaves_nothing(
+    wan_folder: Path, tmp_path: Path, before: list[str]
+) -> None:
+    for name in before:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / name).write_text("not ours")
     size = ("--size", "512x512", "--frames", "65", "--steps", "2", "--force")
     with started(wan_folder, tmp_path, *size) as process:  # a step takes many seconds
         began = time.perf_counter()
@@ -199,6 +205,8 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(wan_folder: Path, tmp_path: 
     assert time.perf_counter() - began < 4
     assert "Traceback" not in err and err.count("stopping after this step") == 1
     assert json.loads(out.splitlines()[-1]) == {"status": "stopped"}
+    assert [path.name for path in tmp_path.rglob("*") if path.name != "out"] == before
+    assert (tmp_path / "out").exists() == bool(before)
 
 
 def restricted(*args: object) -> subprocess.CompletedProcess[str]:

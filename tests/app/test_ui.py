@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -22,13 +25,14 @@ from kinora.accel.options import Option
 from kinora.accel.receipt import Receipt
 from kinora.app import cli as command_line
 from kinora.app.ui import controls, fields, form, guard, server, view
-from kinora.app.ui.desk import Ended
+from kinora.app.ui.desk import Desk, Ended
 from kinora.app.ui.view import View
 from kinora.pipelines import cards, planning
 from kinora.pipelines.errors import RecipeError, RequestError
 from kinora.pipelines.events import STAGES, Notice, Progress, Stage
 from kinora.pipelines.request import Request, resolve
 from kinora.pipelines.run import Output, Run
+from kinora.pipelines.saving import Kept
 
 Cli = Callable[..., Any]
 
@@ -263,6 +267,7 @@ def test_events_become_what_is_shown(tmp_path: Path) -> None:
             "Cancelled: its latents are kept.",
         ),
         (Ended("closed"), "cancelled", "`kinora ui` has ended: nothing of it is left."),
+        (Ended("closed", "latents are kept"), "cancelled", "has ended: latents are kept."),
         (Ended("refused", "no <model>"), "failed", "no &lt;model&gt;"),
         (Ended("fault", "a fault in Kinora: x"), "failed", "a fault in Kinora: x"),
     ],
@@ -365,6 +370,23 @@ def test_what_cannot_be_served_is_one_line(
     assert missing.status == 2
     assert 'gradio, which is not installed: `pip install --editable ".[ui]"`' in missing.complaint
     assert cli("ui", "--port", 65536).status == 2
+
+
+def test_ctrl_c_names_the_latents_that_are_kept(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = Kept(tmp_path / "a.latents.safetensors", "a", "l" * 64)
+
+    def stopped(desk: Desk, _: object) -> None:
+        desk._unfinished.append(kept)  # pyright: ignore[reportPrivateUsage]
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Desk, "work", stopped)
+    monkeypatch.setattr(server, "_application", lambda *given: (None, Desk(unfinished=given[-1])))
+    monkeypatch.setattr(server, "_served", lambda *_: nullcontext(threading.main_thread()))
+    called = cli("ui", "--port", 0)
+    assert called.status == 130
+    assert called.err.splitlines()[-1] == f"stopped; {kept.remedy()}"
 
 
 def test_listening_is_on_this_machine_only() -> None:

@@ -18,6 +18,7 @@ from kinora.pipelines import cards, models
 from kinora.pipelines.events import Progress
 from kinora.pipelines.request import Request
 from kinora.pipelines.run import Run
+from kinora.pipelines.saving import Kept
 from kinora.pipelines.worker import Event, running
 
 Make = Callable[..., Request]
@@ -235,3 +236,35 @@ def test_waiting_for_news_is_short(ask: Make) -> None:
     assert asyncio.run(job.wait(0.01)) == []
     job.news.put(Ended("closed"))
     assert asyncio.run(job.wait(PATIENCE_S)) == [Ended("closed")]
+
+
+def test_the_end_of_the_page_while_decoding_keeps_the_latents_and_names_them(
+    ask: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d
+
+    class CtrlC(BaseException):
+        pass
+
+    def handler(*_: object) -> None:
+        raise CtrlC
+
+    def interrupted(decoder: Any, *args: Any, **options: Any) -> Any:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
+        time.sleep(1)  # longer than the signal may take to arrive
+        return forward(decoder, *args, **options)
+
+    forward = WanDecoder3d.forward
+    monkeypatch.setattr(WanDecoder3d, "forward", interrupted)
+    left: list[Kept] = []
+    desk = Desk(unfinished=left)
+    job = desk.submit(ask())
+    before = signal.signal(signal.SIGUSR2, handler)
+    try:
+        with pytest.raises(CtrlC):
+            desk.work(lambda: True)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    (kept,) = left
+    assert list((tmp_path / "out").iterdir()) == [kept.path]
+    assert last(job) == Ended("closed", kept.remedy())

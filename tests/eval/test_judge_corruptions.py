@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -141,6 +143,21 @@ def test_noise_of_any_kind_is_null(side: int) -> None:
     ):
         result = judge(video, "a red circle")
         assert all(value is None for value in result.scores.values()), result.seen
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("level", [0, 128, 170, 255])
+@pytest.mark.parametrize("still", [True, False])
+def test_smooth_noise_of_low_contrast_is_null(level: int, still: bool, colours: int) -> None:
+    rng = np.random.default_rng(level)
+    for sigma, amplitude in itertools.product((2, 3, 5, 8, 12), (5, 10, 20, 30, 40)):
+        grain = rng.standard_normal((1 if still else 3, 128, 128, colours), np.float32)
+        smooth = np.stack([cv2.GaussianBlur(it, (0, 0), sigma) for it in grain])
+        smooth = smooth.reshape(*grain.shape) * (amplitude / smooth.std())
+        video = (level + smooth.repeat(3 // colours, -1).repeat(3 if still else 1, 0)).clip(0, 255)
+        result = judge(video.astype(np.uint8), "a red circle")
+        assert all(value is None for value in result.scores.values()), (sigma, amplitude, result)
+        assert all("\n" not in reason for reason in result.reasons.values())
 
 
 def test_damage_in_part_of_a_clip(truth: Clips, draw: Draw) -> None:

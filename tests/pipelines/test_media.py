@@ -46,6 +46,14 @@ def test_frames_and_record_survive(
 
 
 @pytest.mark.parametrize("media_format", FORMATS)
+def test_the_same_frames_make_the_same_file(media_format: Format) -> None:
+    frames = clip(9, 32, 48)
+    assert media.encode(frames, media_format, 16.0, "{}") == media.encode(
+        frames, media_format, 16.0, "{}"
+    )
+
+
+@pytest.mark.parametrize("media_format", FORMATS)
 def test_frames_that_repeat_are_kept(tmp_path: Path, media_format: Format) -> None:
     """Pillow would merge them: a clip in which something stands still would lose its length."""
     moving = clip(3, 32, 48)
