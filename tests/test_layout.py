@@ -25,6 +25,7 @@ LIBRARIES = {
         *("imageio", "av", "PIL", "psutil", "huggingface_hub"),
     },
     "eval": {"torch", "numpy", "cv2", "av"},
+    "app/bench": {"triton"},
     "app": {"typer", "rich", "gradio", "fastapi", "uvicorn", "torch", "numpy"},
 }
 

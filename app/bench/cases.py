@@ -6,16 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from ...accel.grid import TokenGrid
 from ...accel.order import gilbert
 from ...kernels.lists import pair_means, tile_means, top_tiles
 from ...kernels.plan import BlockPlan, Tile, tiles_of
+from ...pipelines.tiny.recording import recording
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -53,7 +51,7 @@ def local(shape: Shape, tile: Tile, density: float, device: str, dtype: torch.dt
     The tokens are the first ones along a Gilbert curve through a cuboid of a quarter as many frames
     as rows.
     """
-    rows, columns, kept = _counts(shape, tile, density)
+    rows, _, kept = _counts(shape, tile, density)
     side = math.ceil((4 * shape.tokens) ** (1 / 3))
     grid = TokenGrid(math.ceil(shape.tokens / side**2), side, side)
     place = gilbert(grid).places[: shape.tokens]
@@ -69,10 +67,19 @@ def local(shape: Shape, tile: Tile, density: float, device: str, dtype: torch.dt
 def recorded(shape: Shape, tile: Tile, density: float, device: str, dtype: torch.dtype) -> Case:
     """Those of a middle layer of `kinora-tiny` at 256 x 256, whose shape it is; the tiles whose
     means have the largest products are kept."""
-    q, k, v = (x.to(device, dtype) for x in recording(device))
+    q, k, v = (x.to(device, dtype) for x in _recorded(device))
     if q.shape[1:] != (shape.heads, shape.tokens, shape.dim):
         raise ValueError(f"recorded numbers have the shape {_shape(q)}, not {shape}")
     return Case((q, k, v), by_means(q, k, tile, density))
+
+
+RECORDED = Shape(4, 9216, 64)
+"""The shape of what is recorded."""
+
+
+@lru_cache(maxsize=1)
+def _recorded(device: str) -> Tensors:
+    return recording(layers=(5,), steps=(1,), of=4, device=device)[1, 5]
 
 
 PATTERNS: dict[str, Callable[[Shape, Tile, float, str, torch.dtype], Case]] = {
@@ -124,62 +131,3 @@ def _plan(indices: torch.Tensor, shape: Shape, tile: Tile) -> BlockPlan:
     indices = indices.to(torch.int32).contiguous()
     counts = torch.full_like(indices[..., 0], indices.shape[-1])
     return BlockPlan(indices, counts, tile, shape.tokens, shape.tokens)
-
-
-class _Recorder(TorchFunctionMode):
-    """Keeps what one self-attention layer is given."""
-
-    def __init__(self, layer: int) -> None:
-        super().__init__()
-        self.layer, self.calls = layer, 0
-        self.kept: Tensors | None = None
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        del types
-        given = {**dict(zip(("query", "key", "value"), args, strict=False)), **(kwargs or {})}
-        if func is F.scaled_dot_product_attention and given["query"].shape == given["key"].shape:
-            if self.calls == self.layer:
-                q, k, v = (given[name].detach().clone() for name in ("query", "key", "value"))
-                self.kept = q, k, v
-            self.calls += 1
-        return func(*args, **(kwargs or {}))
-
-
-RECORDED = Shape(4, 9216, 64)
-"""What `recording` has."""
-_STEPS, _STEP, _LAYER = 4, 1, 5
-
-
-@lru_cache(maxsize=1)
-def recording(device: str) -> Tensors:
-    """q, k, v `[1, 4, 9216, 64]` of `kinora-tiny`: 33 frames of 256 x 256, layer 5, step 1 of 4."""
-    from diffusers import WanPipeline
-
-    from ...pipelines.tiny import WEIGHTS
-
-    pipe: Any = WanPipeline.from_pretrained(WEIGHTS).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    recorder = _Recorder(_LAYER)
-
-    def after_step(pipe: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
-        del timestep
-        recorder.calls = 0 if step == _STEP - 1 else 10**6
-        pipe._interrupt = recorder.kept is not None and step >= _STEP
-        return given
-
-    recorder.calls = 10**6
-    with recorder:
-        pipe(
-            "a red circle moving left and a blue star standing still over a gray background",
-            height=256,
-            width=256,
-            num_frames=33,
-            num_inference_steps=_STEPS,
-            generator=torch.Generator().manual_seed(0),
-            callback_on_step_end=after_step,
-            output_type="latent",
-        )
-    assert recorder.kept is not None, "the layer was not met"
-    return recorder.kept

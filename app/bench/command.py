@@ -59,15 +59,20 @@ def attention(
             "QK.PV",
             "input, int8 or int4, and input, int8, int4 or fp8",
             "input.input",
-        ),  # noqa: E501
+        ),
     ] = None,
     backend: Annotated[
         list[str] | None, _many("--backend", "NAME", "Of ours", "those made for this device")
     ] = None,
     peer: Annotated[list[str] | None, _many("--peer", "NAME", "Of others", "all")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns on a CPU.")] = 5,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Turns on a CPU. [default: 5]", show_default=False)
+    ] = 5,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="A JSON line for each line of the table, to here.")
+        Path | None,
+        typer.Option(
+            "--json", help="A JSON line for each line of the table, to here. [default: none]"
+        ),
     ] = None,
 ) -> None:
     """Time block attention: ours and others', right first, then how fast."""
@@ -91,7 +96,7 @@ def attention(
         peers=_names("--peer", peer or list(PEERS), PEERS),
         device=device,
         dtype=dtype,
-        repeats=repeats,
+        repeats=repeats or 5,
     )
     lines: list[str] = []
     for row in rows(wanted):

@@ -33,6 +33,7 @@ FLAGS = {
     "doctor": {"json"},
     "models": {"json"},
     "ui": {"output", "port", "open"},
+    "bench": set(),
 }  # fmt: skip
 
 
