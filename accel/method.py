@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..kernels.plan import BlockPlan, Tail, Tile
-from .options import Options, option
+from .options import Options, option, options_of
 from .site import Site
 
 Planner = Callable[[torch.Tensor, torch.Tensor, Site], BlockPlan | None]
@@ -53,7 +53,8 @@ class AttentionMethod(Options):
 
     def words(self) -> str:
         """The method and its options, in words."""
-        told = ", ".join(f"{key.replace('_', ' ')} {_short(it)}" for key, it in self)
+        names = [it.name for it in options_of(type(self))]
+        told = ", ".join(f"{it.replace('_', ' ')} {_short(getattr(self, it))}" for it in names)
         return f"{self.name} ({told})" if told else self.name
 
 

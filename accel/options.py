@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
@@ -61,9 +62,11 @@ class Option:
 
 
 def options_of(model: type[BaseModel]) -> tuple[Option, ...]:
-    """The options of `model` in order of definition; fields that are no option are left out."""
+    """The options of `model`, its own before inherited ones; fields that are no option are not."""
     found: list[Option] = []
-    for name, field in model.model_fields.items():
+    own = inspect.get_annotations(model)
+    fields = sorted(model.model_fields.items(), key=lambda it: it[0] not in own)
+    for name, field in fields:
         if not isinstance(field.json_schema_extra, dict):
             continue
         limits = {type(it).__name__: it for it in field.metadata}

@@ -11,10 +11,9 @@ import torch
 
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import TopBlocks
-from kinora.accel.methods.top_blocks import _density as density  # pyright: ignore[reportPrivateUsage]
-from kinora.accel.methods.top_blocks import forced, token_order
 from kinora.accel.order import gilbert
 from kinora.accel.site import Site
+from kinora.accel.tiles import density_of, forced, token_order
 from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan
 
@@ -140,7 +139,7 @@ def test_torchs_default_dtype_changes_no_plan(order: str, tail: str):
     method = TopBlocks(keep=0.3, order=order, tail=tail, tile="64x64")  # pyright: ignore[reportArgumentType]
 
     def results() -> tuple[BlockPlan, float]:
-        for kept in (token_order, forced, gilbert, density):
+        for kept in (token_order, forced, gilbert, density_of):
             kept.cache_clear()
         plan = method.plan(q, k, at)
         assert plan is not None

@@ -1,0 +1,150 @@
+"""Methods that plan by tiles of tokens in some order, and what they share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+from ..kernels.lists import widest
+from ..kernels.plan import BlockPlan, Tail, Tile, tile_lengths, tiles_of
+from .grid import TokenGrid
+from .method import AttentionMethod
+from .options import option
+from .order import ORDERS, TokenOrder
+from .site import Site
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """How the tokens of a site are cut into tiles.
+
+    Attributes:
+        places: `[L]` int64, the token at each place of the order; tile 0 holds the first places.
+        always: `[Q, K]` bool, tiles that are kept whatever a method chooses.
+    """
+
+    tile: Tile
+    places: torch.Tensor
+    always: torch.Tensor
+
+
+class TileMethod(AttentionMethod):
+    """Tokens are put in an order in which a tile is a compact piece of the clip; then `choose`.
+
+    Text is attended to by all and attends to all, and a tile of queries keeps the tiles of keys
+    that it overlaps, whatever is chosen.
+    """
+
+    tile: Literal["64x64", "128x64", "128x128", "256x128"] = option(
+        "256x128", "Queries by keys in a tile; smaller ones choose better and run slower"
+    )
+    order: Literal["raster", "morton", "gilbert"] = option(
+        "gilbert", "Order in which tokens are cut into tiles"
+    )
+    tail: Literal["none", "complement"] = option(
+        "none", "What stands for the tiles that are left out: nothing, or their means"
+    )
+
+    def choose(self, q: torch.Tensor, k: torch.Tensor, site: Site, layout: Layout) -> torch.Tensor:
+        """Tiles to keep beside `layout.always`, `[B or 1, H or 1, Q, K]` bool.
+
+        Args:
+            q, k: `[B, H, L, D]` as they come, not in the order of the layout.
+        """
+        raise NotImplementedError
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+        """See `AttentionMethod`."""
+        layout = self.layout(site, q.device)
+        mask = self.choose(q.detach(), k.detach(), site, layout) | layout.always
+        return BlockPlan.from_mask(
+            mask,
+            tile=layout.tile,
+            queries=site.tokens,
+            keys=site.tokens,
+            tail=self.tail,
+            order=layout.places,
+        )
+
+    def tiling(self) -> tuple[Tile, Tail]:
+        """See `AttentionMethod`."""
+        query, _, key = self.tile.partition("x")
+        return Tile(int(query), int(key)), self.tail
+
+    def layout(self, site: Site, device: torch.device) -> Layout:
+        """The order and the tiles that are kept always, on a device; copied there once."""
+        at = self.tiling()[0], self.order, site.grid, site.text, site.text_first
+        return _on_cpu(*at) if device.type == "cpu" else _copied(device, *at)
+
+
+@lru_cache(maxsize=64)
+def token_order(name: str, grid: TokenGrid, text: int, text_first: bool) -> TokenOrder:
+    """The order `name` of a grid, with text beside it."""
+    # Kept for later runs, which may not be in inference mode.
+    with torch.inference_mode(False):
+        return ORDERS[name](grid).beside_text(text, first=text_first)
+
+
+@lru_cache(maxsize=64)
+def forced(tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool) -> torch.Tensor:
+    """Tiles of a query with itself, and rows and columns that hold a token of text, `[Q, K]`."""
+    with torch.inference_mode(False):
+        return _forced(tile, Site(grid, 0, 1, 0, 1, text=text, text_first=text_first), order)
+
+
+@lru_cache(maxsize=64)
+def longest(tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool) -> int:
+    """The most forced tiles of a row."""
+    return widest(forced(tile, order, grid, text, text_first), 0)
+
+
+def _on_cpu(tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool) -> Layout:
+    places = token_order(order, grid, text, text_first).places
+    return Layout(tile, places, forced(tile, order, grid, text, text_first))
+
+
+@lru_cache(maxsize=16)
+def _copied(
+    device: torch.device, tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool
+) -> Layout:
+    with torch.inference_mode(False):
+        layout = _on_cpu(tile, order, grid, text, text_first)
+        return Layout(tile, layout.places.to(device), layout.always.to(device))
+
+
+def _forced(tile: Tile, site: Site, order: str) -> torch.Tensor:
+    token = torch.arange(site.tokens)
+    row, column = token // tile.query, token // tile.key
+    kept = torch.zeros(
+        tiles_of(site.tokens, tile.query), tiles_of(site.tokens, tile.key), dtype=torch.bool
+    )
+    kept[row, column] = True
+    is_text = site.is_text()[token_order(order, site.grid, site.text, site.text_first).places]
+    kept[row[is_text]] = True
+    kept[:, column[is_text]] = True
+    return kept
+
+
+def kept_of(keep: float, columns: int) -> int:
+    """How many of `columns` tiles `keep` means; at least one."""
+    return math.ceil(round(keep * columns, 6))
+
+
+@lru_cache(maxsize=64)
+def density_of(
+    keep: float, tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool
+) -> float:
+    """Of plans that keep the share `keep` of each row, with what is kept always; asked often."""
+    always = forced(tile, order, grid, text, text_first).double()
+    tokens, columns = grid.tokens + text, always.shape[1]
+    heights, widths = (tile_lengths(tokens, size).double() for size in (tile.query, tile.key))
+    # What scores choose beside the forced tiles is as long as those are on average: only a
+    # ragged last tile is shorter.
+    free = columns - always.sum(-1)
+    chosen = (kept_of(keep, columns) - always.sum(-1)).clamp(min=0)
+    kept = always @ widths + chosen * (tokens - always @ widths) / free.clamp(min=1)
+    return float(heights @ kept) / tokens**2
