@@ -74,7 +74,7 @@ def attend(
         return BACKENDS[backend].attend(q, k, v, plan, scale, precision)
     q, k, v = (lists.permuted(x, order) for x in (q, k, v))
     out, lse = BACKENDS[backend].attend(q, k, v, plan, scale, precision)
-    return lists.permuted(out, order, inverse=True), lse.index_copy(2, order, lse)
+    return lists.permuted(out, order, inverse=True), lse.scatter(2, order.expand_as(lse), lse)
 
 
 def efficiency(problem: Problem, backend: str) -> float:
@@ -106,6 +106,10 @@ def _fit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan) -> 
             f"q on {q.device}, k on {k.device}, v on {v.device}, the plan on "
             f"{plan.indices.device}; all must be on one device"
         )
-    for what, given, whole in zip(("B", "H"), plan.indices.shape, q.shape, strict=False):
-        if given not in (1, whole):
-            raise ValueError(f"the plan has {what} = {given}, the tensors {whole}; 1 or the same")
+    shared = () if plan.order is None or plan.order.ndim == 1 else plan.order.shape[:2]
+    for name, shape in (("plan", plan.indices.shape), ("plan's order", shared)):
+        for what, given, whole in zip(("B", "H"), shape, q.shape, strict=False):
+            if given not in (1, whole):
+                raise ValueError(
+                    f"the {name} has {what} = {given}, the tensors {whole}; 1 or the same"
+                )

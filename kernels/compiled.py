@@ -157,7 +157,7 @@ def _by_kernels(
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     if plan.order is not None:
         q, k, v, out, dout = (permuted(x, plan.order) for x in (q, k, v, out, dout))
-        lse, dlse = lse[:, :, plan.order], dlse[:, :, plan.order]
+        lse, dlse = (x.gather(2, plan.order.expand_as(x)) for x in (lse, dlse))
     wants = wanted[0], wanted[1], wanted[2], wanted[3]
     found = triton_backward.gradients(dout, dlse, (q, k, v, out, lse), plan, factor, wants)
     if plan.order is None:

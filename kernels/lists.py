@@ -78,14 +78,17 @@ def permuted(
 
     Args:
         x: `[B, H, L, D]`, any strides and floating dtype.
-        order: permutation `[L]` int64.
+        order: permutation int64, `[L]` or, where heads have their own, `[B or 1, H or 1, L]`.
 
     Raises:
         ValueError: shapes and dtypes that do not fit, a backend that cannot.
     """
-    _fit_tokens("x", x, order)
+    _fit_tokens("x", x, order, by_head=True)
     if not launch.takes(backend, x):
-        return _ordered(x, order.argsort() if inverse else order).contiguous()
+        order = order.argsort(-1) if inverse else order
+        if order.ndim == 1:
+            return _ordered(x, order).contiguous()
+        return x.gather(2, order.expand(*x.shape[:2], -1)[..., None].expand_as(x))
     return launch.permuted(x, order, inverse)
 
 
@@ -288,17 +291,22 @@ def _lists(chosen: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor
     return indices.to(torch.int32).masked_fill_(places >= counts[..., None], 0), counts
 
 
-def _fit_tokens(name: str, x: torch.Tensor, order: torch.Tensor | None) -> None:
+def _fit_tokens(
+    name: str, x: torch.Tensor, order: torch.Tensor | None, *, by_head: bool = False
+) -> None:
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"{name} {tuple(x.shape)}; [B, H, L, D] is needed, none of them 0")
     if not x.dtype.is_floating_point:
         raise ValueError(f"{name} {x.dtype}; a floating dtype is needed")
     if order is None:
         return
-    if order.shape != x.shape[2:3] or order.dtype != torch.int64:
+    shapes: list[tuple[int, ...]] = [(x.shape[2],)]
+    if by_head:
+        shapes += [(b, h, x.shape[2]) for b in (1, x.shape[0]) for h in (1, x.shape[1])]
+    if tuple(order.shape) not in shapes or order.dtype != torch.int64:
         raise ValueError(
             f"order {tuple(order.shape)} {order.dtype} for the {x.shape[2]} tokens of {name}; it "
-            "must be one permutation of them, int64"
+            f"must be one permutation of them{', or one for each head' if by_head else ''}, int64"
         )
     if order.device != x.device:
         raise ValueError(f"order on {order.device}, {name} on {x.device}; both on one device")

@@ -75,16 +75,20 @@ def means(
 @triton.jit
 def permute(
     x_ptr, order_ptr, out_ptr,
-    x_b, x_h, x_l, x_d,
+    x_b, x_h, x_l, x_d, order_b, order_h,
     batches, heads, tokens,
     TOKENS: tl.constexpr, DIM: tl.constexpr, PADDED_DIM: tl.constexpr, INVERSE: tl.constexpr,
 ):  # fmt: skip
-    """`TOKENS` tokens of one head to their places in out `[B, H, L, DIM]`; heads run fastest."""
+    """`TOKENS` tokens of one head to their places in out `[B, H, L, DIM]`; heads run fastest.
+
+    Orders of heads and batch items are `order_b` and `order_h` apart.
+    """
     pairs = batches * heads
     batch = ((tl.program_id(0) % pairs) // heads).to(tl.int64)
     head = (tl.program_id(0) % heads).to(tl.int64)
     at = (tl.program_id(0) // pairs) * TOKENS + tl.arange(0, TOKENS)
     here = at < tokens
+    order_ptr += batch * order_b + head * order_h
     other = tl.load(order_ptr + at, mask=here, other=0)
     source = at.to(tl.int64)
     to = other

@@ -83,9 +83,12 @@ def permuted(x: torch.Tensor, order: torch.Tensor, inverse: bool) -> torch.Tenso
     batch, heads, tokens, dim = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     chunk = max(16, min(64, MEANS_ELEMENTS // padded(dim)))
+    steps = (order.shape[1] * tokens if order.ndim == 3 else 0, tokens)
     with on_device(x):
         _kernels().permute[(tiles_of(tokens, chunk) * batch * heads,)](
-            x, order.contiguous(), out, *x.stride(), batch, heads, tokens,
+            x, order.contiguous(), out, *x.stride(),
+            *(by if order.ndim == 3 and order.shape[i] > 1 else 0 for i, by in enumerate(steps)),
+            batch, heads, tokens,
             TOKENS=chunk, DIM=dim, PADDED_DIM=padded(dim), INVERSE=inverse, num_warps=4,
         )  # fmt: skip
     return out

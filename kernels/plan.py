@@ -49,8 +49,9 @@ class BlockPlan:
         queries, keys: true lengths in tokens; the last tiles may be ragged.
         tail: what stands for the tiles that are left out. `none`: nothing. `complement`: one token
             each, the mean of its keys and of its values, weighing as much as its number of tokens.
-        order: permutation `[L]` int64 in which queries and keys were cut into tiles: tile 0 holds
-            tokens `order[:tile]`. None: as they come. Needs `queries == keys`.
+        order: permutation int64 in which queries and keys were cut into tiles, `[L]` or, where
+            heads have their own, `[B or 1, H or 1, L]`: tile 0 holds tokens `order[:tile]`. None:
+            as they come. Needs `queries == keys`.
         bias: `[B or 1, H or 1, Q, width]` float32, added to the logits of a kept tile.
 
     Raises:
@@ -88,7 +89,9 @@ class BlockPlan:
         if self.tail not in ("none", "complement"):
             raise ValueError(f"tail {self.tail!r}; it can be none or complement")
         if self.order is not None and (
-            self.queries != self.keys or self.order.shape != (self.queries,)
+            self.queries != self.keys
+            or self.order.ndim not in (1, 3)
+            or self.order.shape[-1] != self.queries
         ):
             raise ValueError(
                 f"an order of {tuple(self.order.shape)} tokens for {self.queries} queries and "
@@ -166,7 +169,8 @@ class BlockPlan:
         if bool((self.mask().sum(-1) != self.counts).any()):
             raise ValueError("indices hold a tile twice in one row; each may be kept once")
         if self.order is not None and not torch.equal(
-            self.order.sort().values, torch.arange(self.queries, device=self.order.device)
+            self.order.sort().values,
+            torch.arange(self.queries, device=self.order.device).expand_as(self.order),
         ):
             raise ValueError(f"order is no permutation of 0 to {self.queries - 1}")
 

@@ -101,8 +101,9 @@ def test_gradients_of_some(compiled: Any):
     torch.testing.assert_close(dk, torch.autograd.grad(out.square().sum(), k)[0])
 
 
+@pytest.mark.parametrize("by_head", [False, True])
 def test_the_gradients_of_kernels_are_taken_in_the_order_of_the_plan(
-    compiled: Any, monkeypatch: pytest.MonkeyPatch
+    compiled: Any, by_head: bool, monkeypatch: pytest.MonkeyPatch
 ):
     """With `triton_backward` replaced by the reference, whose gradients are the truth."""
     by_autograd: Any = vars(module)["_by_autograd"]
@@ -121,6 +122,10 @@ def test_the_gradients_of_kernels_are_taken_in_the_order_of_the_plan(
     monkeypatch.setattr(module.triton_backward, "gradients", gradients)
     run, _ = compiled
     tensors, plan = _case(0)
+    if by_head:
+        generator = torch.Generator().manual_seed(2)
+        order = torch.rand(1, 3, 40, generator=generator).argsort(-1)
+        plan = dataclasses.replace(plan, order=order)
     found: list[tuple[torch.Tensor, ...]] = []
     functions: list[Any] = [run, block_attention]
     for function, given in zip(functions, ({"backend": "reference"}, {}), strict=True):

@@ -112,6 +112,18 @@ def test_permutations_are_copies_that_can_be_undone(dtype: torch.dtype, backend:
     assert torch.equal(permuted(there, order, inverse=True, backend=backend), x)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 1), (2, 3)])
+def test_heads_may_have_orders_of_their_own(shape: tuple[int, int], backend: Backend):
+    x = tokens_of(70, 20)
+    order = torch.stack([order_of(70).roll(i) for i in range(shape[0] * shape[1])]).view(*shape, 70)
+    there = permuted(x, order, backend=backend)
+    for b, h in itertools.product(range(2), range(3)):
+        own = order[b % shape[0], h % shape[1]]
+        assert torch.equal(there[b, h], x[b, h, own])
+    assert torch.equal(permuted(there, order, inverse=True, backend=backend), x)
+
+
 # --- the best tiles ---
 
 
