@@ -77,6 +77,20 @@ def raster(grid: TokenGrid) -> TokenOrder:
     return TokenOrder(torch.arange(grid.tokens))
 
 
+AXES = ("FHW", "FWH", "HWF", "HFW", "WHF", "WFH")
+"""Orders of the axes, slowest first: frames, height, width."""
+
+
+def axes(grid: TokenGrid, order: str) -> TokenOrder:
+    """Along the axes in another order, one of `AXES`; `FHW` is raster order.
+
+    Source: PAROAttention (arXiv 2506.16054), whose numbers 0 to 5 are the places in `AXES`.
+    """
+    sizes = {"F": grid.frames, "H": grid.height, "W": grid.width}
+    places = torch.arange(grid.tokens).view(*sizes.values())
+    return TokenOrder(places.permute(*("FHW".index(axis) for axis in order)).flatten())
+
+
 def boxes(grid: TokenGrid, box: TokenGrid) -> TokenOrder:
     """Box by box, boxes and the tokens in them in raster order; those at the far ends are cut.
 

@@ -37,6 +37,7 @@ from .arguments import (
     size_of,
 )
 from .bench.command import bench_app
+from .calibrate import calibrate
 from .ending import EXIT_FAULT, Left, ended, print_json
 from .ui.command import ui
 
@@ -47,7 +48,17 @@ if TYPE_CHECKING:
     from ..pipelines.sidecar import Record
     from ..pipelines.worker import Event
 
-_COMMANDS = ("generate", "decode", "plan", "models", "recipes", "doctor", "ui", "bench")
+_COMMANDS = (
+    "generate",
+    "decode",
+    "plan",
+    "calibrate",
+    "models",
+    "recipes",
+    "doctor",
+    "ui",
+    "bench",
+)
 
 app = typer.Typer(
     name="kinora",
@@ -309,6 +320,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 app.command()(ui)
+app.command()(calibrate)
 app.add_typer(bench_app, name="bench")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..method import AttentionMethod
+from .paro import Paro
 from .top_blocks import TopBlocks
 
-METHODS: dict[str, type[AttentionMethod]] = {method.name: method for method in (TopBlocks,)}
+METHODS: dict[str, type[AttentionMethod]] = {method.name: method for method in (Paro, TopBlocks)}
 
-__all__ = ["METHODS", "TopBlocks"]
+__all__ = ["METHODS", "Paro", "TopBlocks"]

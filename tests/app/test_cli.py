@@ -34,6 +34,10 @@ FLAGS = {
     "models": {"json"},
     "ui": {"output", "port", "open"},
     "bench": set(),
+    "calibrate": {
+        "model", "method", "output", "keep", "prompt", "size", "frames", "steps", "seed",
+        "device", "dtype", "json",
+    },
 }  # fmt: skip
 
 

@@ -1,0 +1,156 @@
+"""`paro`: tiles chosen beforehand, in the order of axes that suits each head."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import PrivateAttr
+
+from ...kernels.plan import BlockPlan, Tail, Tile
+from ..calibration import AXES, TILE, Calibration, Tally, observed_steps, places, window
+from ..errors import AccelerationError
+from ..method import AttentionMethod
+from ..options import option
+from ..site import Site
+
+
+class Paro(AttentionMethod):
+    """Each head puts the clip's tokens in the one of six axis orders that makes its tiles densest.
+
+    Orders and kept tiles are found beforehand in one dense run, by `kinora calibrate`, and stay the
+    same for all prompts; nothing is decided while a video is made. Masks change at an eighth, a
+    quarter and half of the steps; text, the diagonal and a ragged last tile are always kept.
+
+    Source: PAROAttention (arXiv 2506.16054).
+    Differs from the paper: orders are compared by the attention that the kept tiles hold, not by
+    how many tiles are nearly empty, whose threshold is not given, and by incoherence; both are
+    shares that are better when small, where the printed rule mixes directions. Tiles that are left
+    out may be stood for by their means (`tail`).
+    """
+
+    name: ClassVar[str] = "paro"
+    paper: ClassVar[str] = "arXiv 2506.16054"
+
+    calibration: str = option("", "File made by `kinora calibrate` for this model and size")
+    tail: Literal["none", "complement"] = option(
+        "none", "What stands for the tiles that are left out: nothing, or their means"
+    )
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+        """See `AttentionMethod`."""
+        found = self._fitting(site)
+        if found.orders.shape[1] != q.shape[1]:
+            raise AccelerationError(
+                f"{self.calibration} is of {found.orders.shape[1]} heads, this model has "
+                f"{q.shape[1]}: calibrate it"
+            )
+        return self._made(site, q.device)
+
+    def predict(self, site: Site) -> float:
+        """See `AttentionMethod`."""
+        self._fitting(site)
+        return _density(self._made(site, torch.device("cpu")))
+
+    def tiling(self) -> tuple[Tile, Tail]:
+        """See `AttentionMethod`."""
+        return Tile(TILE, TILE), self.tail
+
+    def _made(self, site: Site, device: torch.device) -> BlockPlan:
+        at = window(site), site.layer
+        # All that a list depends on: steps of a window share it.
+        alike = dataclasses.replace(site, step=0, steps=1, branch=0, seed=0)
+        return _plan(self.calibration, _stamp(self.calibration), at, self.tail, alike, device)
+
+    def _fitting(self, site: Site) -> Calibration:
+        """The calibration. Raises AccelerationError where it is of something else."""
+        if not self.calibration:
+            raise AccelerationError(
+                "paro needs attention.calibration, a file: make one with `kinora calibrate`"
+            )
+        found = _read(self.calibration, _stamp(self.calibration))
+        given = f"{found.grid} and {found.text} of text in {found.orders.shape[0]} layers"
+        wanted = f"{site.grid} and {site.text} of text in {site.layers} layers"
+        if given != wanted:
+            raise AccelerationError(
+                f"{self.calibration} is of {found.model}, tokens {given}; here are {wanted}: "
+                f"calibrate for this model and size"
+            )
+        return found
+
+
+class ParoObserver(AttentionMethod):
+    """Runs dense and collects what `Paro` needs; see `kinora calibrate`."""
+
+    name: ClassVar[str] = "paro-observer"
+
+    _tally: Tally = PrivateAttr()
+    _last: list[Site] = PrivateAttr(default_factory=list[Site])
+
+    def __init__(self, tally: Tally, **options: Any) -> None:
+        super().__init__(**options)
+        self._tally = tally
+
+    @property
+    def last(self) -> Site | None:
+        """Where it has looked last."""
+        return self._last[-1] if self._last else None
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+        """Look, at the steps that matter."""
+        if site.expert:
+            raise AccelerationError("paro cannot be calibrated for models with two denoisers yet")
+        if site.step in observed_steps(site.steps):
+            self._tally.observe(q.detach(), k.detach(), site)
+            self._last[:] = [site]
+        return None
+
+    def predict(self, site: Site) -> float:
+        """Below 1, so that it is asked."""
+        del site
+        return 0.5
+
+    def tiling(self) -> tuple[Tile, Tail]:
+        """See `AttentionMethod`."""
+        return Tile(TILE, TILE), "none"
+
+
+def _stamp(path: str) -> int:
+    """Changes when the file does."""
+    try:
+        return Path(path).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, stamp: int) -> Calibration:
+    del stamp
+    with torch.inference_mode(False):
+        return Calibration.read(Path(path))
+
+
+@lru_cache(maxsize=512)
+def _plan(
+    path: str, stamp: int, at: tuple[int, int], tail: Tail, site: Site, device: torch.device
+) -> BlockPlan:
+    found = _read(path, stamp)
+    with torch.inference_mode(False):
+        orders = torch.stack([places(site, AXES[i]) for i in found.orders[at[1]].tolist()])
+        return BlockPlan.from_mask(
+            found.masks[at][None].to(device),
+            tile=Tile(TILE, TILE),
+            queries=site.tokens,
+            keys=site.tokens,
+            tail=tail,
+            order=orders[None].to(device),
+        )
+
+
+@lru_cache(maxsize=512)
+def _density(plan: BlockPlan) -> float:
+    """Asked at every call; plans are compared by identity."""
+    return float(plan.density().mean())

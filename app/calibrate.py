@@ -1,0 +1,83 @@
+"""`kinora calibrate`: what a method learns of a model before it is used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .arguments import Device, Dtype, Frames, Json, Seed, Size, Steps, size_of
+from .ending import print_json
+
+if TYPE_CHECKING:
+    from ..pipelines.calibrate import Calibrated
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Name from `kinora models`, or a folder.")],
+    method: Annotated[str, typer.Option(help="What is calibrated. [default: paro]")] = "paro",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write. [default: paro.npz]"),
+    ] = None,
+    keep: Annotated[
+        float | None, typer.Option(help="Share of the tiles that masks keep. [default: 0.3]")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What the run shows. [default: one of Kinora's own]")
+    ] = None,
+    size: Size = None,
+    frames: Frames = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Learn orders and masks for a method from one dense run."""
+    from ..pipelines.calibrate import calibrate as learn
+    from ..pipelines.errors import RequestError
+    from ..pipelines.request import EXAMPLE_PROMPT, Request
+
+    if method != "paro":
+        raise RequestError(f"--method is {method!r}; paro is the one that is calibrated")
+    fields: dict[str, Any] = {
+        "frames": frames, "steps": steps, "seed": seed, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    given = {name: value for name, value in fields.items() if value is not None}
+    if size is not None:
+        given |= size_of(size)
+    made = learn(
+        Request(prompt=prompt or EXAMPLE_PROMPT, model=model, **given),
+        output or Path("paro.npz"),
+        keep=0.3 if keep is None else keep,
+        report=lambda line: typer.echo(line, err=True),
+    )
+    if as_json:
+        it = made.calibration
+        print_json({"status": "done", "path": str(made.path), "recall": it.recall})
+    else:
+        for line in told(made):
+            typer.echo(line)
+
+
+def told(made: Calibrated) -> list[str]:
+    """The file first, then what it holds, in words."""
+    from ..accel.order import AXES
+
+    it = made.calibration
+    layers, heads = it.orders.shape
+    chosen = Counter(AXES[i] for i in it.orders.flatten().tolist())
+    orders = ", ".join(f"{name} {count}" for name, count in chosen.most_common())
+    before, after = it.incoherence.mean((0, 1)).tolist()
+    density = float(it.masks.float().mean())
+    return [
+        str(made.path),
+        f"{it.model}, tokens {it.grid}, {layers} layers of {heads} heads",
+        f"orders of axes, by heads: {orders}",
+        f"masks keep {density:.0%} of the tiles and {it.recall:.0%} of the attention",
+        f"incoherence in a tile: {before:.1f} before, {after:.1f} after reordering",
+        f"use it: --set attention.method=paro --set attention.calibration={made.path}",
+    ]

@@ -1,0 +1,249 @@
+"""What attention methods select: attention mass and output error, beside chance and an oracle.
+
+    python benchmarks/methods.py [--methods top-blocks …] [--layers 1 4 8] [--steps 1 4 8]
+        [--cache FILE] [--json FILE] [--plot FILE]
+
+Queries, keys and values are those of `kinora-tiny` at 256 x 256 (9,216 tokens), some layers and
+steps of ten. Of each plan it tells the density, the share of the attention mass that falls on kept
+tiles (recall), and the relative error of the output with nothing and with means (tail) in the place
+of what is left out. Beside it the recall and the error of plans with as many tiles in each row,
+drawn at random and, as an oracle, those of the largest true mass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from kinora.accel.grid import TokenGrid
+from kinora.accel.method import AttentionMethod
+from kinora.accel.methods import METHODS
+from kinora.accel.site import Site
+from kinora.kernels.attention import block_attention
+from kinora.kernels.lists import permuted
+from kinora.kernels.plan import BlockPlan
+from kinora.pipelines.tiny.recording import Recording, recording
+
+GRID = TokenGrid(9, 32, 32)
+LAYERS, STEPS = 10, 10
+CHUNK = 512
+"""Queries whose attention is written down at a time."""
+SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
+    "top-blocks": [
+        *({"keep": keep} for keep in (0.125, 0.25, 0.5)),
+        *({"keep": keep, "tile": "64x64"} for keep in (0.125, 0.25, 0.5)),
+        {"keep": 0.25, "order": "raster"},
+    ],
+}
+"""What is tried where nothing is said; a method without an entry is tried with its defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One setting on one recording, mean over heads; errors are of the whole output."""
+
+    method: str
+    setting: str
+    layer: int
+    step: int
+    density: float
+    recall: float
+    recall_random: float
+    recall_oracle: float
+    error: float
+    error_tail: float
+    error_random: float
+    error_oracle: float
+    plan_ms: float
+
+
+def tile_mass(q: torch.Tensor, k: torch.Tensor, plan: BlockPlan) -> torch.Tensor:
+    """Attention mass of each tile of keys, mean over the queries of a tile, `[1, H, Q, K]`."""
+    if plan.order is not None:
+        q, k = permuted(q, plan.order), permuted(k, plan.order)
+    rows, columns, tile = plan.rows, plan.columns, plan.tile
+    mass = torch.zeros(*q.shape[:2], rows, columns)
+    column = torch.arange(plan.keys) // tile.key
+    for start in range(0, plan.queries, CHUNK):
+        part = q[:, :, start : start + CHUNK]
+        weights = (part @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+        by_tile = torch.zeros(*weights.shape[:3], columns).index_add_(3, column, weights)
+        row = torch.arange(start, start + part.shape[2]) // tile.query
+        mass.index_add_(2, row, by_tile)
+    lengths = torch.full((rows,), float(tile.query))
+    lengths[-1] = plan.queries - (rows - 1) * tile.query
+    return mass / lengths[:, None]
+
+
+def with_scores(plan: BlockPlan, scores: torch.Tensor) -> BlockPlan:
+    """A plan that keeps as many tiles in each row as `plan`, those of the largest scores."""
+    counts = plan.counts.expand(*scores.shape[:3])
+    ranks = scores.argsort(-1, descending=True).argsort(-1)
+    mask = ranks < counts[..., None]
+    made = BlockPlan.from_mask(mask, tile=plan.tile, queries=plan.queries, keys=plan.keys)
+    return dataclasses.replace(made, order=plan.order)
+
+
+def measured(
+    method: AttentionMethod, setting: str, found: Recording, masses: dict[Any, torch.Tensor]
+) -> Iterator[Row]:
+    """A row for each recording."""
+    for (step, layer), (q, k, v) in found.items():
+        site = Site(GRID, layer=layer, layers=LAYERS, step=step, steps=STEPS)
+        began = time.perf_counter()
+        plan = method.plan(q, k, site)
+        plan_ms = 1e3 * (time.perf_counter() - began)
+        if plan is None:
+            continue
+        dense = scaled_dot_product_attention(q, k, v)
+        order = getattr(method, "order", "") if plan.order is not None else ""
+        at = step, layer, plan.tile, order or setting
+        if at not in masses:
+            masses[at] = tile_mass(q, k, plan)
+        mass = masses[at]
+        heights = torch.full((plan.rows,), float(plan.tile.query))
+        heights[-1] = plan.queries - (plan.rows - 1) * plan.tile.query
+
+        def recall(plan: BlockPlan, mass: torch.Tensor, heights: torch.Tensor) -> float:
+            kept = (plan.mask() * mass).sum(-1)
+            return float((kept * heights).sum(-1).mean() / heights.sum())
+
+        def error(plan: BlockPlan, q: Any, k: Any, v: Any, dense: torch.Tensor) -> float:
+            out, _ = block_attention(q, k, v, plan)
+            return float((out - dense).norm() / dense.norm())
+
+        chance = with_scores(
+            plan, torch.rand(mass.shape, generator=torch.Generator().manual_seed(0))
+        )
+        oracle = with_scores(plan, mass)
+        plain = dataclasses.replace(plan, tail="none")
+        yield Row(
+            method=method.name,
+            setting=setting,
+            layer=layer,
+            step=step,
+            density=float(plan.density().mean()),
+            recall=recall(plan, mass, heights),
+            recall_random=recall(chance, mass, heights),
+            recall_oracle=recall(oracle, mass, heights),
+            error=error(plain, q, k, v, dense),
+            error_tail=error(dataclasses.replace(plan, tail="complement"), q, k, v, dense),
+            error_random=error(chance, q, k, v, dense),
+            error_oracle=error(oracle, q, k, v, dense),
+            plan_ms=plan_ms,
+        )
+
+
+def told(setting: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in setting.items()) or "defaults"
+
+
+def recorded(options: argparse.Namespace) -> Recording:
+    """Recordings, from the cache where it has them."""
+    wanted = set(itertools.product(options.steps, options.layers))
+    if options.cache and options.cache.exists():
+        kept: Recording = torch.load(options.cache, weights_only=True)
+        if wanted <= set(kept):
+            return {key: kept[key] for key in sorted(wanted)}
+    found = recording(layers=options.layers, steps=options.steps, of=STEPS)
+    if options.cache:
+        torch.save(found, options.cache)
+    return found
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Recall and error over density, a line a method and tile; chance and oracle beside them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
+    named: dict[str, list[tuple[float, float, float]]] = {}
+    for (method, setting), group in grouped(rows):
+        tile = next((it for it in setting.split(", ") if it.startswith("tile ")), "tile 256x128")
+        named.setdefault(f"{method}, {tile.partition(' ')[2]}", []).append(
+            (mean(group, "density"), mean(group, "recall"), mean(group, "error"))
+        )
+    for name, points in sorted(named.items()):
+        points.sort()
+        for axis, column in zip(axes, (1, 2), strict=True):
+            axis.plot([it[0] for it in points], [it[column] for it in points], "o-", label=name)
+    for axis, kind in zip(axes, ("recall", "error"), strict=True):
+        for beside, style in (("random", ":"), ("oracle", "--")):
+            points = sorted((row.density, getattr(row, f"{kind}_{beside}")) for row in rows)
+            bins = [(a, [y for x, y in points if a <= x < a + 0.1]) for a in (0.05, 0.2, 0.45)]
+            shown = [(a + 0.05, statistics.mean(ys)) for a, ys in bins if ys]
+            axis.plot(*zip(*shown, strict=True), style, color="gray", label=beside)
+        axis.set(xlabel="density", ylabel=kind)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def grouped(rows: Sequence[Row]) -> Iterator[tuple[tuple[str, str], list[Row]]]:
+    """Rows of the same setting."""
+    keys = dict.fromkeys((row.method, row.setting) for row in rows)
+    for key in keys:
+        yield key, [row for row in rows if (row.method, row.setting) == key]
+
+
+def mean(rows: Sequence[Row], name: str) -> float:
+    return statistics.mean(getattr(row, name) for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--layers", nargs="+", type=int, default=[1, 4, 8])
+    parser.add_argument("--steps", nargs="+", type=int, default=[1, 4, 8])
+    parser.add_argument("--cache", type=Path, help="a file for the recordings")
+    parser.add_argument("--json", type=Path, help="a JSON line for each row")
+    parser.add_argument("--plot", type=Path, help="a PNG of recall and error over density")
+    options = parser.parse_args()
+    found = recorded(options)
+    rows: list[Row] = []
+    masses: dict[Any, torch.Tensor] = {}
+    print("method, setting: density; recall (random, oracle); error (tail; random, oracle); plan")
+    for name in options.methods:
+        for setting in SETTINGS.get(name, [{}]):
+            made = list(measured(METHODS[name](**setting), told(setting), found, masses))
+            rows += made
+            if not made:
+                print(f"{name}, {told(setting)}: dense", flush=True)
+                continue
+            ((_, group),) = grouped(made)
+            it = {key: mean(group, key) for key in ("density", *_SHOWN)}
+            print(
+                f"{name}, {told(setting)}: {it['density']:.3f}; {it['recall']:.3f} "
+                f"({it['recall_random']:.3f}, {it['recall_oracle']:.3f}); {it['error']:.3f} "
+                f"({it['error_tail']:.3f}; {it['error_random']:.3f}, {it['error_oracle']:.3f}); "
+                f"{it['plan_ms']:.0f} ms", flush=True,
+            )  # fmt: skip
+    if options.json:
+        options.json.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    if options.plot:
+        plot(rows, options.plot)
+
+
+_SHOWN = (
+    *("recall", "recall_random", "recall_oracle", "error", "error_tail"),
+    *("error_random", "error_oracle", "plan_ms"),
+)
+
+
+if __name__ == "__main__":
+    main()
