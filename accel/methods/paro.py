@@ -48,22 +48,22 @@ class Paro(AttentionMethod):
                 f"{self.calibration} is of {found.orders.shape[1]} heads, this model has "
                 f"{q.shape[1]}: calibrate it"
             )
-        return self._made(site, q.device)
+        path, stamp, at, alike = self._at(site)
+        return _plan(path, stamp, at, self.tail, alike, q.device)
 
     def predict(self, site: Site) -> float:
         """See `AttentionMethod`."""
         self._fitting(site)
-        return _density(self._made(site, torch.device("cpu")))
+        return _density(*self._at(site))
 
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`."""
         return Tile(TILE, TILE), self.tail
 
-    def _made(self, site: Site, device: torch.device) -> BlockPlan:
-        at = window(site), site.layer
-        # All that a list depends on: steps of a window share it.
+    def _at(self, site: Site) -> tuple[str, int, tuple[int, int], Site]:
+        """All that a plan depends on: steps of a window share it."""
         alike = dataclasses.replace(site, step=0, steps=1, branch=0, seed=0)
-        return _plan(self.calibration, _stamp(self.calibration), at, self.tail, alike, device)
+        return self.calibration, _stamp(self.calibration), (window(site), site.layer), alike
 
     def _fitting(self, site: Site) -> Calibration:
         """The calibration. Raises AccelerationError where it is of something else."""
@@ -133,7 +133,7 @@ def _read(path: str, stamp: int) -> Calibration:
         return Calibration.read(Path(path))
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)  # the layers of a window: lists of large models take tens of megabytes
 def _plan(
     path: str, stamp: int, at: tuple[int, int], tail: Tail, site: Site, device: torch.device
 ) -> BlockPlan:
@@ -150,7 +150,7 @@ def _plan(
         )
 
 
-@lru_cache(maxsize=512)
-def _density(plan: BlockPlan) -> float:
-    """Asked at every call; plans are compared by identity."""
-    return float(plan.density().mean())
+@lru_cache(maxsize=1024)
+def _density(path: str, stamp: int, at: tuple[int, int], site: Site) -> float:
+    """Asked at every call."""
+    return float(_plan(path, stamp, at, "none", site, torch.device("cpu")).density().mean())
