@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from ..method import AttentionMethod
+from .threshold_blocks import ThresholdBlocks
 from .top_blocks import TopBlocks
 
-METHODS: dict[str, type[AttentionMethod]] = {method.name: method for method in (TopBlocks,)}
+METHODS: dict[str, type[AttentionMethod]] = {
+    method.name: method for method in (TopBlocks, ThresholdBlocks)
+}
 
-__all__ = ["METHODS", "TopBlocks"]
+__all__ = ["METHODS", "ThresholdBlocks", "TopBlocks"]
