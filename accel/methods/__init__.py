@@ -5,9 +5,10 @@ from __future__ import annotations
 from ..method import AttentionMethod
 from .threshold_blocks import ThresholdBlocks
 from .top_blocks import TopBlocks
+from .x_attention import XAttention
 
 METHODS: dict[str, type[AttentionMethod]] = {
-    method.name: method for method in (TopBlocks, ThresholdBlocks)
+    method.name: method for method in (TopBlocks, ThresholdBlocks, XAttention)
 }
 
-__all__ = ["METHODS", "ThresholdBlocks", "TopBlocks"]
+__all__ = ["METHODS", "ThresholdBlocks", "TopBlocks", "XAttention"]
