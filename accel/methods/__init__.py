@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from ..method import AttentionMethod
 from .paro import Paro
+from .threshold_blocks import ThresholdBlocks
 from .top_blocks import TopBlocks
+from .x_attention import XAttention
 
-METHODS: dict[str, type[AttentionMethod]] = {method.name: method for method in (Paro, TopBlocks)}
+METHODS: dict[str, type[AttentionMethod]] = {
+    method.name: method for method in (TopBlocks, ThresholdBlocks, XAttention, Paro)
+}
 
-__all__ = ["METHODS", "Paro", "TopBlocks"]
+__all__ = ["METHODS", "Paro", "ThresholdBlocks", "TopBlocks", "XAttention"]
