@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from ..method import AttentionMethod
+from .sliding_tile import SlidingTile
 from .top_blocks import TopBlocks
 
-METHODS: dict[str, type[AttentionMethod]] = {method.name: method for method in (TopBlocks,)}
+METHODS: dict[str, type[AttentionMethod]] = {
+    method.name: method for method in (TopBlocks, SlidingTile)
+}
 
-__all__ = ["METHODS", "TopBlocks"]
+__all__ = ["METHODS", "SlidingTile", "TopBlocks"]
