@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from ..method import AttentionMethod
+from .blade import Blade
 from .paro import Paro
+from .sliding_tile import SlidingTile
 from .threshold_blocks import ThresholdBlocks
 from .top_blocks import TopBlocks
 from .x_attention import XAttention
 
 METHODS: dict[str, type[AttentionMethod]] = {
-    method.name: method for method in (TopBlocks, ThresholdBlocks, XAttention, Paro)
+    method.name: method
+    for method in (TopBlocks, ThresholdBlocks, XAttention, SlidingTile, Blade, Paro)
 }
 
-__all__ = ["METHODS", "Paro", "ThresholdBlocks", "TopBlocks", "XAttention"]
+__all__ = [
+    "METHODS",
+    "Blade",
+    "Paro",
+    "SlidingTile",
+    "ThresholdBlocks",
+    "TopBlocks",
+    "XAttention",
+]

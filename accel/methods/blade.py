@@ -1,0 +1,185 @@
+"""`blade`: tiles of keys that hold most of the attention of a few tokens drawn from each tile."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+
+from ...kernels.plan import BlockPlan, tile_lengths, tiles_of
+from ..options import option
+from ..site import Site
+from ..tiles import Layout, TileMethod, density_of, forced
+
+CHUNK = 2**25
+"""Logits of sampled tokens that are alive at a time."""
+
+
+class Blade(TileMethod):
+    """Each tile of queries keeps the fewest tiles of keys that reach `mass` of its sampled scores.
+
+    Of each tile `samples` tokens are drawn, at places that are the same in all tiles of a head and
+    differ between heads, queries and keys. A pair of tiles scores the largest weight that a sampled
+    query gives to a sampled key, where the best key of that query weighs 1; scores of a row then
+    sum to 1. The best tiles are kept until their scores reach `mass`, between `keep_least` and
+    `keep_most` of all tiles. The tile itself and text are taken first and count as kept, and
+    queries of text attend to everything. The same seed, layer and step draw the same places.
+
+    With `tail = "complement"`, the global branch, every tile left out is one more key and value,
+    its mean, in the same softmax.
+
+    Source: ASA and ASA_G of Video-BLADE (arXiv 2508.10774), without its training.
+    Differs from the paper: nothing is forced there on models without text beside the picture; means
+    are of tiles, not of 15 or 30 tokens, and stand only for tiles that are left out, while the
+    paper's ASA_G counts kept tiles twice, which a plan cannot express. Differs from the authors'
+    code: it stops one tile short of `mass`, where the paper and this one reach it; it draws from
+    the global generator, and pads the last tile with copies of its last token.
+    """
+
+    name: ClassVar[str] = "blade"
+    paper: ClassVar[str] = "arXiv 2508.10774"
+
+    samples: int = option(
+        16,
+        "Tokens drawn from each tile to score it, all of them where it has no more",
+        least=1,
+        most=256,
+        unit="tokens",
+    )
+    mass: float = option(
+        0.95, "Share of a row's scores that the tiles it keeps reach", above=0, most=1
+    )
+    keep_least: float = option(
+        0.05, "Share of the key tiles that each query tile keeps at least", least=0, most=1
+    )
+    keep_most: float = option(
+        0.2, "Share of the key tiles that each query tile keeps at most", above=0, most=1
+    )
+    tail: Literal["none", "complement"] = option(
+        "complement", "What stands for the tiles that are left out: nothing, or their means"
+    )
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+        """See `AttentionMethod`."""
+        return None if self._whole(site) else super().plan(q, k, site)
+
+    def choose(self, q: torch.Tensor, k: torch.Tensor, site: Site, layout: Layout) -> torch.Tensor:
+        """See `TileMethod`."""
+        found = scores(q, k, site, layout, self.samples)
+        least, most = self._bounds(site)
+        ranks = found.masked_fill(layout.always, torch.inf)
+        best = ranks.argsort(dim=-1, descending=True, stable=True)
+        sums = found.gather(-1, best).cumsum(-1)
+        before = torch.nn.functional.pad(sums[..., :-1], (1, 0))
+        # A sum that is rounded may reach everything too early.
+        taken = before < (sums[..., -1:] * self.mass if self.mass < 1 else torch.inf)
+        taken[..., :least] = True
+        taken[..., most:] = False
+        return torch.zeros_like(taken).scatter_(-1, best, taken)
+
+    def predict(self, site: Site) -> float:
+        """See `AttentionMethod`; an estimate, for scores that are all alike.
+
+        Of peaked scores fewer tiles reach `mass`, of none more, but for forced tiles of low score
+        and ragged ones. Where `keep_most` is a small share the estimate nearly always holds.
+        """
+        if self._whole(site):
+            return 1.0
+        columns = tiles_of(site.tokens, self.tiling()[0].key)
+        least, most = self._bounds(site)
+        kept = most
+        if self.mass < 1:
+            even = math.ceil(round(self.mass * columns, 6))
+            # Not 1, which would keep every call dense, where most of them may keep less.
+            kept = max(least, min(most, even, columns - 1), 1)
+        at = self.tiling()[0], self.order, site.grid, site.text, site.text_first
+        return density_of(kept / columns, *at)
+
+    def why_dense(self, site: Site) -> str:
+        """See `AttentionMethod`."""
+        columns = tiles_of(site.tokens, self.tiling()[0].key)
+        return f"because all of {columns} tiles are kept"
+
+    def _bounds(self, site: Site) -> tuple[int, int]:
+        """The fewest and the most tiles of a row; rounded down, as in the paper, but at least 1."""
+        columns = tiles_of(site.tokens, self.tiling()[0].key)
+        least, most = (
+            max(1, math.floor(round(share * columns, 6)))
+            for share in (self.keep_least, self.keep_most)
+        )
+        return min(least, most), most
+
+    def _whole(self, site: Site) -> bool:
+        """Whether everything is kept, whatever the scores are."""
+        tile = self.tiling()[0]
+        least, most = self._bounds(site)
+        columns = tiles_of(site.tokens, tile.key)
+        if most == columns and (self.mass == 1 or least == columns):
+            return True
+        at = tile, self.order, site.grid, site.text, site.text_first
+        return bool(forced(*at).all())
+
+
+def scores(
+    q: torch.Tensor, k: torch.Tensor, site: Site, layout: Layout, samples: int
+) -> torch.Tensor:
+    """How much a sampled query of a tile attends to a sampled key of another, `[B, H, Q, K]`.
+
+    Of each sampled query r, R(r, j) is the largest logit of the sampled keys in tile j; the score
+    of I and j is the largest exp(R(r, j) - max over j of R(r, j)) of the sampled queries r in I,
+    over the sum of its row. In float32, or float64 for tensors of that.
+
+    Args:
+        q, k: `[B, H, L, D]` as they come.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    generator = torch.Generator().manual_seed(seed_of(site))
+    queries, keys = (
+        sampled(x, layout.places, size, samples, generator)
+        for x, size in ((q, layout.tile.query), (k, layout.tile.key))
+    )
+    rows, columns = queries.shape[2], keys.shape[2]
+    queries = queries.flatten(0, 1).to(dtype) * q.shape[-1] ** -0.5
+    keys = keys.flatten(0, 1).flatten(1, 2).to(dtype)
+    # Of one tile of queries; then of as many tiles, and then heads, as fit.
+    one = queries.shape[2] * keys.shape[1]
+    tiles = max(1, min(rows, CHUNK // one))
+    heads = max(1, CHUNK // (one * tiles))
+    found = [
+        torch.cat([_scored(part, some_keys, columns) for part in some.split(tiles, 1)], dim=1)
+        for some, some_keys in zip(queries.split(heads), keys.split(heads), strict=True)
+    ]
+    found = torch.cat(found).unflatten(0, q.shape[:2])
+    return found / found.sum(-1, keepdim=True)
+
+
+def _scored(queries: torch.Tensor, keys: torch.Tensor, columns: int) -> torch.Tensor:
+    """Scores before a row sums to 1: `[N, Q, samples, D]`, `[N, K * samples, D]` to `[N, Q, K]`."""
+    logits = (queries.flatten(1, 2) @ keys.mT).unflatten(-1, (columns, -1))
+    best = logits.amax(-1)
+    weights = (best - best.amax(-1, keepdim=True)).exp()
+    return weights.unflatten(1, queries.shape[1:3]).amax(2)
+
+
+def sampled(
+    x: torch.Tensor, places: torch.Tensor, size: int, samples: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Tokens at places drawn for each head, `[B, H, tiles, samples, D]`, fewer if `size` is.
+
+    What lies behind the end of a last, ragged tile is counted again from its beginning.
+    """
+    batch, heads, tokens, _ = x.shape
+    shape = (batch, heads, min(size, tokens))
+    drawn = torch.rand(shape, generator=generator, dtype=torch.float32).argsort(dim=-1, stable=True)
+    drawn = drawn[..., None, :samples].to(x.device)
+    lengths = tile_lengths(tokens, size, x.device)[:, None]
+    start = torch.arange(len(lengths), device=x.device)[:, None] * size
+    token = places[start + drawn % lengths]
+    index = token.flatten(2)[..., None].expand(-1, -1, -1, x.shape[-1])
+    return x.gather(2, index).unflatten(2, token.shape[2:])
+
+
+def seed_of(site: Site) -> int:
+    """One number for each seed, layer and step."""
+    return ((site.seed * 1_000_003 + site.layer) * 1_000_003 + site.step) % 2**63
