@@ -46,6 +46,16 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
         *({"keep": keep, "tile": "64x64"} for keep in (0.125, 0.25, 0.5)),
         {"keep": 0.25, "order": "raster"},
     ],
+    "threshold-blocks": [
+        *({"rule": "sigma", "beta": beta, "tile": "64x64"} for beta in (0.5, 1.0, 1.5)),
+        *({"rule": "top", "keep": 0.1, "mass": mass, "tile": "64x64"} for mass in (0.5, 0.8)),
+    ],
+    "x-attention": [{"threshold": it, "tile": "64x64"} for it in (0.5, 0.7, 0.9)],
+    "sliding-tile": [
+        {"tile": "64x64"},
+        {"tile": "64x64", "frames": 1.0, "height": 0.3, "width": 0.3},
+    ],
+    "blade": [{"keep_most": it, "tile": "64x64"} for it in (0.125, 0.25, 0.5)],
 }
 """What is tried where nothing is said; a method without an entry is tried with its defaults."""
 
