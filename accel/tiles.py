@@ -136,7 +136,7 @@ def _forced(tile: Tile, site: Site, order: str) -> torch.Tensor:
 
 def kept_of(keep: float, columns: int) -> int:
     """How many of `columns` tiles `keep` means; at least one."""
-    return math.ceil(round(keep * columns, 6))
+    return max(1, math.ceil(round(keep * columns, 6)))
 
 
 @lru_cache(maxsize=64)

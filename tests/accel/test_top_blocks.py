@@ -69,6 +69,10 @@ def test_a_larger_budget_keeps_all_that_a_smaller_one_keeps():
         assert (less <= more).all() and not torch.equal(less, more)
 
 
+def test_the_least_keep_keeps_one_tile():
+    assert (planned(TopBlocks(keep=1e-9, tile="64x64"), site()).counts == 1).all()
+
+
 def test_keep_1_is_dense():
     q, k, _ = tensors(site())
     assert TopBlocks(keep=1).plan(q, k, site()) is None and TopBlocks(keep=1).predict(site()) == 1
