@@ -213,8 +213,17 @@ class Tally:
         self.incoherence[site.layer] = torch.stack([roughness[0], roughness[chosen, heads]], -1)
 
     def finish(self, model: str, site: Site) -> Calibration:
-        """The calibration, once all layers have been seen at all observed steps."""
+        """The calibration, once all layers have been seen at all observed steps.
+
+        Raises:
+            AccelerationError: not all were, as where a layer has run dense for a reason of its own.
+        """
         layers = sorted(self.orders)
+        if any((at, i) not in self.masks for at in range(len(STARTS)) for i in range(site.layers)):
+            raise AccelerationError(
+                f"of {site.layers} layers not every one was seen in each window of the steps, so "
+                f"{model} cannot be calibrated like this: try the model's own size and steps"
+            )
         masks = [
             torch.stack([self.masks[at, layer] for layer in layers]) for at in range(len(STARTS))
         ]

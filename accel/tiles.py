@@ -17,6 +17,9 @@ from .options import option
 from .order import ORDERS, TokenOrder
 from .site import Site
 
+At = tuple[Tile, str, TokenGrid, int, bool]
+"""Tile, name of the order, grid, tokens of text, whether these are first."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
@@ -72,18 +75,26 @@ class TileMethod(AttentionMethod):
 
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`."""
-        query, _, key = self.tile.partition("x")
-        return Tile(int(query), int(key)), self.tail
+        return tile_of(self.tile), self.tail
+
+    def at(self, site: Site) -> At:
+        """All that order and forced tiles depend on."""
+        return tile_of(self.tile), self.order, site.grid, site.text, site.text_first
 
     def layout(self, site: Site, device: torch.device) -> Layout:
         """The order and the tiles that are kept always, on a device; copied there once."""
-        at = self.tiling()[0], self.order, site.grid, site.text, site.text_first
+        at = self.at(site)
         return _on_cpu(*at) if device.type == "cpu" else _copied(device, *at)
 
     def forces_all(self, site: Site) -> bool:
         """Whether every tile is kept always, so that there is nothing to choose."""
-        at = self.tiling()[0], self.order, site.grid, site.text, site.text_first
-        return bool(forced(*at).all())
+        return bool(forced(*self.at(site)).all())
+
+
+def tile_of(name: str) -> Tile:
+    """The tile that an option names, as in `256x128`."""
+    query, _, key = name.partition("x")
+    return Tile(int(query), int(key))
 
 
 @lru_cache(maxsize=64)

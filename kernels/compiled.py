@@ -17,7 +17,7 @@ from .backends import attend, checked, choose
 from .lists import permuted
 from .plan import BlockPlan, Tile
 from .precision import Precision
-from .problem import Problem
+from .problem import Problem, wants_gradients
 
 _GRADIENTS_OF = ("triton", "hopper")
 """Backends whose gradients come from `triton_backward`; the others' from autograd."""
@@ -41,9 +41,7 @@ def block_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `attention.block_attention`; `backend` "" is the fastest that can."""
     sizes = [plan.tile.query, plan.tile.key, plan.queries, plan.keys]
-    wants = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (*tensors, plan.bias)
-    )
+    wants = wants_gradients(*tensors, plan.bias)
     return torch.ops.kinora.block_attention(
         *tensors, plan.indices, plan.counts, plan.order, plan.bias, sizes, plan.tail, scale,
         precision.qk, precision.pv, backend, wants,

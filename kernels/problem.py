@@ -41,9 +41,6 @@ class Problem:
         precision: Precision = INPUT,
     ) -> Problem:
         """The problem of a call."""
-        wants = torch.is_grad_enabled() and any(
-            x is not None and x.requires_grad for x in (q, k, v, plan.bias)
-        )
         return cls(
             device=q.device.type,
             dtype=q.dtype,
@@ -55,10 +52,15 @@ class Problem:
             tile=plan.tile,
             tail=plan.tail,
             biased=plan.bias is not None,
-            requires_grad=wants,
+            requires_grad=wants_gradients(q, k, v, plan.bias),
             precision=precision,
         )
 
     def tensor_bytes(self, tokens: int) -> int:
         """Bytes of `[B, H, tokens, D]`."""
         return self.batch * self.heads * tokens * self.head_dim * self.dtype.itemsize
+
+
+def wants_gradients(*tensors: torch.Tensor | None) -> bool:
+    """Whether gradients of any of these are recorded."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

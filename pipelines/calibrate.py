@@ -26,8 +26,6 @@ def calibrate(
     output: Path,
     *,
     keep: float,
-    balance: float = 0.5,
-    sample: float = 0.25,
     report: Callable[[str], None],
 ) -> Calibrated:
     """Run `request` dense, choose orders and masks for `paro`, and write them to `output`.
@@ -36,16 +34,12 @@ def calibrate(
         request: model, prompt, size, length, steps, seed, device and dtype are read.
         output: a file that is not there yet; written whole or not at all.
         keep: share of the tiles that the masks keep.
-        balance, sample: see `accel.calibration.Tally`.
         report: is told what is going on, in lines.
 
     Raises `KinoraError`: as `generate` does; one line each.
     """
-    for name, value in (("keep", keep), ("sample", sample)):
-        if not 0 < value <= 1:
-            raise RequestError(f"{name} must be above 0 and at most 1, not {value:g}")
-    if not 0 <= balance <= 1:
-        raise RequestError(f"balance must be 0 to 1, not {balance:g}")
+    if not 0 < keep <= 1:
+        raise RequestError(f"keep must be above 0 and at most 1, not {keep:g}")
     if output.exists():
         raise OutputError(f"{output} is there already: name another file, or remove it")
     if not output.absolute().parent.is_dir():
@@ -65,7 +59,7 @@ def calibrate(
     report(f"loading {card.name}")
     with relayed(report):
         pipe: Any = models.load(weights, place).pipe
-    tally = Tally(keep=keep, balance=balance, sample=sample)
+    tally = Tally(keep=keep)
     observer = ParoObserver(tally)
     last = max(observed_steps(resolved.steps))
 

@@ -10,7 +10,7 @@ import torch
 from ...kernels.plan import BlockPlan, tile_lengths, tiles_of
 from ..options import option
 from ..site import Site
-from ..tiles import Layout, TileMethod, density_of, forced
+from ..tiles import Layout, TileMethod, density_of
 
 CHUNK = 2**25
 """Logits of sampled tokens that are alive at a time."""
@@ -93,8 +93,7 @@ class Blade(TileMethod):
             even = math.ceil(round(self.mass * columns, 6))
             # Not 1, which would keep every call dense, where most of them may keep less.
             kept = max(least, min(most, even, columns - 1), 1)
-        at = self.tiling()[0], self.order, site.grid, site.text, site.text_first
-        return density_of(kept / columns, *at)
+        return density_of(kept / columns, *self.at(site))
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""
@@ -112,13 +111,9 @@ class Blade(TileMethod):
 
     def _whole(self, site: Site) -> bool:
         """Whether everything is kept, whatever the scores are."""
-        tile = self.tiling()[0]
         least, most = self._bounds(site)
-        columns = tiles_of(site.tokens, tile.key)
-        if most == columns and (self.mass == 1 or least == columns):
-            return True
-        at = tile, self.order, site.grid, site.text, site.text_first
-        return bool(forced(*at).all())
+        columns = tiles_of(site.tokens, self.tiling()[0].key)
+        return self.forces_all(site) or (most == columns and (self.mass == 1 or least == columns))
 
 
 def scores(

@@ -15,7 +15,7 @@ from ..method import AttentionMethod
 from ..options import option
 from ..order import boxes
 from ..site import Site
-from ..tiles import kept_of
+from ..tiles import kept_of, tile_of
 
 Shares = tuple[float, float, float]
 """Of frames, height and width."""
@@ -89,8 +89,7 @@ class SlidingTile(AttentionMethod):
 
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`."""
-        query, _, key = self.tile.partition("x")
-        return Tile(int(query), int(key)), self.tail
+        return tile_of(self.tile), self.tail
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""

@@ -103,7 +103,7 @@ class ThresholdBlocks(TileMethod):
         """
         if self._everything(site):
             return 1.0
-        at = self.tiling()[0], self.order, site.grid, site.text, site.text_first
+        at = self.at(site)
         if self.rule == "sigma":
             return density_beside(math.erfc(self.beta / math.sqrt(2)) / 2, *at)
         return max(density_of(self.keep, *at), density_beside(likely_share(self.mass), *at))

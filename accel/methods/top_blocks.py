@@ -37,7 +37,7 @@ class TopBlocks(TileMethod):
         kept = kept_of(self.keep, columns)
         if kept == columns:
             return None
-        at = tile, self.order, site.grid, site.text, site.text_first
+        at = self.at(site)
         layout = self.layout(site, q.device)
         # Float32: in half precision ties would favour the first tiles.
         means = pair_means(q.detach(), k.detach(), tile, layout.places)
@@ -54,9 +54,7 @@ class TopBlocks(TileMethod):
 
     def predict(self, site: Site) -> float:
         """See `AttentionMethod`."""
-        return density_of(
-            self.keep, self.tiling()[0], self.order, site.grid, site.text, site.text_first
-        )
+        return density_of(self.keep, *self.at(site))
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""

@@ -66,7 +66,7 @@ class XAttention(TileMethod):
         """An estimate: what is kept depends on the numbers, see `likely_share`."""
         if self._everything(site):
             return 1.0
-        at = self.tiling()[0], self.order, site.grid, site.text, site.text_first
+        at = self.at(site)
         return max(density_of(self.least, *at), density_beside(likely_share(self.threshold), *at))
 
     def why_dense(self, site: Site) -> str:

@@ -236,6 +236,14 @@ def test_a_file_holds_all_of_it(tmp_path: Path):
 # --- bad input ---
 
 
+def test_a_layer_that_was_not_seen():
+    tally = Tally(keep=0.5)
+    q, k, _ = tensors(SITE)
+    tally.observe(q, k, SITE)
+    with pytest.raises(AccelerationError, match="of 1 layers not every one was seen"):
+        tally.finish("tiny", SITE)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
