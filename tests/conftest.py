@@ -28,6 +28,17 @@ SIZES: dict[str, tuple[int, int, int]] = {
 """Family → a small (width, height, frames) that it takes."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs a CUDA device where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
 def diffusers() -> Any:
     """The library, untyped: its annotations do not allow what it documents."""
     return importlib.import_module("diffusers")
