@@ -26,6 +26,7 @@ from ...kernels.backends import refuses
 from ...kernels.plan import BlockPlan, Tail, Tile
 from ...kernels.precision import INPUT, Precision
 from ...kernels.problem import Problem
+from ...pipelines.errors import RequestError
 from .cases import PATTERNS, RECORDED, Case, Shape, by_means, first
 from .peers import PEERS, Absent, Call
 
@@ -209,6 +210,7 @@ def _timed(
         return dataclasses.replace(row, refused=str(reason))
     except Exception as reason:  # whatever a foreign library raises is the answer
         told = (str(reason).strip() or type(reason).__name__).splitlines()[0]
+        _still_there(row.name, told, wanted.device)
         return dataclasses.replace(row, refused=told[:160])
     peak = _peak_bytes(call, wanted.device)
     calls = [call] if beside is None else [call, beside]
@@ -220,6 +222,18 @@ def _timed(
         row, ms=ms, dense_ms=dense, e=row.density * dense / ms, error=error, peak_bytes=peak,
         tflops_on_kept=1e-9 * operations / ms,
     )  # fmt: skip
+
+
+def _still_there(name: str, told: str, device: str) -> None:
+    """Raises `RequestError` where a kernel broke the device for all that comes behind it."""
+    if device.startswith("cuda"):
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            raise RequestError(
+                f"{name} broke the device ({told}); what was timed before it is kept, leave it out "
+                "by naming others with --peer or --backend"
+            ) from None
 
 
 def _error(row: Row, case: Case, prepare: Callable[[Case], Call]) -> float:

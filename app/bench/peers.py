@@ -15,7 +15,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from ...kernels.plan import Tile, tile_lengths
+from ...kernels.plan import BlockPlan, Tile, tile_lengths
 from .cases import Case
 
 Call = Callable[[], torch.Tensor]
@@ -100,6 +100,12 @@ def _flex(case: Case) -> Call:
     return lambda: compiled(q, k, v, block_mask=mask)
 
 
+def of_each_head(plan: BlockPlan, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices and counts for kernels that read a list for each head, also where all share one."""
+    indices, counts = (x.expand(*q.shape[:2], *x.shape[2:]) for x in (plan.indices, plan.counts))
+    return indices.contiguous(), counts.contiguous()
+
+
 def _fastvideo(case: Case) -> Call:
     """fastvideo-kernel's block-sparse attention in Triton."""
     if not case.tensors[0].is_cuda:
@@ -111,7 +117,7 @@ def _fastvideo(case: Case) -> Call:
     attend = _module("fastvideo_kernel.block_sparse_attn", "fastvideo-kernel")
     q, k, v = (x.contiguous() for x in case.tensors)
     lengths = tile_lengths(plan.keys, 64, q.device).to(torch.int32)
-    lists = (plan.indices.contiguous(), plan.counts.contiguous(), lengths)
+    lists = (*of_each_head(plan, q), lengths)
     return lambda: attend.block_sparse_attn_triton(q, k, v, *lists)[0]
 
 
@@ -126,12 +132,12 @@ def _flash4(case: Case) -> Call:
     attend = _module("flash_attn.cute.interface", "flash-attn-4")
     sparsity = _module("flash_attn.cute.block_sparsity", "flash-attn-4")
     q, k, v = (x.transpose(1, 2) for x in case.tensors)
-    zeros = torch.zeros_like(plan.counts)
+    indices, counts = of_each_head(plan, case.tensors[0])
     lists = sparsity.BlockSparseTensorsTorch(
-        mask_block_cnt=zeros,
-        mask_block_idx=torch.zeros_like(plan.indices),
-        full_block_cnt=plan.counts,
-        full_block_idx=plan.indices,
+        mask_block_cnt=torch.zeros_like(counts),
+        mask_block_idx=torch.zeros_like(indices),
+        full_block_cnt=counts,
+        full_block_idx=indices,
         block_size=(128, 128),
     )
     return lambda: attend.flash_attn_func(q, k, v, block_sparse_tensors=lists)[0].transpose(1, 2)

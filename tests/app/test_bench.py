@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinora.app.bench import peers
+from kinora.app.bench import attention, peers
 from kinora.app.bench.attention import Wanted, rows
 from kinora.app.bench.cases import PATTERNS, Case, Shape, by_means, first, random
 from kinora.app.cli import main
 from kinora.kernels.plan import Tile
+from kinora.pipelines.errors import RequestError
 
 SHAPE, TILE = Shape(2, 300, 16), Tile(64, 32)
 SMALL = ("--shape", "2x300x16", "--tile", "64x32", "--density", "0.3", "--repeats", "1")
@@ -43,6 +44,25 @@ def test_what_is_compared_is_small_and_leaves_tiles_out():
     case.plan.check()
     assert case.tensors[0].shape == (1, 2, 200, 16)
     assert 0.3 < float(case.plan.density().max()) < 0.8
+
+
+def test_kernels_that_read_a_list_for_each_head_get_one():
+    case = PATTERNS["local"](SHAPE, TILE, 0.3, "cpu", torch.float32)
+    assert case.plan.indices.shape[1] == 1
+    indices, counts = peers.of_each_head(case.plan, case.tensors[0])
+    assert indices.shape[:2] == counts.shape[:2] == (1, SHAPE.heads)
+    assert indices.is_contiguous() and bool((indices == case.plan.indices).all())
+
+
+def test_a_kernel_that_breaks_the_device_ends_the_table(monkeypatch: pytest.MonkeyPatch):
+    def broken() -> None:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    still_there = attention._still_there  # pyright: ignore[reportPrivateUsage]
+    still_there("cpu", "a mistake", "cpu")
+    with pytest.raises(RequestError, match=r"fastvideo broke the device \(an address\).*--peer"):
+        still_there("fastvideo", "an address", "cuda")
 
 
 def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
