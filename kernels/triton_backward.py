@@ -35,7 +35,7 @@ _FLOAT32 = {128: Launch(32, 32, 8, 1), 256: Launch(16, 16, 8, 1)}
 LAUNCHES: dict[tuple[str, int], dict[int, Launch]] = {
     ("queries", 2): {
         64: Launch(128, 64, 8, 3),
-        128: Launch(128, 64, 8, 2),
+        128: Launch(128, 64, 8, 3),
         256: Launch(64, 32, 4, 2),
     },
     ("keys_values", 2): {
