@@ -55,7 +55,7 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
         {"tile": "64x64"},
         {"tile": "64x64", "frames": 1.0, "height": 0.3, "width": 0.3},
     ],
-    "blade": [{"keep_most": it, "tile": "64x64"} for it in (0.125, 0.25, 0.5)],
+    "blade": [{"keep": it, "tile": "64x64"} for it in (0.125, 0.25, 0.5)],
 }
 """What is tried where nothing is said; a method without an entry is tried with its defaults."""
 

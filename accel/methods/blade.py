@@ -23,7 +23,7 @@ class Blade(TileMethod):
     differ between heads, queries and keys. A pair of tiles scores the largest weight that a sampled
     query gives to a sampled key, where the best key of that query weighs 1; scores of a row then
     sum to 1. The best tiles are kept until their scores reach `mass`, between `keep_least` and
-    `keep_most` of all tiles. The tile itself and text are taken first and count as kept, and
+    `keep` of all tiles. The tile itself and text are taken first and count as kept, and
     queries of text attend to everything. The same seed, layer and step draw the same places.
 
     With `tail = "complement"`, the global branch, every tile left out is one more key and value,
@@ -40,21 +40,21 @@ class Blade(TileMethod):
     name: ClassVar[str] = "blade"
     paper: ClassVar[str] = "arXiv 2508.10774"
 
+    keep: float = option(
+        0.2, "Share of the key tiles that each query tile keeps at most", above=0, most=1
+    )
+    keep_least: float = option(
+        0.05, "Share of the key tiles that each query tile keeps at least", least=0, most=1
+    )
+    mass: float = option(
+        0.95, "Share of a row's scores that the tiles it keeps reach", above=0, most=1
+    )
     samples: int = option(
         16,
         "Tokens drawn from each tile to score it, all of them where it has no more",
         least=1,
         most=256,
         unit="tokens",
-    )
-    mass: float = option(
-        0.95, "Share of a row's scores that the tiles it keeps reach", above=0, most=1
-    )
-    keep_least: float = option(
-        0.05, "Share of the key tiles that each query tile keeps at least", least=0, most=1
-    )
-    keep_most: float = option(
-        0.2, "Share of the key tiles that each query tile keeps at most", above=0, most=1
     )
     tail: Literal["none", "complement"] = option(
         "complement", "What stands for the tiles that are left out: nothing, or their means"
@@ -82,7 +82,7 @@ class Blade(TileMethod):
         """See `AttentionMethod`; an estimate, for scores that are all alike.
 
         Of peaked scores fewer tiles reach `mass`, of none more, but for forced tiles of low score
-        and ragged ones. Where `keep_most` is a small share the estimate nearly always holds.
+        and ragged ones. Where `keep` is a small share the estimate nearly always holds.
         """
         if self._whole(site):
             return 1.0
@@ -104,8 +104,7 @@ class Blade(TileMethod):
         """The fewest and the most tiles of a row; rounded down, as in the paper, but at least 1."""
         columns = tiles_of(site.tokens, self.tiling()[0].key)
         least, most = (
-            max(1, math.floor(round(share * columns, 6)))
-            for share in (self.keep_least, self.keep_most)
+            max(1, math.floor(round(share * columns, 6))) for share in (self.keep_least, self.keep)
         )
         return min(least, most), most
 

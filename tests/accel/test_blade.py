@@ -19,7 +19,7 @@ from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan, tile_lengths
 
 GRID = TokenGrid(5, 9, 20)  # 900 tokens: ragged with every tile
-DENSE = {"keep_least": 1.0, "keep_most": 1.0}
+DENSE = {"keep_least": 1.0, "keep": 1.0}
 
 
 def site(text: int = 0, first: bool = False, grid: TokenGrid = GRID) -> Site:
@@ -155,19 +155,19 @@ def test_heads_and_batch_items_choose_for_themselves():
 
 
 @pytest.mark.parametrize("keep_least", [0, 0.3])
-@pytest.mark.parametrize("keep_most", [0.05, 0.5, 1])
+@pytest.mark.parametrize("keep", [0.05, 0.5, 1])
 @pytest.mark.parametrize("mass", [0.01, 0.6, 0.95])
 @pytest.mark.parametrize("text", [0, 70])
 def test_a_row_keeps_the_fewest_best_tiles_that_reach_the_mass(
-    keep_least: float, keep_most: float, mass: float, text: int
+    keep_least: float, keep: float, mass: float, text: int
 ):
     at = site(text)
-    method = Blade(mass=mass, keep_least=keep_least, keep_most=keep_most, tile="64x64")
+    method = Blade(mass=mass, keep_least=keep_least, keep=keep, tile="64x64")
     q, k, _ = tensors(at)
     q *= 2
     plan, found = planned(method, at, q, k), scored(method, at, q, k)
     always = forced(plan.tile, "gilbert", at.grid, text, False)
-    most = max(1, math.floor(keep_most * plan.columns + 1e-9))
+    most = max(1, math.floor(keep * plan.columns + 1e-9))
     least = min(most, max(1, math.floor(keep_least * plan.columns + 1e-9)))
     mask = plan.mask()
     for b, h, row in itertools.product(range(2), range(3), range(plan.rows)):
@@ -180,7 +180,7 @@ def test_a_row_keeps_the_fewest_best_tiles_that_reach_the_mass(
         kept = max(least, min(most, kept))
         expected = {*ranked[:kept], *always[row].nonzero()[:, 0].tolist()}
         assert set(mask[b, h, row].nonzero()[:, 0].tolist()) == expected
-        if keep_most == 1 and kept > max(least, len(always[row].nonzero())):
+        if keep == 1 and kept > max(least, len(always[row].nonzero())):
             # One tile less, as in the authors' code, falls short.
             assert sum(score[j] for j in ranked[:kept]) >= mass - 1e-12
             assert sum(score[j] for j in ranked[: kept - 1]) < mass
@@ -191,7 +191,7 @@ def test_a_row_keeps_the_fewest_best_tiles_that_reach_the_mass(
 def test_text_and_the_tile_itself_are_kept_at_any_budget(tile: str, order: str):
     for text, first in ((0, False), (1, True), (70, False), (226, True)):
         at = site(text, first)
-        method = Blade(mass=1e-6, keep_least=0, keep_most=1e-6, tile=tile, order=order)  # pyright: ignore[reportArgumentType]
+        method = Blade(mass=1e-6, keep_least=0, keep=1e-6, tile=tile, order=order)  # pyright: ignore[reportArgumentType]
         q, k, _ = tensors(at)
         plan = planned(method, at, q, k)
         assert plan.order is not None and (plan.counts >= 1).all()
@@ -207,9 +207,9 @@ def test_text_and_the_tile_itself_are_kept_at_any_budget(tile: str, order: str):
 def test_a_larger_budget_keeps_all_that_a_smaller_one_keeps():
     at = site(text=7)
     q, k, _ = tensors(at)
-    by_mass = [{"mass": it, "keep_most": 1} for it in (0.05, 0.3, 0.7, 1)]
-    by_most = [{"keep_most": it} for it in (0.01, 0.2, 0.5)]
-    by_least = [{"keep_least": it, "keep_most": 1, "mass": 0.2} for it in (0, 0.3, 0.6, 1)]
+    by_mass = [{"mass": it, "keep": 1} for it in (0.05, 0.3, 0.7, 1)]
+    by_most = [{"keep": it} for it in (0.01, 0.2, 0.5)]
+    by_least = [{"keep_least": it, "keep": 1, "mass": 0.2} for it in (0, 0.3, 0.6, 1)]
     for budgets in (by_mass, by_most, by_least):
         methods = [Blade(tile="64x64", **it) for it in budgets]  # pyright: ignore[reportArgumentType]
         masks = [it.choose(q, k, at, it.layout(at, q.device)) for it in methods]
@@ -217,7 +217,7 @@ def test_a_larger_budget_keeps_all_that_a_smaller_one_keeps():
             assert (less <= more).all() and not torch.equal(less, more)
 
 
-@pytest.mark.parametrize("options", [DENSE, {"mass": 1.0, "keep_most": 1.0}])
+@pytest.mark.parametrize("options", [DENSE, {"mass": 1.0, "keep": 1.0}])
 @pytest.mark.parametrize("tail", ["none", "complement"])
 def test_to_keep_everything_is_dense(options: dict[str, float], tail: str):
     at = site(text=9)
@@ -236,12 +236,12 @@ def test_to_keep_everything_is_dense(options: dict[str, float], tail: str):
     torch.testing.assert_close(out, torch.softmax(q @ k.mT / 4, -1) @ v)
 
 
-@pytest.mark.parametrize("by", ["mass", "keep_most"])
+@pytest.mark.parametrize("by", ["mass", "keep"])
 def test_the_error_falls_as_more_is_kept_and_the_means_of_the_rest_help(by: str):
     at = site()
     q, k, v = smooth(at)
     dense = torch.softmax(q @ k.mT / 4, -1) @ v
-    base = {"mass": 1.0} if by == "keep_most" else {"keep_most": 1.0}
+    base = {"mass": 1.0} if by == "keep" else {"keep": 1.0}
 
     def error(budget: float, tail: str) -> float:
         method = Blade(tile="64x64", tail=tail, **{**base, by: budget})  # pyright: ignore[reportArgumentType]
@@ -258,7 +258,7 @@ def test_the_error_falls_as_more_is_kept_and_the_means_of_the_rest_help(by: str)
 def test_the_error_is_bounded_by_the_mass_that_is_missed():
     at = site(text=5)
     q, k, v = tensors(at)
-    plan = planned(Blade(tail="none", tile="64x64", keep_most=0.4), at, q, k)
+    plan = planned(Blade(tail="none", tile="64x64", keep=0.4), at, q, k)
     assert plan.order is not None
     tile = plan.order.argsort() // 64
     weights = torch.softmax(q @ k.mT / 4, -1)
@@ -268,7 +268,7 @@ def test_the_error_is_bounded_by_the_mass_that_is_missed():
 
 
 def test_where_keys_are_alike_in_each_tile_the_tail_is_exact():
-    at, method = site(text=9), Blade(keep_most=0.1, tile="64x64")
+    at, method = site(text=9), Blade(keep=0.1, tile="64x64")
     q, k, v = tensors(at)
     places = method.layout(at, q.device).places
     for part in places.split(64):
@@ -308,12 +308,12 @@ def test_the_tiles_that_matter_are_found():
 def test_the_prediction_is_what_is_kept_of_even_scores(tile: str, text: int):
     at = site(text, grid=TokenGrid(9, 16, 16))
     q, k, _ = tensors(at)
-    for options in ({"keep_most": 0.2}, {"keep_most": 1.0}, {"keep_most": 1.0, "mass": 0.5}):
+    for options in ({"keep": 0.2}, {"keep": 1.0}, {"keep": 1.0, "mass": 0.5}):
         method = Blade(tile=tile, **options)  # pyright: ignore[reportArgumentType]
         executed = float(planned(method, at, q, k).density().mean())
         assert method.predict(at) < 1
         assert executed <= method.predict(at) + 0.002  # few tiles: one is taken to be left out
-        if options == {"keep_most": 0.2}:  # it holds always, and this grid has no ragged tiles
+        if options == {"keep": 0.2}:  # it holds always, and this grid has no ragged tiles
             assert executed == pytest.approx(method.predict(at), abs=1e-6 if not text else 0.01)
         peaked = float(planned(method, at, q * 8, k).density().mean())
         assert peaked <= executed + 1e-6
@@ -322,7 +322,7 @@ def test_the_prediction_is_what_is_kept_of_even_scores(tile: str, text: int):
 def test_equal_scores_keep_the_tile_itself_and_the_first_ones():
     at = site(grid=TokenGrid(4, 16, 16))  # 16 tiles: eight of them hold exactly half
     q = torch.zeros(1, 1, at.tokens, 8)
-    plan = planned(Blade(mass=0.5, keep_most=1, tile="64x64"), at, q, q)
+    plan = planned(Blade(mass=0.5, keep=1, tile="64x64"), at, q, q)
     for row, kept in enumerate(plan.mask()[0, 0]):
         assert kept.nonzero()[:, 0].tolist() == ([*range(8)] if row < 8 else [*range(7), row])
 
@@ -330,8 +330,8 @@ def test_equal_scores_keep_the_tile_itself_and_the_first_ones():
 def test_the_bounds_are_rounded_down_but_at_least_one_tile():
     at = site()  # 15 tiles
     q, k, _ = tensors(at)
-    for keep_least, keep_most, kept in ((0.2, 0.2, 3), (0.26, 0.26, 3), (0, 1e-3, 1), (1, 0.2, 3)):
-        method = Blade(keep_least=keep_least, keep_most=keep_most, tile="64x64")
+    for keep_least, keep, kept in ((0.2, 0.2, 3), (0.26, 0.26, 3), (0, 1e-3, 1), (1, 0.2, 3)):
+        method = Blade(keep_least=keep_least, keep=keep, tile="64x64")
         assert (planned(method, at, q, k).counts == kept).all()
 
 

@@ -113,7 +113,7 @@ def test_settings_are_put_over_a_recipe():
         ("attention.every=2.5", "attention.every must be a whole number from 1 to 1000"),
         ("attention.every=inf", "a whole number from 1"),
         ("attention.from_step=-1", "a number from 0 to 1 (of the steps), not -1"),
-        ("attention.kep=1", "top-blocks has no option 'kep' (did you mean keep?)"),
+        ("attention.kep=1", "blade has no option 'kep' (did you mean keep?)"),
         (
             "attention.order=mortn",
             "must be one of raster, morton, gilbert, not mortn (did you mean morto",

@@ -31,7 +31,7 @@ def test_a_run_with_a_recipe_ends_with_its_receipt_in_words(cli: Cli, wan_folder
     called = cli("generate", "a red circle", "--model", wan_folder, *SMALL, "--recipe", "balanced",
                  *sparse)  # fmt: skip
     assert called.status == 0
-    assert "asked: attention by top-blocks (keep 0.25, tile 64x64" in called.out
+    assert "asked: attention by blade (tail complement, keep 0.25" in called.out
     assert "ran: 8 of 12 attention calls by the cpu kernel" in called.out
     assert "4 calls dense in the first 20% of the steps" in called.out
 
@@ -81,7 +81,7 @@ def test_a_plan_of_a_model_that_is_not_here(cli: Cli, monkeypatch: pytest.Monkey
 def test_a_plan_is_told_in_words_and_as_json(cli: Cli) -> None:
     called = cli("plan", "--recipe", "balanced", "--size", "256x256")
     assert called.status == 0
-    for told in ("9,216", "attention", "ok: top-blocks", "cpu kernel", "times as fast", "it fits"):
+    for told in ("9,216", "attention", "ok: blade", "cpu kernel", "times as fast", "it fits"):
         assert told in called.out
     part = cli("plan", "--recipe", "balanced", "--size", "256x256", "--json").last["parts"][0]
     assert part["speedup"] > 1.3

@@ -110,7 +110,7 @@ def test_a_changed_control_is_a_setting_and_nothing_else() -> None:
 
 
 def test_fields_make_the_request_of_the_command_line() -> None:
-    chosen = {"": {"when": "faster"}, "top-blocks": {"attention.keep": 0.5}}
+    chosen = {"": {"when": "faster"}, "blade": {"attention.keep": 0.5}}
     chosen["another-method"] = {"attention.keep": 0.9}
     made = form.request_of({**FIELDS, "recipe": "balanced"}, chosen, "out")
     said = Request.model_validate(
@@ -136,7 +136,7 @@ def test_empty_fields_are_the_defaults_of_the_model() -> None:
 
 
 def test_what_is_out_of_range_is_refused_in_the_words_of_the_recipe() -> None:
-    chosen = {"": {}, "top-blocks": {"attention.every": 0}}
+    chosen = {"": {}, "blade": {"attention.every": 0}}
     made = form.request_of({**FIELDS, "recipe": "balanced"}, chosen, "out")
     with pytest.raises(RecipeError, match=r"attention\.every must be a whole number from 1 to"):
         resolve(made, cards.find("kinora-tiny"))

@@ -186,7 +186,7 @@ def test_a_run_shows_video_receipt_times_and_files(page: Page, server: Server, d
     script = f"return [{video}.videoWidth, {video}.videoHeight, {video}.error]"
     page.until(lambda: driver.execute_script(script) == [32, 32, None])
     told = page.text("output")
-    for word in ("asked: attention by top-blocks", "denoise", "total", "a-blue-square-s3.json"):
+    for word in ("asked: attention by blade", "denoise", "total", "a-blue-square-s3.json"):
         assert word in told
     assert server.files() == ["a-blue-square-s3.json", "a-blue-square-s3.mp4"]
     record = json.loads((server.output / "a-blue-square-s3.json").read_text())

@@ -173,7 +173,8 @@ def test_a_plan_loads_nothing_and_tells_refusals(
     ask: Ask, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded"))
-    (part,) = plan(ask(settings=("attention.keep=0.9", "attention.tile=64x64"))).parts
+    most = ("attention.method=top-blocks", "attention.keep=0.9", "attention.tile=64x64")
+    (part,) = plan(ask(settings=most)).parts
     assert part.verdict == "idle" and part.speedup == 1
     assert part.why.startswith("all calls run dense") and part.why.endswith(
         "because 0.9 of 8 tiles is all"
