@@ -9,7 +9,7 @@ of the tail's pooled tokens come from programs over all queries.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,19 +23,35 @@ from .triton_support import interpreted, on_device, padded
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How a kernel is run: on pieces of so many queries and keys, with so many warps and stages."""
+    """How a kernel is run: on pieces of so many queries and keys, with so many warps and stages.
+
+    Args:
+        more_stages: instead, where a program has `ROOMY` of shared memory.
+    """
 
     queries: int
     keys: int
     warps: int
     stages: int
+    more_stages: int | None = None
+
+    def stages_on(self, device: torch.device) -> int:
+        """Those for a device."""
+        if self.more_stages is None or device.type != "cuda":
+            return self.stages
+        most = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        return self.more_stages if most >= ROOMY else self.stages
+
+
+ROOMY = 160 * 1024
+"""Bytes of shared memory: server GPUs have them from sm_80 on, sm_86 and sm_89 have 99 KiB."""
 
 
 _FLOAT32 = {128: Launch(32, 32, 8, 1), 256: Launch(16, 16, 8, 1)}
 LAUNCHES: dict[tuple[str, int], dict[int, Launch]] = {
     ("queries", 2): {
         64: Launch(128, 64, 8, 3),
-        128: Launch(128, 64, 8, 3),
+        128: Launch(128, 64, 8, 2, more_stages=3),
         256: Launch(64, 32, 4, 2),
     },
     ("keys_values", 2): {
@@ -54,7 +70,8 @@ LAUNCHES: dict[tuple[str, int], dict[int, Launch]] = {
 }
 """By kernel and bytes of a number, then by the head dimension up to which an entry holds.
 
-Chosen so that registers suffice on sm_90 (what ptxas says), not yet by time.
+Chosen so that registers suffice on sm_90 (what ptxas says); those for 16 bits and dimensions of 64
+and 128 also by time on an H100.
 """
 
 POOLED_PROGRAMS = 1024
@@ -230,7 +247,7 @@ def _gradients(
             "SUB_K": it.keys,
             "WIDE": interpreted(),
             "num_warps": it.warps,
-            "num_stages": it.stages,
+            "num_stages": it.stages_on(q.device),
         }
 
     # What a variant of a kernel does not read is given any tensor.
@@ -303,7 +320,7 @@ def _pieces(kernel: str, dim: int, item_bytes: int, tile: Tile) -> Launch:
     it = table[min(size for size in table if size >= dim)]
     # A chunk of pooled tokens is no piece of a tile.
     keys = it.keys if kernel == "pooled" else min(it.keys, tile.key)
-    return Launch(min(it.queries, tile.query), keys, it.warps, it.stages)
+    return replace(it, queries=min(it.queries, tile.query), keys=keys)
 
 
 def workspace(problem: Problem) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from kinora.kernels.attention import block_attention, merge
 from kinora.kernels.backends import refuses, workspace
 from kinora.kernels.plan import BlockPlan, Tail, Tile, tiles_of
 from kinora.kernels.problem import Problem
-from kinora.kernels.triton_backward import Launch, transpose
+from kinora.kernels.triton_backward import LAUNCHES, Launch, transpose
 
 pytest.importorskip("triton", reason="the test group has it on Linux")
 
@@ -383,3 +384,12 @@ def test_it_takes_problems_with_gradients_and_counts_their_memory():
     assert problem.requires_grad and refuses(problem, "triton") is None
     more = workspace(problem, "triton") - workspace(without, "triton")
     assert more >= problem.tensor_bytes(3 * 40)
+
+
+@pytest.mark.parametrize(("room", "stages"), [(99, 2), (163, 3), (227, 3)])
+def test_stages_fit_into_shared_memory(room: int, stages: int, monkeypatch: pytest.MonkeyPatch):
+    device = SimpleNamespace(shared_memory_per_block_optin=room * 1024)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    launch = LAUNCHES["queries", 2][128]
+    assert launch.stages_on(torch.device("cuda")) == stages
+    assert launch.stages_on(torch.device("cpu")) == launch.stages == 2
