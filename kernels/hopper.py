@@ -149,22 +149,30 @@ def _forward(
     total = batch * heads * rows
     factor = scale * LOG2_E
     last = plan.keys - (columns - 1) * tile
+    # Weights in float16 or 8 bits have too few exponents for a reference that stays.
+    lazy = precision.pv == "input" and v.dtype == torch.bfloat16
+    again = torch.zeros(1 + groups * total, dtype=torch.int32, device=q.device) if lazy else counts
+    q_desc = descriptor(q, 64)
+    tail_k_desc = descriptor(pooled_k, step) if tail else k_desc
     with on_device(q):
-        forward[(min(_programs(q.device, groups), total),)](
-            descriptor(q, 64), k_desc, v_desc,
-            descriptor(pooled_k, step) if tail else k_desc, tail_v_desc,
-            out, lse, indices, counts, lse if plan.bias is None else plan.bias.contiguous(), bits,
-            q_scale, k_scale, tail_scale, v_scale, shift,
-            *out.stride()[:3],
-            0 if indices.shape[0] == 1 else indices.shape[1] * indices.shape[2],
-            0 if indices.shape[1] == 1 else indices.shape[2],
-            heads, queries, plan.keys, rows, columns, indices.shape[3], words, total, factor,
-            math.log2(tile), math.log2(last),
-            DIM=dim, TILE_K=tile, STEP=step, GROUPS=groups, SPLIT=max(1, plan.tile.query // 128),
-            STAGES=3 if dim == 128 or groups == 1 else 2, TAIL=tail, BIASED=plan.bias is not None,
-            INT8=precision.qk == "int8", FP8=precision.pv == "fp8", REGISTERS=240,
-            num_warps=4, **({} if groups == 2 else {"maxnreg": 128}),
-        )  # fmt: skip
+        for part in (1, 2) if lazy else (0,):
+            forward[(min(_programs(q.device, groups), total),)](
+                q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc,
+                out, lse, indices, counts,
+                lse if plan.bias is None else plan.bias.contiguous(), bits,
+                q_scale, k_scale, tail_scale, v_scale, shift, again,
+                *out.stride()[:3],
+                0 if indices.shape[0] == 1 else indices.shape[1] * indices.shape[2],
+                0 if indices.shape[1] == 1 else indices.shape[2],
+                heads, queries, plan.keys, rows, columns, indices.shape[3], words, total, factor,
+                math.log2(tile), math.log2(last),
+                DIM=dim, TILE_K=tile, STEP=step, GROUPS=groups,
+                SPLIT=max(1, plan.tile.query // 128),
+                STAGES=3 if dim == 128 or groups == 1 else 2, TAIL=tail,
+                BIASED=plan.bias is not None, INT8=precision.qk == "int8",
+                FP8=precision.pv == "fp8", PASS=part, REGISTERS=240,
+                num_warps=4, **({} if groups == 2 else {"maxnreg": 128}),
+            )  # fmt: skip
     return out, lse
 
 

@@ -30,11 +30,11 @@ from . import hopper_pieces_kernels as pieces
 @gluon.jit
 def _load(
     q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc, indices_ptr, counts_ptr,
-    q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
+    again_ptr, q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
     plan_b, plan_h, heads, rows, columns, width, total,
     DIM: gl.constexpr, TILE_K: gl.constexpr, STEP: gl.constexpr, STAGES: gl.constexpr,
     GROUPS: gl.constexpr, SPLIT: gl.constexpr, TAIL: gl.constexpr, INT8: gl.constexpr,
-    FP8: gl.constexpr,
+    FP8: gl.constexpr, PASS: gl.constexpr,
 ):  # fmt: skip
     """The group that loads."""
     PER: gl.constexpr = STEP // TILE_K
@@ -69,7 +69,12 @@ def _load(
             )
     step = 0
     turn = 0
-    for at in range(gl.program_id(0), total, gl.num_programs(0)):
+    if PASS == 2:
+        total = gl.load(again_ptr)
+    for number in range(gl.program_id(0), total, gl.num_programs(0)):
+        at = number
+        if PASS == 2:
+            at = gl.load(again_ptr + 1 + number)
         row = at % rows
         head = (at // rows) % heads
         batch = at // (rows * heads)
@@ -149,12 +154,12 @@ def _load(
 def _compute(
     q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
     out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
-    q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr,
+    q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr, again_ptr,
     out_b, out_h, out_l, plan_b, plan_h,
     heads, queries, keys, rows, columns, width, words, total, factor, one, last,
     DIM: gl.constexpr, TILE_K: gl.constexpr, STEP: gl.constexpr, STAGES: gl.constexpr,
     GROUPS: gl.constexpr, SPLIT: gl.constexpr, TAIL: gl.constexpr, BIASED: gl.constexpr,
-    INT8: gl.constexpr, FP8: gl.constexpr, PART: gl.constexpr,
+    INT8: gl.constexpr, FP8: gl.constexpr, PASS: gl.constexpr, PART: gl.constexpr,
 ):  # fmt: skip
     """A group that computes: queries `(row * GROUPS + PART) * 64` and on."""
     q_type: gl.constexpr = k_smem.dtype
@@ -176,7 +181,12 @@ def _compute(
     PER: gl.constexpr = STEP // TILE_K
     step = 0
     turn = 0
-    for at in range(gl.program_id(0), total, gl.num_programs(0)):
+    if PASS == 2:
+        total = gl.load(again_ptr)
+    for number in range(gl.program_id(0), total, gl.num_programs(0)):
+        at = number
+        if PASS == 2:
+            at = gl.load(again_ptr + 1 + number)
         row = at % rows
         in_head = at // rows
         head = in_head % heads
@@ -221,6 +231,8 @@ def _compute(
                 s, best, weight, facts, TILE_K, STEP, LOGITS, INT8, UP
             )
             p = pieces.operand(weights, v_type, STEP, WEIGHTS, FP8)
+            if PASS == 1:
+                parts = pieces.sums_in_threads(weights, STEP)
             for i in range(1, steps):
                 facts = pieces.known(
                     i, lists, count, columns, in_plan, in_head, width, words, unit,
@@ -247,12 +259,17 @@ def _compute(
                     s, i, lists, facts, keys, columns, one, last,
                     TILE_K, STEP, LOGITS, TAIL, BIASED, INT8,
                 )  # fmt: skip
-                best, weight, weights, shrink = pieces.softmax(
-                    s, best, weight, facts, TILE_K, STEP, LOGITS, INT8, UP
-                )
+                if PASS == 1:
+                    weights = pieces.weights_of(s, best, facts, TILE_K, STEP, LOGITS, INT8, UP)
+                    parts += pieces.sums_in_threads(weights, STEP)
+                else:
+                    best, weight, weights, shrink = pieces.softmax(
+                        s, best, weight, facts, TILE_K, STEP, LOGITS, INT8, UP
+                    )
                 out = warpgroup_mma_wait(0, deps=[out_next])
                 mbarrier.arrive(free_v.index(before), count=1)
-                out = out * gl.convert_layout(shrink, gl.SliceLayout(1, OUT))[:, None]
+                if PASS != 1:
+                    out = out * gl.convert_layout(shrink, gl.SliceLayout(1, OUT))[:, None]
                 p = pieces.operand(weights, v_type, STEP, WEIGHTS, FP8)
             stage = step % STAGES
             mbarrier.wait(ready_v.index(stage), (step // STAGES) & 1)
@@ -263,6 +280,15 @@ def _compute(
             out = warpgroup_mma(p, v, out)
             mbarrier.arrive(free_v.index(stage), count=1)
             step += 1
+            if PASS == 1:
+                weight = gl.convert_layout(gl.sum(parts, 1), gl.SliceLayout(1, LOGITS))
+                # Also where it is no number.
+                within = (weight <= 1.2676506e30) & gl.convert_layout(
+                    gl.max(gl.abs(out), 1) < float("inf"), gl.SliceLayout(1, LOGITS)
+                )
+                if gl.max(gl.where(within, 0, 1), 0) != 0:
+                    place = gl.atomic_add(again_ptr, 1)
+                    gl.store(again_ptr + 1 + place, at)
         mbarrier.arrive(free_q, count=1)
         turn += 1
         # A query without any key: output 0, log-sum-exp minus infinity.
@@ -288,12 +314,13 @@ def _compute(
 def forward(
     q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc,
     out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
-    q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr,
+    q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr, again_ptr,
     out_b, out_h, out_l, plan_b, plan_h,
     heads, queries, keys, rows, columns, width, words, total, factor, one, last,
     DIM: gl.constexpr, TILE_K: gl.constexpr, STEP: gl.constexpr, STAGES: gl.constexpr,
     GROUPS: gl.constexpr, SPLIT: gl.constexpr, TAIL: gl.constexpr, BIASED: gl.constexpr,
-    INT8: gl.constexpr, FP8: gl.constexpr, REGISTERS: gl.constexpr,
+    INT8: gl.constexpr, FP8: gl.constexpr, PASS: gl.constexpr,
+    REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Block attention; as many programs as run at once, each takes every so many-th query tile.
 
@@ -339,24 +366,24 @@ def forward(
                 (_compute, (
                     q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
                     out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
-                    q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr,
+                    q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr, again_ptr,
                     out_b, out_h, out_l, plan_b, plan_h,
                     heads, queries, keys, rows, columns, width, words, total, factor, one, last,
-                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, 0,
+                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, PASS, 0,
                 )),
                 (_compute, (
                     q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
                     out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
-                    q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr,
+                    q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr, again_ptr,
                     out_b, out_h, out_l, plan_b, plan_h,
                     heads, queries, keys, rows, columns, width, words, total, factor, one, last,
-                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, 1,
+                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, PASS, 1,
                 )),
                 (_load, (
-                    q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc, indices_ptr, counts_ptr,
-                    q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
+                    q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc,
+                    indices_ptr, counts_ptr, again_ptr, q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
                     plan_b, plan_h, heads, rows, columns, width, total,
-                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, INT8, FP8,
+                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, INT8, FP8, PASS,
                 )),
             ],
             [4, 1],
@@ -368,16 +395,16 @@ def forward(
                 (_compute, (
                     q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
                     out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
-                    q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr,
+                    q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr, again_ptr,
                     out_b, out_h, out_l, plan_b, plan_h,
                     heads, queries, keys, rows, columns, width, words, total, factor, one, last,
-                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, 0,
+                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, PASS, 0,
                 )),
                 (_load, (
-                    q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc, indices_ptr, counts_ptr,
-                    q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
+                    q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc,
+                    indices_ptr, counts_ptr, again_ptr, q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
                     plan_b, plan_h, heads, rows, columns, width, total,
-                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, INT8, FP8,
+                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, INT8, FP8, PASS,
                 )),
             ],
             [1],

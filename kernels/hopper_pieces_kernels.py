@@ -170,6 +170,30 @@ def prepared(
 
 
 @gluon.jit
+def weights_of(
+    s, best, facts,
+    TILE_K: gl.constexpr, STEP: gl.constexpr, LOGITS: gl.constexpr,
+    INT8: gl.constexpr, UP: gl.constexpr,
+):  # fmt: skip
+    """2 ** (logit - `best` + `UP`), `[64, STEP]`."""
+    PER: gl.constexpr = STEP // TILE_K
+    f0, f1, f2, f3 = facts[12], facts[13], facts[14], facts[15]
+    if INT8:
+        along = gl.arange(0, STEP, gl.SliceLayout(0, LOGITS))
+        f = spread(f0, f1, f2, f3, along, TILE_K, PER)
+        # Rounding 1.5 x 2^23 units errs by less than a unit, which is what 8 bits tell apart.
+        return gl.exp2(s * f[None, :] - ((f * 12582912.0)[None, :] + (best - UP)[:, None]))
+    else:
+        return gl.exp2(s * f0 - (best - UP)[:, None])
+
+
+@gluon.jit
+def sums_in_threads(weights, STEP: gl.constexpr):
+    """Of each row four sums, each of what one thread holds: they are added up at the end."""
+    return gl.sum(gl.sum(weights.reshape([64, STEP // 8, 4, 2]), 3), 1)
+
+
+@gluon.jit
 def softmax(
     s, best, total, facts,
     TILE_K: gl.constexpr, STEP: gl.constexpr, LOGITS: gl.constexpr,
@@ -179,8 +203,6 @@ def softmax(
     PER: gl.constexpr = STEP // TILE_K
     f0, f1, f2, f3 = facts[12], facts[13], facts[14], facts[15]
     if INT8:
-        along = gl.arange(0, STEP, gl.SliceLayout(0, LOGITS))
-        f = spread(f0, f1, f2, f3, along, TILE_K, PER)
         # The largest of each tile before its unit: one product a tile, not one a logit.
         parts = s.reshape([64, PER, TILE_K])
         highest = gl.max(parts, 2)
@@ -189,11 +211,9 @@ def softmax(
         unit = spread(f0, f1, f2, f3, number, 1, PER)
         highest = gl.max((highest - 12582912.0) * unit[None, :], 1)
         higher = gl.maximum(best, gl.convert_layout(highest, gl.SliceLayout(1, LOGITS)))
-        # Rounding 1.5 x 2^23 units errs by less than a unit, which is what 8 bits tell apart.
-        weights = gl.exp2(s * f[None, :] - ((f * 12582912.0)[None, :] + (higher - UP)[:, None]))
     else:
         higher = gl.maximum(best, gl.max(s, 1) * f0)
-        weights = gl.exp2(s * f0 - (higher - UP)[:, None])
+    weights = weights_of(s, higher, facts, TILE_K, STEP, LOGITS, INT8, UP)
     shrink = gl.exp2(best - higher)
     return higher, total * shrink + gl.sum(weights, 1), weights, shrink
 

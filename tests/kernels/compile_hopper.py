@@ -16,12 +16,12 @@ from kinora.kernels.hopper_pieces_kernels import swizzle
 def compiled(
     dim: int, tile_k: int, *, capability: int = 90, step: int = 128, stages: int = 3,
     groups: int = 2, tail: bool = False, biased: bool = False, int8: bool = False,
-    fp8: bool = False, registers: int = 240, **options: int,
+    fp8: bool = False, part: int = 0, registers: int = 240, **options: int,
 ) -> Any:  # fmt: skip
     """`forward` compiled for a device that need not be there; what Triton returns."""
     constants = {
         "DIM": dim, "TILE_K": tile_k, "STEP": step, "STAGES": stages, "GROUPS": groups,
-        "SPLIT": 1, "TAIL": tail, "BIASED": biased, "INT8": int8, "FP8": fp8,
+        "SPLIT": 1, "TAIL": tail, "BIASED": biased, "INT8": int8, "FP8": fp8, "PASS": part,
         "REGISTERS": registers,
     }  # fmt: skip
 
@@ -38,6 +38,7 @@ def compiled(
         "v_desc": block(dim, tile_k, 1, "fp8e4nv") if fp8 else block(tile_k, dim, 2, "bf16"),
         "tail_v_desc": block(dim, tile_k, 1, "fp8e4nv") if fp8 else block(step, dim, 2, "bf16"),
         "out_ptr": "*bf16", "indices_ptr": "*i32", "counts_ptr": "*i32", "left_out_ptr": "*i32",
+        "again_ptr": "*i32",
         "factor": "fp32", "one": "fp32", "last": "fp32",
     }  # fmt: skip
     names: list[str] = forward.arg_names

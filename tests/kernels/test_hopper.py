@@ -179,6 +179,34 @@ def test_any_scale(scale: float, on_hopper: None):
     assert error <= 4 * torch.finfo(torch.bfloat16).eps and lse_error <= 1e-3
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", [INPUT, INT8], ids=str)
+@pytest.mark.parametrize("tile", [Tile(128, 64), Tile(64, 64)])
+@pytest.mark.parametrize(("higher", "values"), [(200.0, 1.0), (20.0, 1e34)])
+def test_a_later_key_may_be_higher_than_all_before_by_any_amount(
+    higher: float, values: float, tile: Tile, precision: Precision, on_hopper: None
+):
+    """Where weights or their products with values would overflow, beside the first keys' largest."""
+    q, k, v, plan = _case(700, 777, 128, tile, torch.bfloat16, 0.6)
+    q, k = q.nan_to_num().clone(), k.nan_to_num().clone()
+    q[..., 0] = 16.0
+    # Every third query finds later keys as much lower.
+    q[:, :, ::3, 0] = -16.0
+    k[:, :, :, 0] = 0.0
+    k[:, :, 500:, 0] = higher * 128**0.5 / 16
+    v = (v * values).to(v.dtype)
+    got = block_attention(q, k, v, plan, precision=precision, backend="hopper")
+    exact = block_attention(q.double(), k.double(), v.double(), plan, backend="reference")
+    error, lse_error = _errors(*got, exact)
+    assert got[0].isfinite().all()
+    own = block_attention(
+        q.double(), k.double(), v.double(), plan, precision=precision, backend="reference"
+    )
+    allowed, allowed_lse = _errors(*own, exact)
+    assert error <= 1.3 * allowed + 1e-2
+    assert lse_error <= 1.3 * allowed_lse + 1e-3 * higher
+
+
 TAILS: tuple[Tail, ...] = ("none", "complement")
 
 
