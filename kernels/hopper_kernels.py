@@ -10,6 +10,12 @@ and take one tile of queries after the other.
 Keys come in steps of `STEP`: as many tiles of the list as make one, side by side; then, for the
 tail, `STEP` pooled tokens at a time. What is known of a step before its keys are there (numbers of
 its tiles, scales, which tiles are left out) is loaded before the wait for them.
+
+The softmax needs a reference to take from logits, which need not be their largest: bfloat16 and
+float32 have exponents enough for weights far above 1. So a first pass keeps the largest logit of
+the first step, and neither looks for a larger one nor rescales what it has. Query tiles for which
+that was too low (sums above 2^100, or products that overflow; none in practice) are put on a list,
+and a second pass does these as others do all: with the largest so far.
 """
 
 from __future__ import annotations
@@ -19,135 +25,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
+from . import hopper_load_kernels as loading
 from . import hopper_pieces_kernels as pieces
-
-
-@gluon.jit
-def _load(
-    q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc, indices_ptr, counts_ptr,
-    again_ptr, q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
-    plan_b, plan_h, heads, rows, columns, width, total,
-    DIM: gl.constexpr, TILE_K: gl.constexpr, STEP: gl.constexpr, STAGES: gl.constexpr,
-    GROUPS: gl.constexpr, SPLIT: gl.constexpr, TAIL: gl.constexpr, INT8: gl.constexpr,
-    FP8: gl.constexpr, PASS: gl.constexpr,
-):  # fmt: skip
-    """The group that loads."""
-    PER: gl.constexpr = STEP // TILE_K
-    q_type: gl.constexpr = q_desc.dtype
-    v_type: gl.constexpr = v_desc.dtype
-    Q_BYTES: gl.constexpr = pieces.itemsize(INT8)
-    V_BYTES: gl.constexpr = pieces.itemsize(FP8)
-    WIDE: gl.constexpr = q_desc.block_type.shape[3]
-    CHUNKS: gl.constexpr = DIM // WIDE
-    # Chunk by chunk of channels, and in each tile by tile: what `_compute` reads as one matrix.
-    q_parts = q_smem._reinterpret(q_type, [GROUPS * CHUNKS, 1, 1, 64, WIDE], q_desc.layout)
-    k_parts = k_smem._reinterpret(
-        q_type, [STAGES * CHUNKS * PER, 1, 1, TILE_K, WIDE], k_desc.layout
-    )
-    if FP8:
-        v_parts = v_smem._reinterpret(v_type, [STAGES * PER, 1, 1, DIM, TILE_K], v_desc.layout)
-    else:
-        v_parts = v_smem._reinterpret(
-            v_type, [STAGES * (DIM // 64) * PER, 1, 1, TILE_K, 64], v_desc.layout
-        )
-    if TAIL:
-        tail_k_parts = k_smem._reinterpret(
-            q_type, [STAGES * CHUNKS, 1, 1, STEP, WIDE], tail_k_desc.layout
-        )
-        if FP8:
-            tail_v_parts = v_smem._reinterpret(
-                v_type, [STAGES * PER, 1, 1, DIM, TILE_K], tail_v_desc.layout
-            )
-        else:
-            tail_v_parts = v_smem._reinterpret(
-                v_type, [STAGES * (DIM // 64), 1, 1, STEP, 64], tail_v_desc.layout
-            )
-    step = 0
-    turn = 0
-    if PASS == 2:
-        total = gl.load(again_ptr)
-    for number in range(gl.program_id(0), total, gl.num_programs(0)):
-        at = number
-        if PASS == 2:
-            at = gl.load(again_ptr + 1 + number)
-        row = at % rows
-        head = (at // rows) % heads
-        batch = at // (rows * heads)
-        in_plan = batch * plan_b + head * plan_h + row // SPLIT
-        count = gl.load(counts_ptr + in_plan)
-        mbarrier.wait(free_q, (turn & 1) ^ 1)
-        mbarrier.expect(ready_q, GROUPS * 64 * DIM * Q_BYTES)
-        for part in gl.static_range(GROUPS):
-            for c in gl.static_range(CHUNKS):
-                tma.async_copy_global_to_shared(
-                    q_desc, [batch, head, (row * GROUPS + part) * 64, c * WIDE], ready_q,
-                    q_parts.index(part * CHUNKS + c),
-                )  # fmt: skip
-        turn += 1
-        for place in range(0, count, PER):
-            stage = step % STAGES
-            phase = (step // STAGES) & 1
-            mbarrier.wait(free_k.index(stage), phase ^ 1)
-            mbarrier.expect(ready_k.index(stage), STEP * DIM * Q_BYTES)
-            for i in gl.static_range(PER):
-                # Behind the last tile of the list: a tile behind the last key, loaded as zeros.
-                tile = gl.load(
-                    indices_ptr + in_plan * width + place + i, mask=place + i < count, other=columns
-                )
-                for c in gl.static_range(CHUNKS):
-                    tma.async_copy_global_to_shared(
-                        k_desc, [batch, head, tile * TILE_K, c * WIDE], ready_k.index(stage),
-                        k_parts.index((stage * CHUNKS + c) * PER + i),
-                    )  # fmt: skip
-            mbarrier.wait(free_v.index(stage), phase ^ 1)
-            mbarrier.expect(ready_v.index(stage), STEP * DIM * V_BYTES)
-            for i in gl.static_range(PER):
-                tile = gl.load(
-                    indices_ptr + in_plan * width + place + i, mask=place + i < count, other=columns
-                )
-                if FP8:
-                    tma.async_copy_global_to_shared(
-                        v_desc, [batch, head, 0, tile * TILE_K], ready_v.index(stage),
-                        v_parts.index(stage * PER + i),
-                    )  # fmt: skip
-                else:
-                    for c in gl.static_range(DIM // 64):
-                        tma.async_copy_global_to_shared(
-                            v_desc, [batch, head, tile * TILE_K, c * 64], ready_v.index(stage),
-                            v_parts.index((stage * (DIM // 64) + c) * PER + i),
-                        )  # fmt: skip
-            step += 1
-        if TAIL:
-            for start in range(0, columns, STEP):
-                stage = step % STAGES
-                phase = (step // STAGES) & 1
-                mbarrier.wait(free_k.index(stage), phase ^ 1)
-                mbarrier.expect(ready_k.index(stage), STEP * DIM * Q_BYTES)
-                for c in gl.static_range(CHUNKS):
-                    tma.async_copy_global_to_shared(
-                        tail_k_desc, [batch, head, start, c * WIDE], ready_k.index(stage),
-                        tail_k_parts.index(stage * CHUNKS + c),
-                    )  # fmt: skip
-                mbarrier.wait(free_v.index(stage), phase ^ 1)
-                mbarrier.expect(ready_v.index(stage), STEP * DIM * V_BYTES)
-                if FP8:
-                    for i in gl.static_range(PER):
-                        tma.async_copy_global_to_shared(
-                            tail_v_desc, [batch, head, 0, start + i * TILE_K],
-                            ready_v.index(stage), tail_v_parts.index(stage * PER + i),
-                        )  # fmt: skip
-                else:
-                    for c in gl.static_range(DIM // 64):
-                        tma.async_copy_global_to_shared(
-                            tail_v_desc, [batch, head, start, c * 64], ready_v.index(stage),
-                            tail_v_parts.index(stage * (DIM // 64) + c),
-                        )  # fmt: skip
-                step += 1
 
 
 @gluon.jit
@@ -227,12 +110,10 @@ def _compute(
                 s, 0, lists, facts, keys, columns, one, last,
                 TILE_K, STEP, LOGITS, TAIL, BIASED, INT8,
             )  # fmt: skip
-            best, weight, weights, shrink = pieces.softmax(
-                s, best, weight, facts, TILE_K, STEP, LOGITS, INT8, UP
-            )
-            p = pieces.operand(weights, v_type, STEP, WEIGHTS, FP8)
-            if PASS == 1:
-                parts = pieces.sums_in_threads(weights, STEP)
+            best, weights, shrink = pieces.softmax(s, best, facts, TILE_K, STEP, LOGITS, INT8, UP)
+            parts = pieces.sums_in_threads(weights, STEP)
+            if not FP8:
+                weights = pieces.operand(weights, v_type, STEP, WEIGHTS, FP8)
             for i in range(1, steps):
                 facts = pieces.known(
                     i, lists, count, columns, in_plan, in_head, width, words, unit,
@@ -252,7 +133,10 @@ def _compute(
                     v = v_all.index(before).permute((1, 0))
                 else:
                     v = v_all.index(before)
-                out_next = warpgroup_mma(p, v, out, is_async=True)
+                if FP8:
+                    # Only now: from step to step a register would carry one byte.
+                    weights = pieces.operand(weights, v_type, STEP, WEIGHTS, FP8)
+                out_next = warpgroup_mma(weights, v, out, is_async=True)
                 s = warpgroup_mma_wait(1, deps=[s_next])
                 mbarrier.arrive(free_k.index(stage), count=1)
                 s = pieces.prepared(
@@ -263,26 +147,31 @@ def _compute(
                     weights = pieces.weights_of(s, best, facts, TILE_K, STEP, LOGITS, INT8, UP)
                     parts += pieces.sums_in_threads(weights, STEP)
                 else:
-                    best, weight, weights, shrink = pieces.softmax(
-                        s, best, weight, facts, TILE_K, STEP, LOGITS, INT8, UP
+                    best, weights, shrink = pieces.softmax(
+                        s, best, facts, TILE_K, STEP, LOGITS, INT8, UP
                     )
+                    parts = pieces.times_rows(parts, shrink)
+                    parts += pieces.sums_in_threads(weights, STEP)
                 out = warpgroup_mma_wait(0, deps=[out_next])
                 mbarrier.arrive(free_v.index(before), count=1)
                 if PASS != 1:
-                    out = out * gl.convert_layout(shrink, gl.SliceLayout(1, OUT))[:, None]
-                p = pieces.operand(weights, v_type, STEP, WEIGHTS, FP8)
+                    out = pieces.times_rows(out, shrink)
+                if not FP8:
+                    weights = pieces.operand(weights, v_type, STEP, WEIGHTS, FP8)
             stage = step % STAGES
             mbarrier.wait(ready_v.index(stage), (step // STAGES) & 1)
             if FP8:
                 v = v_all.index(stage).permute((1, 0))
             else:
                 v = v_all.index(stage)
-            out = warpgroup_mma(p, v, out)
+            if FP8:
+                weights = pieces.operand(weights, v_type, STEP, WEIGHTS, FP8)
+            out = warpgroup_mma(weights, v, out)
             mbarrier.arrive(free_v.index(stage), count=1)
             step += 1
+            weight = gl.convert_layout(gl.sum(parts, 1), gl.SliceLayout(1, LOGITS))
             if PASS == 1:
-                weight = gl.convert_layout(gl.sum(parts, 1), gl.SliceLayout(1, LOGITS))
-                # Also where it is no number.
+                # Not so where it is no number.
                 within = (weight <= 1.2676506e30) & gl.convert_layout(
                     gl.max(gl.abs(out), 1) < float("inf"), gl.SliceLayout(1, LOGITS)
                 )
@@ -300,7 +189,7 @@ def _compute(
             lse += gl.load(shift_ptr + in_head * queries + tokens, mask=tokens < queries, other=0.0)
         lse = gl.where(weight == 0, -float("inf"), lse)
         gl.store(lse_ptr + in_head * queries + tokens, lse, mask=tokens < queries)
-        out = out * gl.convert_layout(1.0 / some, gl.SliceLayout(1, OUT))[:, None]
+        out = pieces.times_rows(out, 1.0 / some)
         tokens = first + gl.arange(0, 64, gl.SliceLayout(1, OUT))
         dims = gl.arange(0, DIM, gl.SliceLayout(0, OUT))
         if FP8:
@@ -333,6 +222,9 @@ def forward(
     last tile weighs, as a logit. `q_scale [B, H, queries / 64]`, `k_scale [B, H, columns]`,
     `tail_scale [B, H, columns / STEP]`, `v_scale [B, H, DIM]`, `shift [B, H, queries]` (added to
     the log-sum-exp) are of 8-bit operands.
+
+    `PASS`: 0, everything with the largest logit so far; 1, with that of the first step, and those
+    that need it to again (their number, then they); 2, these, as 0 does.
     """
     q_type: gl.constexpr = q_desc.dtype
     v_type: gl.constexpr = v_desc.dtype
@@ -379,9 +271,10 @@ def forward(
                     heads, queries, keys, rows, columns, width, words, total, factor, one, last,
                     DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, PASS, 1,
                 )),
-                (_load, (
+                (loading.load, (
                     q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc,
-                    indices_ptr, counts_ptr, again_ptr, q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
+                    indices_ptr, counts_ptr, again_ptr, q_smem, k_smem, v_smem,
+                    ready_q, free_q, ready_k, free_k, ready_v, free_v,
                     plan_b, plan_h, heads, rows, columns, width, total,
                     DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, INT8, FP8, PASS,
                 )),
@@ -400,9 +293,10 @@ def forward(
                     heads, queries, keys, rows, columns, width, words, total, factor, one, last,
                     DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, PASS, 0,
                 )),
-                (_load, (
+                (loading.load, (
                     q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc,
-                    indices_ptr, counts_ptr, again_ptr, q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
+                    indices_ptr, counts_ptr, again_ptr, q_smem, k_smem, v_smem,
+                    ready_q, free_q, ready_k, free_k, ready_v, free_v,
                     plan_b, plan_h, heads, rows, columns, width, total,
                     DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, INT8, FP8, PASS,
                 )),

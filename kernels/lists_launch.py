@@ -16,9 +16,9 @@ FUSED_COLUMNS = 1024
 """Tiles of keys, in the next power of two, up to which scores never leave the registers."""
 MOST_COLUMNS = 2**15 - 1
 """Tiles of a row that the kernels can count; torch takes over above."""
-MEANS_WARPS = 4
-MEANS_ELEMENTS = 2**13
-"""Of a tile that a program of four warps reads at a time: 16 KiB in half precision."""
+MEANS_WARPS = 1
+MEANS_ELEMENTS = 2**12
+"""Of a tile that a program of one warp reads at a time: 8 KiB in half precision."""
 SCORES_BYTES = 2**28
 """Scores that are alive at a time where there are more than `FUSED_COLUMNS`."""
 

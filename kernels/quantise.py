@@ -19,15 +19,18 @@ LARGEST_FP8 = 448.0
 POOLED = 128
 """Pooled tokens that share a scale."""
 BLOCK = 64
-BLOCKS = 16
-"""Blocks of 64 tokens whose range one program finds."""
+BLOCKS = 8
+"""Blocks of 64 values that one program looks at."""
+PARTS = 8
+"""Programs that add up a head's keys, and parts in which its mean stays."""
 EVERY = 8
 """Of so many blocks of keys, one counts for their mean."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """Of each head: a mean of keys and the step of values, both `[B, H, D]` float32."""
+    """Of each head, float32: a mean of keys, in `[B, H, PARTS, D]` that add up to it, which spares
+    a launch, and the step of values, `[B, H, D]`."""
 
     mean: torch.Tensor
     scale: torch.Tensor
@@ -40,18 +43,19 @@ def ranges(k: torch.Tensor, v: torch.Tensor, *, values: bool = True) -> Ranges:
         values: False: the second is not wanted, and not found.
     """
     batch, heads, keys, dim = k.shape
-    parts = tiles_of(keys, BLOCK * BLOCKS)
-    sums = torch.empty(batch, heads, parts, dim, dtype=torch.float32, device=k.device)
-    most = torch.empty_like(sums) if values else sums
-    with on_device(k):
-        _kernels().ranges[(parts, batch * heads)](
-            k, v, sums, most, *k.stride(), *v.stride(), heads, keys, parts, EVERY,
-            BLOCK=BLOCK, BLOCKS=BLOCKS, DIM=dim, VALUES=values, num_warps=4,
-        )  # fmt: skip
-    blocks = -(-tiles_of(keys, BLOCK) // EVERY)
+    blocks = tiles_of(tiles_of(keys, BLOCK), EVERY)
     last = (blocks - 1) * EVERY * BLOCK
     counted = (blocks - 1) * BLOCK + min(BLOCK, keys - last)
-    return Ranges(sums.sum(2) / counted, most.amax(2) / LARGEST_FP8)
+    mean = torch.empty(batch, heads, PARTS, dim, dtype=torch.float32, device=k.device)
+    most = mean.new_zeros(batch, heads, dim) if values else mean
+    looks = tiles_of(keys, BLOCK * BLOCKS) if values else 0
+    with on_device(k):
+        _kernels().ranges[(PARTS + looks, batch * heads)](
+            k, v, mean, most, *k.stride(), *v.stride(),
+            heads, keys, blocks, EVERY, 1 / counted, 1 / LARGEST_FP8,
+            BLOCK=BLOCK, BLOCKS=BLOCKS, PARTS=PARTS, DIM=dim, num_warps=4,
+        )  # fmt: skip
+    return Ranges(mean, most)
 
 
 def whole_numbers(
@@ -72,8 +76,8 @@ def whole_numbers(
             even channel in the low half.
         shared: who shares a scale. `tile`: `[B, H, tiles]`; `token`: `[B, H, L]`; `channel` of a
             tile: `[B, H, tiles, D]`.
-        mean: taken from x first, `[B, H, D]`.
-        shift: a mean `[B, H, D]` and a factor; the third result is factor x mean times each row.
+        mean: taken from x first: the sum of `[B, H, parts, D]`, a power of two of them.
+        shift: such a mean and a factor; the third result is factor x mean times each row.
     """
     batch, heads, tokens, dim = x.shape
     tiles = tiles_of(tokens, tile)
@@ -90,7 +94,8 @@ def whole_numbers(
             x, vector, out, scale, scale if shifts is None else shifts, *x.stride(),
             heads, tokens, tiles, shift[1] if shift else 0.0, LARGEST[bits],
             TILE=tile, DIM=dim, PADDED_DIM=padded(dim), SHARED=shared, PACKED=bits == 4,
-            CENTRED=mean is not None, SHIFTED=shift is not None, num_warps=4,
+            CENTRED=mean is not None, SHIFTED=shift is not None,
+            PARTS=vector.shape[2] if mean is not None or shift else 1, num_warps=4,
         )  # fmt: skip
     return out, scale, shifts
 

@@ -10,36 +10,46 @@ ROUND: tl.constexpr = tl.constexpr(12582912.0)
 
 @triton.jit
 def ranges(
-    k_ptr, v_ptr, sums_ptr, most_ptr,
+    k_ptr, v_ptr, mean_ptr, most_ptr,
     k_b, k_h, k_l, k_d, v_b, v_h, v_l, v_d,
-    heads, keys, parts, every,
-    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, DIM: tl.constexpr, VALUES: tl.constexpr,
+    heads, keys, blocks, every, one, most_one,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PARTS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Of `BLOCKS` x `BLOCK` tokens: sums of each `every`-th block of keys, largest of all values.
+    """Sums of each `every`-th block of keys, times `one`; largest of all values, times `most_one`.
 
-    To sums and most `[B * H, parts, DIM]`.
+    The first `PARTS` programs of a head add up every `PARTS`-th of those `blocks`, to mean
+    `[B * H, PARTS, DIM]`; each other one looks at `BLOCKS` x `BLOCK` values, for most
+    `[B * H, DIM]`, which holds zeros before.
     """
     part = tl.program_id(0)
     in_head = tl.program_id(1).to(tl.int64)
     batch, head = in_head // heads, in_head % heads
     dims = tl.arange(0, DIM)
-    total = tl.zeros([DIM], tl.float32)
-    most = tl.zeros([DIM], tl.float32)
-    for i in range(BLOCKS):
-        block = part * BLOCKS + i
-        at = block * BLOCK + tl.arange(0, BLOCK)
-        here = (at < keys)[:, None]
-        at = at.to(tl.int64)[:, None]
-        if block % every == 0:
+    if part < PARTS:
+        total = tl.zeros([DIM], tl.float32)
+        for block in range(part, blocks, PARTS):
+            at = block * every * BLOCK + tl.arange(0, BLOCK)
+            here = (at < keys)[:, None]
+            at = at.to(tl.int64)[:, None]
             k = tl.load(k_ptr + batch * k_b + head * k_h + at * k_l + dims * k_d, here, other=0.0)
             total += tl.sum(k.to(tl.float32), 0)
-        if VALUES:
+        tl.store(mean_ptr + (in_head * PARTS + part) * DIM + dims, total * one)
+    else:
+        most = tl.zeros([DIM], tl.float32)
+        for i in range(BLOCKS):
+            at = ((part - PARTS) * BLOCKS + i) * BLOCK + tl.arange(0, BLOCK)
+            here = (at < keys)[:, None]
+            at = at.to(tl.int64)[:, None]
             v = tl.load(v_ptr + batch * v_b + head * v_h + at * v_l + dims * v_d, here, other=0.0)
             most = tl.maximum(most, tl.max(tl.abs(v.to(tl.float32)), 0))
-    to = (in_head * parts + part) * DIM + dims
-    tl.store(sums_ptr + to, total)
-    if VALUES:
-        tl.store(most_ptr + to, most)
+        tl.atomic_max(most_ptr + in_head * DIM + dims, most * most_one)
+
+
+@triton.jit
+def _mean(mean_ptr, in_head, dims, in_dim, DIM: tl.constexpr, PARTS: tl.constexpr):
+    """The sum of the parts of a head's mean, `[padded DIM]`."""
+    parts = in_head * PARTS + tl.arange(0, PARTS)
+    return tl.sum(tl.load(mean_ptr + parts[:, None] * DIM + dims[None], in_dim[None], other=0.0), 0)
 
 
 @triton.jit
@@ -47,13 +57,14 @@ def whole_numbers(
     x_ptr, mean_ptr, out_ptr, scale_ptr, shift_ptr,
     x_b, x_h, x_l, x_d, heads, tokens, tiles, factor, most,
     TILE: tl.constexpr, DIM: tl.constexpr, PADDED_DIM: tl.constexpr, SHARED: tl.constexpr,
-    PACKED: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr,
+    PACKED: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """One tile: `(x - mean) / scale` to int8 out `[B, H, L, DIM]`, with scale `largest / most`.
 
     `SHARED`: whose largest, "tile": to scale `[B * H, tiles]`, "token": `[B * H, L]`, "channel":
     `[B * H, tiles, DIM]`. `PACKED`: out `[B, H, L, DIM / 2 rounded up]`, channels 2 i and 2 i + 1
-    in the low and the high half of byte i. `CENTRED`: the mean `[B * H, DIM]` is taken away.
+    in the low and the high half of byte i. `CENTRED`: the mean, the sum of
+    `[B * H, PARTS, DIM]`, is taken away.
     `SHIFTED`: factor x mean times each row of x goes to shift `[B * H, L]`.
     """
     tile = tl.program_id(0)
@@ -68,11 +79,11 @@ def whole_numbers(
     x = tl.load(x_ptr + batch * x_b + head * x_h + place * x_l + dims[None] * x_d, here, other=0.0)
     x = x.to(tl.float32)
     if SHIFTED:
-        mean = tl.load(mean_ptr + in_head * DIM + dims, in_dim, other=0.0)
+        mean = _mean(mean_ptr, in_head, dims, in_dim, DIM, PARTS)
         shift = tl.sum(x * mean[None], 1) * factor
         tl.store(shift_ptr + in_head * tokens + at, shift, is_token)
     if CENTRED:
-        mean = tl.load(mean_ptr + in_head * DIM + dims, in_dim, other=0.0)
+        mean = _mean(mean_ptr, in_head, dims, in_dim, DIM, PARTS)
         x = tl.where(here, x - mean[None], 0.0)
     if SHARED == "token":
         scale = tl.max(tl.abs(x), 1) / most

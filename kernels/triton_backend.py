@@ -102,7 +102,7 @@ def _forward(
     whole = quantise.whole_numbers
     if qk:
         shared: quantise.Shared = "tile" if qk == 8 else "token"
-        mean = k.mean(2, dtype=torch.float32)
+        mean = k.mean(2, dtype=torch.float32, keepdim=True)
         given: dict[str, Any] = {"bits": qk, "shared": shared}
         q, q_scale, shift = whole(q, quantise.QUERIES, shift=(mean, scale), **given)
         k, k_scale, _ = whole(k, plan.tile.key, mean=mean, **given)

@@ -63,11 +63,13 @@ EIGHT = {"int8": True, "fp8": True}
 HALF = {"step": 64, "groups": 1, "maxnreg": 128}
 VARIANTS: list[tuple[int, int, dict[str, Any]]] = [
     (128, 64, {}),
-    (64, 32, {"biased": True}),
+    (128, 64, {"part": 1}),
+    (128, 64, {"part": 2, "int8": True}),
+    (64, 32, {"biased": True, "part": 1}),
     (128, 64, {"tail": True, **EIGHT}),
-    (64, 128, {"int8": True}),
+    (64, 128, {"int8": True, "part": 1}),
     (128, 128, {"fp8": True}),
-    (128, 64, HALF),
+    (128, 64, {"part": 1, **HALF}),
 ]
 
 if __name__ == "__main__":

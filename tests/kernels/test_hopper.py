@@ -186,7 +186,7 @@ def test_any_scale(scale: float, on_hopper: None):
 def test_a_later_key_may_be_higher_than_all_before_by_any_amount(
     higher: float, values: float, tile: Tile, precision: Precision, on_hopper: None
 ):
-    """Where weights or their products with values would overflow, beside the first keys' largest."""
+    """Where weights, or their products with values, would overflow beside the first keys'."""
     q, k, v, plan = _case(700, 777, 128, tile, torch.bfloat16, 0.6)
     q, k = q.nan_to_num().clone(), k.nan_to_num().clone()
     q[..., 0] = 16.0
