@@ -114,12 +114,12 @@ def _compute(
             parts = pieces.sums_in_threads(weights, STEP)
             if not FP8:
                 weights = pieces.operand(weights, v_type, STEP, WEIGHTS, FP8)
+            facts = pieces.known(
+                gl.minimum(1, steps - 1), lists, count, columns, in_plan, in_head, width, words,
+                unit, indices_ptr, bias_ptr, left_out_ptr, k_scale_ptr, tail_scale_ptr,
+                TILE_K, STEP, TAIL, BIASED, INT8,
+            )  # fmt: skip
             for i in range(1, steps):
-                facts = pieces.known(
-                    i, lists, count, columns, in_plan, in_head, width, words, unit,
-                    indices_ptr, bias_ptr, left_out_ptr, k_scale_ptr, tail_scale_ptr,
-                    TILE_K, STEP, TAIL, BIASED, INT8,
-                )  # fmt: skip
                 before = step % STAGES
                 before_phase = (step // STAGES) & 1
                 step += 1
@@ -137,6 +137,12 @@ def _compute(
                     # Only now: from step to step a register would carry one byte.
                     weights = pieces.operand(weights, v_type, STEP, WEIGHTS, FP8)
                 out_next = warpgroup_mma(weights, v, out, is_async=True)
+                # A step ahead: a scale is found through the number of its tile.
+                coming = pieces.known(
+                    gl.minimum(i + 1, steps - 1), lists, count, columns, in_plan, in_head, width,
+                    words, unit, indices_ptr, bias_ptr, left_out_ptr, k_scale_ptr, tail_scale_ptr,
+                    TILE_K, STEP, TAIL, BIASED, INT8,
+                )  # fmt: skip
                 s = warpgroup_mma_wait(1, deps=[s_next])
                 mbarrier.arrive(free_k.index(stage), count=1)
                 s = pieces.prepared(
@@ -158,6 +164,7 @@ def _compute(
                     out = pieces.times_rows(out, shrink)
                 if not FP8:
                     weights = pieces.operand(weights, v_type, STEP, WEIGHTS, FP8)
+                facts = coming
             stage = step % STAGES
             mbarrier.wait(ready_v.index(stage), (step // STAGES) & 1)
             if FP8:
