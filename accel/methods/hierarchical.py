@@ -78,7 +78,8 @@ class Hierarchical(TileMethod):
         places = places_on(q.device, *self.at(site)[1:])
         # Float32: in half precision ties would favour the first blocks.
         means = pair_means(q.detach(), k.detach(), tile, places)
-        indices, counts = descend(*means, spans, self.blocks, self.branch, self.depth(site))
+        found = descend(*means, spans, self.blocks, self.branch, self.depth(site))
+        indices, counts = found[0]
         rows, columns = spans.whole_rows(), means[1].shape[2]
         if rows:
             # Lists are all as wide as the widest.
@@ -136,8 +137,8 @@ def descend(
     blocks: int,
     branch: int,
     levels: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tiles that each row keeps, found from the top of the pyramid down.
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The blocks that each row keeps at each level, found from the top of the pyramid down.
 
     No tensor has an entry for each pair of tiles, unless there is but one level. Of equal scores
     the first blocks are kept; a score that is not a number counts as the largest.
@@ -147,8 +148,9 @@ def descend(
         blocks: how many are kept of each row at each level, if no more are forced.
 
     Returns:
-        indices `[B, H, Q, width]` int32, ascending, zeros behind what counts, and counts
-        `[B, H, Q]` int32, as a `BlockPlan` takes them.
+        Of each level, tiles first: indices `[B, H, Q, width]` int32, ascending, zeros behind what
+        counts, and counts `[B, H, Q]` int32, as a `BlockPlan` takes them. Q are the rows of that
+        level.
     """
     pyramid = [(means_q, means_k, spans)]
     for _ in range(levels - 1):
@@ -156,11 +158,12 @@ def descend(
     # Above the top there is one block, whose children all blocks of the top are.
     indices = torch.zeros(*means_q.shape[:2], 1, 1, dtype=torch.int64, device=means_q.device)
     counts = torch.ones_like(indices[..., 0])
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
     for queries, keys, level in reversed(pyramid):
-        top = queries is pyramid[-1][0]
-        sizes = (queries.shape[2], keys.shape[2]) if top else (branch, branch)
+        sizes = (branch, branch) if found else (queries.shape[2], keys.shape[2])
         indices, counts = _best_children(queries, keys, level, indices, counts, sizes, blocks)
-    return indices.to(torch.int32), counts.to(torch.int32)
+        found.append((indices.to(torch.int32), counts.to(torch.int32)))
+    return found[::-1]
 
 
 def _above(
