@@ -56,6 +56,12 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
         {"tile": "64x64", "frames": 1.0, "height": 0.3, "width": 0.3},
     ],
     "blade": [{"keep": it, "tile": "64x64"} for it in (0.125, 0.25, 0.5)],
+    "hierarchical": [
+        # Of 144 tiles: one, two and three levels.
+        *({"blocks": it, "branch": 4, "tile": "64x64"} for it in (36, 18, 8)),
+        *({"blocks": it, "levels": 1, "tile": "64x64"} for it in (18, 8)),
+        {"blocks": 18, "branch": 4, "tile": "64x64", "order": "morton"},
+    ],
 }
 """What is tried where nothing is said; a method without an entry is tried with its defaults."""
 

@@ -17,6 +17,9 @@ from .lists_launch import Backend
 from .plan import Tile, tiles_of
 from .reference import pool
 
+MEANS_BYTES = 2**22
+"""Tokens in order, in float32, that are alive at a time while `torch` takes their means."""
+
 
 def tile_means(
     x: torch.Tensor,
@@ -41,7 +44,7 @@ def tile_means(
         raise ValueError(f"size {size}; a tile needs at least one token")
     if launch.takes(backend, x):
         return launch.means(x, None, (size, size), order)[0]
-    return pool(_ordered(x, order).float(), size)
+    return _means(x, size, order)
 
 
 def pair_means(
@@ -62,9 +65,7 @@ def pair_means(
         )
     if launch.takes(backend, q, k):
         return launch.means(q, k, (tile.query, tile.key), order)
-    # One after the other: tokens in order, in float32, take much memory.
-    means_q = pool(_ordered(q, order).float(), tile.query)
-    return means_q, pool(_ordered(k, order).float(), tile.key)
+    return _means(q, tile.query, order), _means(k, tile.key, order)
 
 
 def permuted(
@@ -267,6 +268,18 @@ def left_out(
 def widest(forced: torch.Tensor | None, count: int) -> int:
     """The longest list where each has `count` tiles or, if these are more, those forced."""
     return count if forced is None else max(count, int(forced.sum(-1).max()))
+
+
+def _means(x: torch.Tensor, size: int, order: torch.Tensor | None) -> torch.Tensor:
+    tokens = x.shape[2]
+    step = size * max(1, MEANS_BYTES // (4 * size * x[:, :, 0].numel()))
+    # Some tiles at a time: all tokens, in order and in float32, leave the caches.
+    starts = range(0, tokens, step)
+    if order is None:
+        parts = (x[:, :, start : start + step] for start in starts)
+    else:
+        parts = (_ordered(x, order[start : start + step]) for start in starts)
+    return torch.cat([pool(it.float(), size) for it in parts], dim=2)
 
 
 def _ordered(x: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:

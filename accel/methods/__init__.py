@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..method import AttentionMethod
 from .blade import Blade
+from .hierarchical import Hierarchical
 from .paro import Paro
 from .sliding_tile import SlidingTile
 from .threshold_blocks import ThresholdBlocks
@@ -12,12 +13,13 @@ from .x_attention import XAttention
 
 METHODS: dict[str, type[AttentionMethod]] = {
     method.name: method
-    for method in (TopBlocks, ThresholdBlocks, XAttention, SlidingTile, Blade, Paro)
+    for method in (TopBlocks, ThresholdBlocks, XAttention, SlidingTile, Blade, Hierarchical, Paro)
 }
 
 __all__ = [
     "METHODS",
     "Blade",
+    "Hierarchical",
     "Paro",
     "SlidingTile",
     "ThresholdBlocks",

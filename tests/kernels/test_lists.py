@@ -12,6 +12,7 @@ import torch
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import TopBlocks
 from kinora.accel.site import Site
+from kinora.kernels import lists
 from kinora.kernels import lists_launch as launch
 from kinora.kernels.lists import mass_tiles, pair_means, permuted, tile_means, top_tiles, transposed
 from kinora.kernels.lists_launch import Backend
@@ -87,6 +88,18 @@ def test_means_are_float32_of_any_dtype(dtype: torch.dtype):
     got = tile_means(x, 16, backend="triton")
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, tile_means(x.float(), 16, backend="torch"))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_means_are_the_same_of_some_tiles_at_a_time(ordered: bool, monkeypatch: pytest.MonkeyPatch):
+    x, order = tokens_of(333, 20), order_of(333) if ordered else None
+    whole = tile_means(x, 32, order, backend="torch")
+    expected = x if order is None else x[:, :, order]
+    expected = torch.stack([part.mean(2) for part in expected.split(32, 2)], dim=2)
+    torch.testing.assert_close(whole, expected)
+    for size in (1, 4 * 32 * 3 * x[:, :, 0].numel()):
+        monkeypatch.setattr(lists, "MEANS_BYTES", size)
+        torch.testing.assert_close(tile_means(x, 32, order, backend="torch"), whole)
 
 
 def test_a_tile_longer_than_all_tokens_and_one_read_in_chunks():

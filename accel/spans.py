@@ -1,0 +1,115 @@
+"""Tiles that are kept always as ranges, where a mask of rows x columns would be too large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+
+from ..kernels.plan import Tile, tile_lengths, tiles_of
+from .grid import TokenGrid
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """What `tiles.forced` says, of tiles or of blocks of tiles.
+
+    A row always keeps the columns that hold its own queries and those that hold a token that
+    `everywhere` has.
+
+    Args:
+        tokens: `L`.
+        tile: queries and keys of a row and of a column.
+        everywhere: places in the order that every row keeps, apart from each other, rising.
+        whole: places whose rows keep everything; for `density` alone.
+    """
+
+    tokens: int
+    tile: Tile
+    everywhere: tuple[range, ...]
+    whole: range
+
+    @classmethod
+    def of(cls, tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool) -> Spans:
+        """Of the tokens of a site; text stands at one end of any order."""
+        del order
+        start = 0 if text_first else grid.tokens
+        places = range(start, start + text)
+        return cls(grid.tokens + text, tile, (places,), places)
+
+    def above(self, branch: int) -> Spans:
+        """Of blocks of `branch` rows and columns."""
+        return replace(self, tile=Tile(self.tile.query * branch, self.tile.key * branch))
+
+    def own(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first column that holds a query of each row, and the one behind the last."""
+        last = ((rows + 1) * self.tile.query).clamp(max=self.tokens) - 1
+        return rows * self.tile.query // self.tile.key, last // self.tile.key + 1
+
+    def shared(self) -> tuple[range, ...]:
+        """Columns that every row keeps."""
+        return tuple(_covering(it, self.tile.key) for it in self.everywhere)
+
+    def whole_rows(self) -> range:
+        """Rows that keep everything."""
+        return _covering(self.whole, self.tile.query)
+
+    def holds(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Whether each of `rows` always keeps each of `columns`, bool."""
+        start, stop = self.own(rows)
+        held = (columns >= start) & (columns < stop)
+        for it in self.shared():
+            held |= (columns >= it.start) & (columns < it.stop)
+        return held
+
+    def sizes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """How many columns each row always keeps, and how many keys are in them, `[Q]` int64."""
+        start, stop = self.own(torch.arange(tiles_of(self.tokens, self.tile.query)))
+        columns, keys = stop - start, self._keys(start, stop)
+        behind = 0  # the last range: two may meet in a column
+        for it in self.shared():
+            first = torch.tensor(max(it.start, behind))
+            last = first.clamp(min=it.stop)
+            # To be counted once.
+            low = start.maximum(first)
+            high = stop.minimum(last).maximum(low)
+            columns = columns + (last - first) - (high - low)
+            keys = keys + self._keys(first, last) - self._keys(low, high)
+            behind = int(last)
+        return columns, keys
+
+    @lru_cache(maxsize=64)  # noqa: B019 # frozen, small and asked often
+    def longest(self) -> int:
+        """The most columns that `holds` of a row."""
+        return int(self.sizes()[0].max())
+
+    @lru_cache(maxsize=64)  # noqa: B019
+    def density(self, kept: int) -> float:
+        """Of plans that keep `kept` columns of each row, with what is kept always."""
+        columns = tiles_of(self.tokens, self.tile.key)
+        always, keys = (it.double() for it in self.sizes())
+        # What scores choose is as long as the columns are on average: only the last may be ragged.
+        chosen = (kept - always).clamp(min=0)
+        held = keys + chosen * (self.tokens - keys) / (columns - always).clamp(min=1)
+        held[self.whole_rows().start : self.whole_rows().stop] = self.tokens
+        return float(tile_lengths(self.tokens, self.tile.query).double() @ held) / self.tokens**2
+
+    @lru_cache(maxsize=64)  # noqa: B019
+    def forces_all(self) -> bool:
+        """Whether every column of every row is kept always."""
+        columns = tiles_of(self.tokens, self.tile.key)
+        all_of = self.sizes()[0] == columns
+        all_of[self.whole_rows().start : self.whole_rows().stop] = True
+        return bool(all_of.all())
+
+    def _keys(self, start: torch.Tensor, stop: torch.Tensor) -> torch.Tensor:
+        """Keys in the columns from `start` to before `stop`."""
+        start, stop = ((it * self.tile.key).clamp(max=self.tokens) for it in (start, stop))
+        return stop - start
+
+
+def _covering(places: range, size: int) -> range:
+    """The tiles of `size` that hold any of `places`."""
+    start = places.start // size
+    return range(start, tiles_of(places.stop, size) if places else start)
