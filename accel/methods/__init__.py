@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..method import AttentionMethod
 from .blade import Blade
 from .paro import Paro
+from .permuted_blocks import PermutedBlocks
 from .sliding_tile import SlidingTile
 from .threshold_blocks import ThresholdBlocks
 from .top_blocks import TopBlocks
@@ -12,13 +13,22 @@ from .x_attention import XAttention
 
 METHODS: dict[str, type[AttentionMethod]] = {
     method.name: method
-    for method in (TopBlocks, ThresholdBlocks, XAttention, SlidingTile, Blade, Paro)
+    for method in (
+        TopBlocks,
+        ThresholdBlocks,
+        XAttention,
+        SlidingTile,
+        Blade,
+        Paro,
+        PermutedBlocks,
+    )
 }
 
 __all__ = [
     "METHODS",
     "Blade",
     "Paro",
+    "PermutedBlocks",
     "SlidingTile",
     "ThresholdBlocks",
     "TopBlocks",
