@@ -155,15 +155,20 @@ def density_of(
     keep: float, tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool
 ) -> float:
     """Of plans that keep the share `keep` of each row, with what is kept always; asked often."""
-    always = forced(tile, order, grid, text, text_first).double()
-    tokens, columns = grid.tokens + text, always.shape[1]
+    always = forced(tile, order, grid, text, text_first)
+    return density_with(always, kept_of(keep, always.shape[1]), tile, grid.tokens + text)
+
+
+def density_with(always: torch.Tensor, kept: int, tile: Tile, tokens: int) -> float:
+    """Of plans that keep `kept` tiles of each row, and those of `always`, `[Q, K]` bool."""
+    always = always.double()
     heights, widths = (tile_lengths(tokens, size).double() for size in (tile.query, tile.key))
     # What scores choose beside the forced tiles is as long as those are on average: only a
     # ragged last tile is shorter.
-    free = columns - always.sum(-1)
-    chosen = (kept_of(keep, columns) - always.sum(-1)).clamp(min=0)
-    kept = always @ widths + chosen * (tokens - always @ widths) / free.clamp(min=1)
-    return float(heights @ kept) / tokens**2
+    free = always.shape[1] - always.sum(-1)
+    chosen = (kept - always.sum(-1)).clamp(min=0)
+    held = always @ widths + chosen * (tokens - always @ widths) / free.clamp(min=1)
+    return float(heights @ held) / tokens**2
 
 
 @lru_cache(maxsize=64)
@@ -206,3 +211,16 @@ def heaviest(weights: torch.Tensor, share: float, least: int, always: torch.Tens
     taken = ~(before >= held[..., -1:] * share)
     taken[..., :least] = True
     return torch.zeros_like(taken).scatter_(-1, best, taken)
+
+
+def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`a @ b.mT` in float32 or more, without a copy of 16-bit tensors on GPUs that can.
+
+    Args:
+        a, b: `[B, H, M, D]` and `[B, H, N, D]` of one dtype.
+    """
+    if a.is_cuda and a.dtype in (torch.float16, torch.bfloat16):
+        out = torch.bmm(a.flatten(0, 1), b.flatten(0, 1).mT, out_dtype=torch.float32)
+        return out.unflatten(0, a.shape[:2])
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return a.to(wide) @ b.to(wide).mT

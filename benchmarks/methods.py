@@ -1,13 +1,16 @@
 """What attention methods select: attention mass and output error, beside chance and an oracle.
 
     python benchmarks/methods.py [--methods top-blocks …] [--layers 1 4 8] [--steps 1 4 8]
-        [--cache FILE] [--json FILE] [--plot FILE]
+        [--calibrations FILE …] [--cache FILE] [--json FILE] [--plot FILE]
 
 Queries, keys and values are those of `kinora-tiny` at 256 x 256 (9,216 tokens), some layers and
 steps of ten. Of each plan it tells the density, the share of the attention mass that falls on kept
 tiles (recall), and the relative error of the output with nothing and with means (tail) in the place
 of what is left out. Beside it the recall and the error of plans with as many tiles in each row,
 drawn at random and, as an oracle, those of the largest true mass.
+
+`paro` is tried with each of the calibrations, which `kinora calibrate kinora-tiny --size 256x256
+--keep 0.25 --output FILE` makes, of another prompt than the one recorded here.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from kinora.accel.calibration import TILE, Calibration
 from kinora.accel.grid import TokenGrid
 from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import METHODS
@@ -62,6 +66,14 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
         *({"blocks": it, "levels": 1, "tile": "64x64"} for it in (18, 8)),
         {"blocks": 18, "branch": 4, "tile": "64x64", "order": "morton"},
     ],
+    "permuted-blocks": [
+        *({"keep": keep, "tile": "64x64"} for keep in (0.125, 0.25, 0.5)),
+        *({"keep": 0.25, "segment": it, "tile": "64x64"} for it in ("1024", "frame", "clip")),
+        *({"keep": 0.25, "samples": it, "tile": "64x64"} for it in (32, 512)),
+        {"keep": 1.0, "mass": 0.9, "tile": "64x64"},
+        {"keep": 0.25},
+        {"keep": 0.25, "order": "raster"},
+    ],
 }
 """What is tried where nothing is said; a method without an entry is tried with its defaults."""
 
@@ -87,8 +99,9 @@ class Row:
 
 def tile_mass(q: torch.Tensor, k: torch.Tensor, plan: BlockPlan) -> torch.Tensor:
     """Attention mass of each tile of keys, mean over the queries of a tile, `[1, H, Q, K]`."""
-    if plan.order is not None:
-        q, k = permuted(q, plan.order), permuted(k, plan.order)
+    order, key_order = plan.orders
+    q = q if order is None else permuted(q, order)
+    k = k if key_order is None else permuted(k, key_order)
     rows, columns, tile = plan.rows, plan.columns, plan.tile
     mass = torch.zeros(*q.shape[:2], rows, columns)
     column = torch.arange(plan.keys) // tile.key
@@ -109,7 +122,7 @@ def with_scores(plan: BlockPlan, scores: torch.Tensor) -> BlockPlan:
     ranks = scores.argsort(-1, descending=True).argsort(-1)
     mask = ranks < counts[..., None]
     made = BlockPlan.from_mask(mask, tile=plan.tile, queries=plan.queries, keys=plan.keys)
-    return dataclasses.replace(made, order=plan.order)
+    return dataclasses.replace(made, order=plan.order, key_order=plan.key_order)
 
 
 def measured(
@@ -124,8 +137,9 @@ def measured(
         if plan is None:
             continue
         dense = scaled_dot_product_attention(q, k, v)
-        order = getattr(method, "order", "") if plan.order is not None else ""
-        at = step, layer, plan.tile, order or setting
+        # Orders that the numbers or a calibration make are those of a setting.
+        order = None if plan.key_order is not None else getattr(method, "order", None)
+        at = step, layer, plan.tile, order or (method.name, setting)
         if at not in masses:
             masses[at] = tile_mass(q, k, plan)
         mass = masses[at]
@@ -163,6 +177,9 @@ def measured(
 
 
 def told(setting: dict[str, Any]) -> str:
+    if "calibration" in setting:
+        found = Calibration.read(Path(setting["calibration"]))
+        return f"calibrated to keep {found.keep:g}"
     return ", ".join(f"{key} {value}" for key, value in setting.items()) or "defaults"
 
 
@@ -189,7 +206,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
     named: dict[str, list[tuple[float, float, float]]] = {}
     for (method, setting), group in grouped(rows):
-        tile = next((it for it in setting.split(", ") if it.startswith("tile ")), "tile 256x128")
+        of = f"tile {TILE}x{TILE}" if method == "paro" else "tile 256x128"
+        tile = next((it for it in setting.split(", ") if it.startswith("tile ")), of)
         named.setdefault(f"{method}, {tile.partition(' ')[2]}", []).append(
             (mean(group, "density"), mean(group, "recall"), mean(group, "error"))
         )
@@ -226,16 +244,20 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--layers", nargs="+", type=int, default=[1, 4, 8])
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 4, 8])
+    parser.add_argument("--calibrations", nargs="+", type=Path, default=[], help="files for paro")
     parser.add_argument("--cache", type=Path, help="a file for the recordings")
     parser.add_argument("--json", type=Path, help="a JSON line for each row")
     parser.add_argument("--plot", type=Path, help="a PNG of recall and error over density")
     options = parser.parse_args()
+    settings = {**SETTINGS, "paro": [{"calibration": str(it)} for it in options.calibrations]}
     found = recorded(options)
     rows: list[Row] = []
     masses: dict[Any, torch.Tensor] = {}
     print("method, setting: density; recall (random, oracle); error (tail; random, oracle); plan")
     for name in options.methods:
-        for setting in SETTINGS.get(name, [{}]):
+        if name == "paro" and not options.calibrations:
+            print("paro: left out, it needs --calibrations", flush=True)
+        for setting in settings.get(name, [{}]):
             made = list(measured(METHODS[name](**setting), told(setting), found, masses))
             rows += made
             if not made:

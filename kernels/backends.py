@@ -69,11 +69,14 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `block_attention`; `backend` does not refuse it."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    order = plan.order
-    if order is None:
-        return BACKENDS[backend].attend(q, k, v, plan, scale, precision)
-    q, k, v = (lists.permuted(x, order) for x in (q, k, v))
+    order, key_order = plan.orders
+    if order is not None:
+        q = lists.permuted(q, order)
+    if key_order is not None:
+        k, v = lists.permuted(k, key_order), lists.permuted(v, key_order)
     out, lse = BACKENDS[backend].attend(q, k, v, plan, scale, precision)
+    if order is None:
+        return out, lse
     return lists.permuted(out, order, inverse=True), lse.scatter(2, order.expand_as(lse), lse)
 
 
@@ -106,9 +109,11 @@ def _fit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan) -> 
             f"q on {q.device}, k on {k.device}, v on {v.device}, the plan on "
             f"{plan.indices.device}; all must be on one device"
         )
-    shared = () if plan.order is None or plan.order.ndim == 1 else plan.order.shape[:2]
-    for name, shape in (("plan", plan.indices.shape), ("plan's order", shared)):
-        for what, given, whole in zip(("B", "H"), shape, q.shape, strict=False):
+    shapes = {"plan": plan.indices, "plan's order": plan.order, "plan's key_order": plan.key_order}
+    for name, tensor in shapes.items():
+        if tensor is None or tensor.ndim == 1:
+            continue
+        for what, given, whole in zip(("B", "H"), tensor.shape, q.shape, strict=False):
             if given not in (1, whole):
                 raise ValueError(
                     f"the {name} has {what} = {given}, the tensors {whole}; 1 or the same"

@@ -43,17 +43,18 @@ def block_attention(
     sizes = [plan.tile.query, plan.tile.key, plan.queries, plan.keys]
     wants = wants_gradients(*tensors, plan.bias)
     return torch.ops.kinora.block_attention(
-        *tensors, plan.indices, plan.counts, plan.order, plan.bias, sizes, plan.tail, scale,
-        precision.qk, precision.pv, backend, wants,
+        *tensors, plan.indices, plan.counts, plan.order, plan.key_order, plan.bias, sizes,
+        plan.tail, scale, precision.qk, precision.pv, backend, wants,
     )  # fmt: skip
 
 
 def _plan(tensors: tuple[Any, ...], settings: _Settings) -> BlockPlan:
-    """The plan from indices, counts, order and bias."""
-    indices, counts, order, bias = tensors
+    """The plan from indices, counts, both orders and bias."""
+    indices, counts, order, key_order, bias = tensors
     tile_q, tile_k, queries, keys = settings.sizes
     tail: Any = settings.tail
-    return BlockPlan(indices, counts, Tile(tile_q, tile_k), queries, keys, tail, order, bias)
+    tile = Tile(tile_q, tile_k)
+    return BlockPlan(indices, counts, tile, queries, keys, tail, order, key_order, bias)
 
 
 def _precision(settings: _Settings) -> Precision:
@@ -69,6 +70,7 @@ def _forward(
     indices: torch.Tensor,
     counts: torch.Tensor,
     order: torch.Tensor | None,
+    key_order: torch.Tensor | None,
     bias: torch.Tensor | None,
     sizes: list[int],
     tail: str,
@@ -79,7 +81,8 @@ def _forward(
     wants_gradients: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     settings = _Settings(sizes, tail, scale, qk, pv, backend)
-    plan, precision = _plan((indices, counts, order, bias), settings), _precision(settings)
+    plan = _plan((indices, counts, order, key_order, bias), settings)
+    precision = _precision(settings)
     problem = replace(Problem.of(q, k, v, plan, precision), requires_grad=wants_gradients)
     name = checked(q, k, v, plan, problem, backend or None)
     out, lse = attend(q, k, v, plan, scale, precision, name)
@@ -104,6 +107,7 @@ def _backward(
     indices: torch.Tensor,
     counts: torch.Tensor,
     order: torch.Tensor | None,
+    key_order: torch.Tensor | None,
     bias: torch.Tensor | None,
     sizes: list[int],
     tail: str,
@@ -115,7 +119,8 @@ def _backward(
 ) -> list[torch.Tensor]:
     """Gradients of q, k, v and the bias; of those that nobody wants, nothing, `[0]`."""
     settings = _Settings(sizes, tail, scale, qk, pv, backend)
-    plan, precision = _plan((indices, counts, order, bias), settings), _precision(settings)
+    plan = _plan((indices, counts, order, key_order, bias), settings)
+    precision = _precision(settings)
     problem = replace(Problem.of(q, k, v, plan, precision), requires_grad=True)
     name = backend or choose(problem)
     if name in _GRADIENTS_OF:
@@ -134,7 +139,7 @@ def _(
     *others: Any,
 ) -> list[torch.Tensor]:
     del douts
-    bias, wanted = others[4], others[-1]
+    bias, wanted = others[5], others[-1]
     return [
         x.new_empty(x.shape) if want and x is not None else q.new_empty(0)
         for x, want in zip((q, k, v, bias), wanted, strict=True)
@@ -153,16 +158,17 @@ def _by_kernels(
     out, lse = outs
     dout, dlse = douts
     factor = q.shape[-1] ** -0.5 if scale is None else scale
-    if plan.order is not None:
-        q, k, v, out, dout = (permuted(x, plan.order) for x in (q, k, v, out, dout))
-        lse, dlse = (x.gather(2, plan.order.expand_as(x)) for x in (lse, dlse))
+    order, key_order = plan.orders
+    if order is not None:
+        q, out, dout = (permuted(x, order) for x in (q, out, dout))
+        lse, dlse = (x.gather(2, order.expand_as(x)) for x in (lse, dlse))
+    if key_order is not None:
+        k, v = permuted(k, key_order), permuted(v, key_order)
     wants = wanted[0], wanted[1], wanted[2], wanted[3]
     found = triton_backward.gradients(dout, dlse, (q, k, v, out, lse), plan, factor, wants)
-    if plan.order is None:
-        return found
     back = (
-        None if x is None else permuted(x, plan.order, inverse=True)
-        for x in (found.q, found.k, found.v)
+        x if x is None or by is None else permuted(x, by, inverse=True)
+        for x, by in zip(found[:3], (order, key_order, key_order), strict=True)
     )
     return *back, found.bias
 
@@ -195,19 +201,19 @@ def _by_autograd(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    q, k, v, indices, counts, order, bias, *settings, _ = inputs
-    ctx.save_for_backward(q, k, v, indices, counts, order, bias, *output)
+    q, k, v, indices, counts, order, key_order, bias, *settings, _ = inputs
+    ctx.save_for_backward(q, k, v, indices, counts, order, key_order, bias, *output)
     ctx.settings = settings
 
 
 def _differentiate(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor) -> tuple[Any, ...]:
     q, k, v, *lists, bias, out, lse = ctx.saved_tensors
-    wanted = [ctx.needs_input_grad[i] for i in (0, 1, 2, 6)]
+    wanted = [ctx.needs_input_grad[i] for i in (0, 1, 2, 7)]
     found = torch.ops.kinora.block_attention_backward(
         [dout, dlse], q, k, v, [out, lse], *lists, bias, *ctx.settings, wanted
     )
     dq, dk, dv, dbias = (x if want else None for x, want in zip(found, wanted, strict=True))
-    return dq, dk, dv, None, None, None, dbias, *(None for _ in range(7))
+    return dq, dk, dv, None, None, None, None, dbias, *(None for _ in range(7))
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -33,7 +33,8 @@ def tile_means(
     Args:
         x: any strides and floating dtype.
         size: tokens of a tile; the last one may be ragged.
-        order: permutation `[L]` int64 in which tokens are cut into tiles, read as it goes.
+        order: permutation int64 in which tokens are cut into tiles, read as it goes: `[L]` or,
+            where heads have their own, `[B or 1, H or 1, L]`.
         backend: None is `triton` where it can, else `torch`.
 
     Raises:
@@ -56,8 +57,8 @@ def pair_means(
     backend: Backend | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`tile_means` of queries and of keys, in one launch."""
-    _fit_tokens("q", q, order)
-    _fit_tokens("k", k, order)
+    for name, x in (("q", q), ("k", k)):
+        _fit_tokens(name, x, order)
     if q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3] or q.dtype != k.dtype:
         raise ValueError(
             f"q {tuple(q.shape)} {q.dtype}, k {tuple(k.shape)} {k.dtype}; B, H, D and the dtype of "
@@ -84,12 +85,9 @@ def permuted(
     Raises:
         ValueError: shapes and dtypes that do not fit, a backend that cannot.
     """
-    _fit_tokens("x", x, order, by_head=True)
+    _fit_tokens("x", x, order)
     if not launch.takes(backend, x):
-        order = order.argsort(-1) if inverse else order
-        if order.ndim == 1:
-            return _ordered(x, order).contiguous()
-        return x.gather(2, order.expand(*x.shape[:2], -1)[..., None].expand_as(x))
+        return _ordered(x, order.argsort(-1) if inverse else order).contiguous()
     return launch.permuted(x, order, inverse)
 
 
@@ -278,12 +276,16 @@ def _means(x: torch.Tensor, size: int, order: torch.Tensor | None) -> torch.Tens
     if order is None:
         parts = (x[:, :, start : start + step] for start in starts)
     else:
-        parts = (_ordered(x, order[start : start + step]) for start in starts)
+        parts = (_ordered(x, order[..., start : start + step]) for start in starts)
     return torch.cat([pool(it.float(), size) for it in parts], dim=2)
 
 
 def _ordered(x: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
-    return x if order is None else x.index_select(2, order)
+    if order is None:
+        return x
+    if order.ndim == 1:
+        return x.index_select(2, order)
+    return x.gather(2, order.expand(*x.shape[:2], -1)[..., None].expand(-1, -1, -1, x.shape[3]))
 
 
 def _ranks(scores: torch.Tensor, forced: torch.Tensor | None) -> torch.Tensor:
@@ -304,22 +306,19 @@ def _lists(chosen: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor
     return indices.to(torch.int32).masked_fill_(places >= counts[..., None], 0), counts
 
 
-def _fit_tokens(
-    name: str, x: torch.Tensor, order: torch.Tensor | None, *, by_head: bool = False
-) -> None:
+def _fit_tokens(name: str, x: torch.Tensor, order: torch.Tensor | None) -> None:
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"{name} {tuple(x.shape)}; [B, H, L, D] is needed, none of them 0")
     if not x.dtype.is_floating_point:
         raise ValueError(f"{name} {x.dtype}; a floating dtype is needed")
     if order is None:
         return
-    shapes: list[tuple[int, ...]] = [(x.shape[2],)]
-    if by_head:
-        shapes += [(b, h, x.shape[2]) for b in (1, x.shape[0]) for h in (1, x.shape[1])]
-    if tuple(order.shape) not in shapes or order.dtype != torch.int64:
+    tokens = x.shape[2]
+    by_head = [(b, h, tokens) for b in (1, x.shape[0]) for h in (1, x.shape[1])]
+    if tuple(order.shape) not in [(tokens,), *by_head] or order.dtype != torch.int64:
         raise ValueError(
-            f"order {tuple(order.shape)} {order.dtype} for the {x.shape[2]} tokens of {name}; it "
-            f"must be one permutation of them{', or one for each head' if by_head else ''}, int64"
+            f"order {tuple(order.shape)} {order.dtype} for the {tokens} tokens of {name}; it "
+            f"must be one permutation of them, or one for each head, int64"
         )
     if order.device != x.device:
         raise ValueError(f"order on {order.device}, {name} on {x.device}; both on one device")

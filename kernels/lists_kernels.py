@@ -44,7 +44,7 @@ def _mean(
 def means(
     q_ptr, k_ptr, order_ptr, means_q_ptr, means_k_ptr,
     q_b, q_h, q_l, q_d,
-    k_b, k_h, k_l, k_d,
+    k_b, k_h, k_l, k_d, order_b, order_h,
     batches, heads, queries, keys, rows, columns,
     SIZE_Q: tl.constexpr, SIZE_K: tl.constexpr,
     CHUNK_Q: tl.constexpr, CHUNK_K: tl.constexpr,
@@ -53,11 +53,13 @@ def means(
     """One tile of one head: of queries, then of keys; heads run fastest.
 
     In models' own memory, `[B, L, H, D]`, neighbouring programs then read neighbouring bytes.
+    Orders of batch items and heads are `order_b` and `order_h` apart.
     """
     pairs = batches * heads
     tile = tl.program_id(0) // pairs
     batch = ((tl.program_id(0) % pairs) // heads).to(tl.int64)
     head = (tl.program_id(0) % heads).to(tl.int64)
+    order_ptr += batch * order_b + head * order_h
     if tile < rows:
         _mean(
             q_ptr, order_ptr, means_q_ptr, tile, rows, batch, head, heads,
@@ -81,7 +83,7 @@ def permute(
 ):  # fmt: skip
     """`TOKENS` tokens of one head to their places in out `[B, H, L, DIM]`; heads run fastest.
 
-    Orders of heads and batch items are `order_b` and `order_h` apart.
+    Orders of batch items and heads are `order_b` and `order_h` apart.
     """
     pairs = batches * heads
     batch = ((tl.program_id(0) % pairs) // heads).to(tl.int64)

@@ -70,7 +70,8 @@ def means(
     with on_device(q):
         _kernels().means[((rows + columns) * batch * heads,)](
             q, k, means_q if order is None else order.contiguous(), means_q, means_k,
-            *q.stride(), *k.stride(), batch, heads, queries, keys, rows, columns,
+            *q.stride(), *k.stride(), *_steps(order),
+            batch, heads, queries, keys, rows, columns,
             SIZE_Q=sizes[0], SIZE_K=sizes[1],
             CHUNK_Q=min(most, padded(sizes[0])), CHUNK_K=min(most, padded(sizes[1])),
             DIM=dim, PADDED_DIM=padded(dim), ORDERED=order is not None, num_warps=MEANS_WARPS,
@@ -83,15 +84,20 @@ def permuted(x: torch.Tensor, order: torch.Tensor, inverse: bool) -> torch.Tenso
     batch, heads, tokens, dim = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     chunk = max(16, min(64, MEANS_ELEMENTS // padded(dim)))
-    steps = (order.shape[1] * tokens if order.ndim == 3 else 0, tokens)
     with on_device(x):
         _kernels().permute[(tiles_of(tokens, chunk) * batch * heads,)](
-            x, order.contiguous(), out, *x.stride(),
-            *(by if order.ndim == 3 and order.shape[i] > 1 else 0 for i, by in enumerate(steps)),
-            batch, heads, tokens,
+            x, order.contiguous(), out, *x.stride(), *_steps(order), batch, heads, tokens,
             TOKENS=chunk, DIM=dim, PADDED_DIM=padded(dim), INVERSE=inverse, num_warps=4,
         )  # fmt: skip
     return out
+
+
+def _steps(order: torch.Tensor | None) -> tuple[int, int]:
+    """From the order of one batch item, and of one head, to the next in contiguous memory."""
+    if order is None or order.ndim == 1:
+        return 0, 0
+    batch, heads, tokens = order.shape
+    return heads * tokens if batch > 1 else 0, tokens if heads > 1 else 0
 
 
 def choose(

@@ -51,7 +51,9 @@ class BlockPlan:
             each, the mean of its keys and of its values, weighing as much as its number of tokens.
         order: permutation int64 in which queries and keys were cut into tiles, `[L]` or, where
             heads have their own, `[B or 1, H or 1, L]`: tile 0 holds tokens `order[:tile]`. None:
-            as they come. Needs `queries == keys`.
+            as they come. Needs `queries == keys`, or a `key_order`.
+        key_order: permutation int64 in which keys alone are cut into tiles, `[keys]` or `[B or 1,
+            H or 1, keys]`; `order` is then of queries alone. None: `order` is of both.
         bias: `[B or 1, H or 1, Q, width]` float32, added to the logits of a kept tile.
 
     Raises:
@@ -65,6 +67,7 @@ class BlockPlan:
     keys: int
     tail: Tail = "none"
     order: torch.Tensor | None = None
+    key_order: torch.Tensor | None = None
     bias: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -88,15 +91,25 @@ class BlockPlan:
             )
         if self.tail not in ("none", "complement"):
             raise ValueError(f"tail {self.tail!r}; it can be none or complement")
+        shared = self.key_order is None
         if self.order is not None and (
-            self.queries != self.keys
-            or self.order.ndim not in (1, 3)
-            or self.order.shape[-1] != self.queries
+            (shared and self.queries != self.keys) or not _permutes(self.order, self.queries)
         ):
             raise ValueError(
                 f"an order of {tuple(self.order.shape)} tokens for {self.queries} queries and "
-                f"{self.keys} keys; it must be one permutation of both"
+                f"{self.keys} keys; it must be one permutation of "
+                + ("both, or there must be a key_order" if shared else "the queries")
             )
+        if self.key_order is not None and not _permutes(self.key_order, self.keys):
+            raise ValueError(
+                f"a key_order of {tuple(self.key_order.shape)} tokens for {self.keys} keys; it "
+                "must be one permutation of them"
+            )
+
+    @property
+    def orders(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """In which queries and keys are cut into tiles."""
+        return self.order, self.order if self.key_order is None else self.key_order
 
     @property
     def rows(self) -> int:
@@ -168,11 +181,12 @@ class BlockPlan:
             )
         if bool((self.mask().sum(-1) != self.counts).any()):
             raise ValueError("indices hold a tile twice in one row; each may be kept once")
-        if self.order is not None and not torch.equal(
-            self.order.sort().values,
-            torch.arange(self.queries, device=self.order.device).expand_as(self.order),
-        ):
-            raise ValueError(f"order is no permutation of 0 to {self.queries - 1}")
+        for name, order in (("order", self.order), ("key_order", self.key_order)):
+            if order is not None and not torch.equal(
+                order.sort().values,
+                torch.arange(order.shape[-1], device=order.device).expand_as(order),
+            ):
+                raise ValueError(f"{name} is no permutation of 0 to {order.shape[-1] - 1}")
 
     def to(self, device: torch.device | str) -> BlockPlan:
         """The same plan elsewhere."""
@@ -181,6 +195,7 @@ class BlockPlan:
             indices=self.indices.to(device),
             counts=self.counts.to(device),
             order=None if self.order is None else self.order.to(device),
+            key_order=None if self.key_order is None else self.key_order.to(device),
             bias=None if self.bias is None else self.bias.to(device),
         )
 
@@ -194,6 +209,7 @@ class BlockPlan:
         keys: int,
         tail: Tail = "none",
         order: torch.Tensor | None = None,
+        key_order: torch.Tensor | None = None,
     ) -> BlockPlan:
         """The plan that keeps the tiles that are true in `mask`, `[B or 1, H or 1, Q, K]` bool."""
         shape = (tiles_of(queries, tile.query), tiles_of(keys, tile.key))
@@ -214,6 +230,7 @@ class BlockPlan:
             keys=keys,
             tail=tail,
             order=order,
+            key_order=key_order,
         )
 
     @classmethod
@@ -224,3 +241,8 @@ class BlockPlan:
         shape = (1, 1, tiles_of(queries, tile.query), tiles_of(keys, tile.key))
         everything = torch.ones(shape, dtype=torch.bool, device=device)
         return cls.from_mask(everything, tile=tile, queries=queries, keys=keys)
+
+
+def _permutes(order: torch.Tensor, tokens: int) -> bool:
+    """Whether its shape is that of a permutation of `tokens`, or of one for each head."""
+    return order.ndim in (1, 3) and order.shape[-1] == tokens

@@ -6,6 +6,7 @@ from ..method import AttentionMethod
 from .blade import Blade
 from .hierarchical import Hierarchical
 from .paro import Paro
+from .permuted_blocks import PermutedBlocks
 from .sliding_tile import SlidingTile
 from .threshold_blocks import ThresholdBlocks
 from .top_blocks import TopBlocks
@@ -13,7 +14,16 @@ from .x_attention import XAttention
 
 METHODS: dict[str, type[AttentionMethod]] = {
     method.name: method
-    for method in (TopBlocks, ThresholdBlocks, XAttention, SlidingTile, Blade, Hierarchical, Paro)
+    for method in (
+        TopBlocks,
+        ThresholdBlocks,
+        XAttention,
+        SlidingTile,
+        Blade,
+        Hierarchical,
+        Paro,
+        PermutedBlocks,
+    )
 }
 
 __all__ = [
@@ -21,6 +31,7 @@ __all__ = [
     "Blade",
     "Hierarchical",
     "Paro",
+    "PermutedBlocks",
     "SlidingTile",
     "ThresholdBlocks",
     "TopBlocks",

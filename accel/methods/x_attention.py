@@ -18,6 +18,7 @@ from ..tiles import (
     heaviest,
     kept_of,
     likely_share,
+    products,
 )
 
 LOGITS_BYTES = 2**27
@@ -119,7 +120,7 @@ def antidiagonal_mass(
     chunks: list[torch.Tensor] = []
     for row in range(0, rows, step):
         part = slice(row * high, (row + step) * high)
-        logits = _products(queries[:, :, part], keys).mul_(scale).add_(sizes)
+        logits = products(queries[:, :, part], keys).mul_(scale).add_(sizes)
         tiles = logits.softmax(-1).unflatten(-1, (columns, wide)).sum(-1)
         chunks.append((tiles * weights[part, None]).unflatten(-2, (-1, high)).sum(-2))
     return torch.cat(chunks, -2)
@@ -147,12 +148,3 @@ def _cells(
     lengths = tile_lengths(tokens, stride, x.device)
     share[: len(lengths)] = lengths.to(share.dtype) / stride
     return (cells.flip(3) if backwards else cells).flatten(3), share
-
-
-def _products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`a @ b.mT` in float32 or more, without a copy of 16-bit tensors on GPUs that can."""
-    if a.is_cuda and a.dtype in (torch.float16, torch.bfloat16):
-        out = torch.bmm(a.flatten(0, 1), b.flatten(0, 1).mT, out_dtype=torch.float32)
-        return out.unflatten(0, a.shape[:2])
-    wide = torch.promote_types(a.dtype, torch.float32)
-    return a.to(wide) @ b.to(wide).mT

@@ -19,6 +19,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DRAWN = settings(max_examples=60, deadline=None, derandomize=True)
 BACKENDS = ("reference", "cpu", *(["triton"] if INTERPRETED else []))
 
+Ordered = Literal["no", "one", "by head"]
+ORDERED: tuple[Ordered, ...] = ("no", "one", "by head")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -34,7 +37,8 @@ class Case:
     share: float
     tail: Tail
     biased: bool
-    ordered: Literal["no", "one", "by head"]
+    ordered: Ordered
+    keys_ordered: Ordered
     heads_first: bool
     seed: int
 
@@ -42,12 +46,13 @@ class Case:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Ragged and single tiles come up on their own; lengths are at most some tiles."""
-    ordered = draw(st.sampled_from(("no", "one", "by head")))
+    ordered, keys_ordered = draw(st.sampled_from(ORDERED)), draw(st.sampled_from(ORDERED))
+    shared = ordered != "no" and keys_ordered == "no"
     queries = draw(st.integers(1, 90))
     return Case(
         tile=Tile(draw(st.sampled_from((16, 32))), draw(st.sampled_from((16, 32, 64)))),
         queries=queries,
-        keys=queries if ordered != "no" else draw(st.integers(1, 200)),
+        keys=queries if shared else draw(st.integers(1, 200)),
         batch=draw(st.integers(1, 2)),
         heads=draw(st.integers(1, 3)),
         dim=draw(st.sampled_from((8, 16, 24))),
@@ -56,6 +61,7 @@ def cases(draw: st.DrawFn) -> Case:
         tail=draw(st.sampled_from(("none", "complement"))),
         biased=draw(st.booleans()),
         ordered=ordered,
+        keys_ordered=keys_ordered,
         heads_first=draw(st.booleans()),
         seed=draw(st.integers(0, 2**16)),
     )
@@ -81,21 +87,25 @@ def drawn(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, BlockPl
     shape = (*lists, plan.rows, plan.columns)
     indices = torch.rand(shape, generator=generator).argsort(-1).to(torch.int32)
     kept = torch.rand(shape, generator=generator) < case.share
-    order = None
-    if case.ordered == "one":
-        order = torch.randperm(case.queries, generator=generator)
-    elif case.ordered == "by head":
-        order = torch.rand(*lists, case.queries, generator=generator).argsort(-1)
+
+    def order(ordered: Ordered, tokens: int) -> torch.Tensor | None:
+        if ordered == "no":
+            return None
+        own = lists if ordered == "by head" else []
+        return torch.rand(*own, tokens, generator=generator).argsort(-1)
+
     bias = torch.randn(shape, generator=generator) if case.biased else None
     counts = kept.sum(-1, dtype=torch.int32)
-    return (
-        q,
-        k,
-        v,
-        dataclasses.replace(
-            plan, indices=indices, counts=counts, order=order, bias=bias, tail=case.tail
-        ),
+    plan = dataclasses.replace(
+        plan,
+        indices=indices,
+        counts=counts,
+        order=order(case.ordered, case.queries),
+        key_order=order(case.keys_ordered, case.keys),
+        bias=bias,
+        tail=case.tail,
     )
+    return q, k, v, plan
 
 
 def expected(
@@ -105,8 +115,10 @@ def expected(
     q, k, v = q.double(), k.double(), v.double()
     order = torch.arange(plan.queries) if plan.order is None else plan.order
     order = order.expand(*q.shape[:2], -1)
-    if plan.order is not None:
-        k, v = (x.gather(2, order[..., None].expand_as(x)) for x in (k, v))
+    of_keys = plan.order if plan.key_order is None else plan.key_order
+    if of_keys is not None:
+        of_keys = of_keys.expand(*k.shape[:2], -1)[..., None]
+        k, v = (x.gather(2, of_keys.expand_as(x)) for x in (k, v))
     tile, lengths = plan.tile, tile_lengths(plan.keys, plan.tile.key)
     out, lse = torch.zeros_like(q), torch.full(q.shape[:3], -torch.inf, dtype=torch.float64)
     lists = plan.indices.expand(*q.shape[:2], -1, -1)

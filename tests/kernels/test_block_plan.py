@@ -85,6 +85,12 @@ def _plan(**changes: object) -> BlockPlan:
         ({"bias": torch.zeros(1, 1, 2, 3)}, "bias (1, 1, 2, 3) does not fit"),
         ({"tail": "pooled"}, "none or complement"),
         ({"order": torch.arange(7)}, "one permutation of both"),
+        (
+            {"order": torch.arange(7), "key_order": torch.arange(8)},
+            "one permutation of the queries",
+        ),
+        ({"key_order": torch.arange(7)}, "a key_order of (7,) tokens for 8 keys"),
+        ({"key_order": torch.zeros(1, 8)}, "a key_order of (1, 8) tokens for 8 keys"),
         ({"keys": 12, "order": torch.arange(8)}, "one permutation of both"),
     ],
 )
@@ -126,6 +132,10 @@ def _row(entries: list[int], count: int, order: list[int] | None = None) -> Bloc
         (_row([0, 1], -1), "counts -1 to -1"),
         (_row([0, 1], 0), "counts 0 in 1 rows; their queries would attend to nothing"),
         (_row([0, 1], 2, [0] * 30), "order is no permutation of 0 to 29"),
+        (
+            dataclasses.replace(_row([0, 1], 2), key_order=torch.ones(1, 1, 30, dtype=torch.int64)),
+            "key_order is no permutation of 0 to 29",
+        ),
     ],
 )
 def test_numbers_that_are_refused_when_looked_at(

@@ -23,12 +23,19 @@ TILE = Tile(16, 8)
 
 
 def _case(
-    seed: int, tokens: int = 40, dtype: torch.dtype = torch.float64
+    seed: int, tokens: int = 40, dtype: torch.dtype = torch.float64, keys: int | None = None
 ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], BlockPlan]:
-    """q, k, v `[2, 3, L, 8]` and a plan in some order, its lists as wide as all tiles."""
+    """q, k, v `[2, 3, L, 8]` and a plan in some order, its lists as wide as all tiles.
+
+    With `keys` there are as many, each head's in an order of their own.
+    """
     generator = torch.Generator().manual_seed(seed)
-    q, k, v = torch.randn(3, 2, 3, tokens, 8, generator=generator, dtype=dtype)
-    plan = BlockPlan.dense(tile=TILE, queries=tokens, keys=tokens)
+    q, k, v = (
+        torch.randn(2, 3, length, 8, generator=generator, dtype=dtype)
+        for length in (tokens, keys or tokens, keys or tokens)
+    )
+    key_order = torch.rand(2, 3, keys, generator=generator).argsort(-1) if keys else None
+    plan = BlockPlan.dense(tile=TILE, queries=tokens, keys=keys or tokens)
     counts = torch.randint(1, plan.columns + 1, (2, 3, plan.rows), generator=generator)
     shuffled = torch.rand(2, 3, plan.rows, plan.columns, generator=generator).argsort(-1)
     return (q, k, v), dataclasses.replace(
@@ -36,6 +43,7 @@ def _case(
         indices=shuffled.to(torch.int32),
         counts=counts.to(torch.int32),
         order=torch.randperm(tokens, generator=generator),
+        key_order=key_order,
     )
 
 
@@ -53,10 +61,11 @@ def compiled() -> Any:
 
 @pytest.mark.parametrize("tail", ["none", "complement"])
 @pytest.mark.parametrize("biased", [False, True])
-def test_it_equals_what_runs_uncompiled(compiled: Any, tail: Tail, biased: bool):
+@pytest.mark.parametrize("keys", [None, 52])
+def test_it_equals_what_runs_uncompiled(compiled: Any, tail: Tail, biased: bool, keys: int | None):
     run, counter = compiled
     for seed in range(3):
-        tensors, plan = _case(seed)
+        tensors, plan = _case(seed, keys=keys)
         bias = torch.randn(plan.indices.shape) if biased else None
         plan = dataclasses.replace(plan, tail=tail, bias=bias)
         got, expected = run(*tensors, plan, scale=0.4), block_attention(*tensors, plan, scale=0.4)
@@ -65,10 +74,11 @@ def test_it_equals_what_runs_uncompiled(compiled: Any, tail: Tail, biased: bool)
 
 
 @pytest.mark.parametrize("tail", ["none", "complement"])
-def test_gradients_are_those_of_the_reference(compiled: Any, tail: Tail):
+@pytest.mark.parametrize("keys", [None, 52])
+def test_gradients_are_those_of_the_reference(compiled: Any, tail: Tail, keys: int | None):
     """Of q, k, v and the bias, through output and log-sum-exp; the plan is in some order."""
     run, _ = compiled
-    tensors, plan = _case(0)
+    tensors, plan = _case(0, keys=keys)
     bias = torch.randn(plan.indices.shape, generator=torch.Generator().manual_seed(1))
     weights = torch.randn(2, 3, 40, 8, dtype=torch.float64)
     found: list[tuple[torch.Tensor, ...]] = []
@@ -102,8 +112,9 @@ def test_gradients_of_some(compiled: Any):
 
 
 @pytest.mark.parametrize("by_head", [False, True])
+@pytest.mark.parametrize("keys", [None, 52])
 def test_the_gradients_of_kernels_are_taken_in_the_order_of_the_plan(
-    compiled: Any, by_head: bool, monkeypatch: pytest.MonkeyPatch
+    compiled: Any, by_head: bool, keys: int | None, monkeypatch: pytest.MonkeyPatch
 ):
     """With `triton_backward` replaced by the reference, whose gradients are the truth."""
     by_autograd: Any = vars(module)["_by_autograd"]
@@ -111,7 +122,8 @@ def test_the_gradients_of_kernels_are_taken_in_the_order_of_the_plan(
     def gradients(
         dout: Any, dlse: Any, saved: Any, plan: BlockPlan, scale: float, wanted: Any
     ) -> Gradients:
-        plan, given = dataclasses.replace(plan, order=None), [True, True, True, False]
+        plan = dataclasses.replace(plan, order=None, key_order=None)
+        given = [True, True, True, False]
         assert list(wanted) == given
         q, k, v, *made = saved
         rest = (plan, scale, INPUT, "reference")
@@ -121,7 +133,7 @@ def test_the_gradients_of_kernels_are_taken_in_the_order_of_the_plan(
     monkeypatch.setattr(module, "_GRADIENTS_OF", ("reference",))
     monkeypatch.setattr(module.triton_backward, "gradients", gradients)
     run, _ = compiled
-    tensors, plan = _case(0)
+    tensors, plan = _case(0, keys=keys)
     if by_head:
         generator = torch.Generator().manual_seed(2)
         order = torch.rand(1, 3, 40, generator=generator).argsort(-1)
@@ -137,12 +149,12 @@ def test_the_gradients_of_kernels_are_taken_in_the_order_of_the_plan(
 
 def test_the_fake_tells_shapes_dtypes_and_strides(compiled: Any):
     del compiled
-    tensors, plan = _case(0, dtype=torch.float32)
+    tensors, plan = _case(0, dtype=torch.float32, keys=52)
     q, k, v = tensors
     sizes = [plan.tile.query, plan.tile.key, plan.queries, plan.keys]
     args = (
-        q.mT.contiguous().mT, k, v, plan.indices, plan.counts, plan.order, None, sizes, "none",
-        None, "input", "input", "", False,
+        q.mT.contiguous().mT, k, v, plan.indices, plan.counts, plan.order, plan.key_order, None,
+        sizes, "none", None, "input", "input", "", False,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.kinora.block_attention.default, args)
 

@@ -135,6 +135,9 @@ def test_heads_may_have_orders_of_their_own(shape: tuple[int, int], backend: Bac
         own = order[b % shape[0], h % shape[1]]
         assert torch.equal(there[b, h], x[b, h, own])
     assert torch.equal(permuted(there, order, inverse=True, backend=backend), x)
+    torch.testing.assert_close(tile_means(x, 16, order, backend=backend), tile_means(there, 16))
+    found = pair_means(x, x, Tile(24, 16), order, backend=backend)
+    torch.testing.assert_close(found, pair_means(there, there, Tile(24, 16)))
 
 
 # --- the best tiles ---

@@ -1,0 +1,271 @@
+"""`permuted-blocks`: keys sorted by how much they are attended to, then the best tiles of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Literal
+
+import torch
+
+from ...kernels.lists import mass_tiles, tile_means, top_tiles, widest
+from ...kernels.plan import BlockPlan, Tile, tiles_of
+from ..grid import TokenGrid
+from ..options import option
+from ..site import Site
+from ..tiles import (
+    TileMethod,
+    density_with,
+    kept_of,
+    likely_share,
+    products,
+    tile_of,
+    token_order,
+)
+
+LOGITS_BYTES = 2**28
+"""Logits of sampled queries that are alive at a time, if of more than one head; their softmax takes
+as much again."""
+
+
+class PermutedBlocks(TileMethod):
+    """Keys that are attended to most come first, so that few tiles hold them; the best are kept.
+
+    The keys of each head are permuted anew at each call: of `samples` queries the attention to
+    every key is computed, and within each segment the keys are sorted by its mean, largest first.
+    Only then keys are cut into tiles; queries stay in `order`. Of each row the tiles whose mean has
+    the largest product with the row's are kept: the share `keep`, or as many of these as hold
+    `mass` of the softmax over all tiles. Text keys stay together and are always kept, and queries
+    of text attend to everything.
+
+    A segment is a run of tokens in `order`, the tokens of a frame, or the whole clip. Long segments
+    gather what all queries want and scatter neighbours, short ones the other way round. Of runs, a
+    row's own are always kept.
+
+    It costs, for each head, `samples` / L of dense attention's first product, a softmax over those
+    rows, a sort of L numbers, and one more reading of the keys; a plan holds an order of all keys
+    for each head, 8 L bytes.
+
+    Source: PBS-Attn (arXiv 2510.21270), in a bidirectional form. With a causal mask keys may only
+    move within segments, behind which queries see all of them, and the last queries judge, since
+    only they see all keys. Without one any permutation is exact: segments are a choice of how far
+    keys move, and queries from all over the clip judge.
+    Differs from the paper: the above; tokens are in `order` first, and ties keep it; a tile weighs
+    as many keys as it has; no first tile is kept for its own sake. The paper's choice of tiles is
+    `keep = 1, mass = 0.9`; by default a share is kept, so that the density is known before.
+    """
+
+    name: ClassVar[str] = "permuted-blocks"
+    paper: ClassVar[str] = "arXiv 2510.21270"
+
+    keep: float = option(
+        0.25, "Share of the key tiles that each query tile keeps at most", above=0, most=1
+    )
+    mass: float = option(
+        1.0,
+        "Share of a row's softmax over tile means at which it stops before that; 1 never does",
+        above=0,
+        most=1,
+    )
+    segment: Literal["256", "512", "1024", "frame", "clip"] = option(
+        "256", "Within what keys are sorted: so many tokens of the order, a frame, or the clip"
+    )
+    samples: int = option(
+        128, "Queries whose attention sorts the keys", least=1, most=4096, unit="queries"
+    )
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+        """See `AttentionMethod`."""
+        if self._whole(site):
+            return None
+        q, k, tile = q.detach(), k.detach(), tile_of(self.tile)
+        fixed = _on(q.device, self.samples, self.segment, *self.at(site))
+        tokens, columns = site.tokens, tiles_of(site.tokens, tile.key)
+        key_order = hottest_first(importance(q, k, fixed.queries), fixed)
+        means = tile_means(q, tile.query, fixed.places), tile_means(k, tile.key, key_order)
+        kept, scale = kept_of(self.keep, columns), q.shape[-1] ** -0.5
+        width = max(kept, fixed.longest)
+        if self.mass < 1:
+            last = (tokens - (columns - 1) * tile.key) / tile.key
+            indices, counts = mass_tiles(
+                *means, self.mass, scale, fixed.always, kept, last=last, width=width
+            )
+        else:
+            indices, counts = top_tiles(*means, kept, fixed.always, width=width)
+        return BlockPlan(
+            indices=indices,
+            counts=counts,
+            tile=tile,
+            queries=tokens,
+            keys=tokens,
+            tail=self.tail,
+            order=fixed.places,
+            key_order=key_order,
+        )
+
+    def predict(self, site: Site) -> float:
+        """See `AttentionMethod`; with a `mass` an estimate, see `likely_share`."""
+        if self._whole(site):
+            return 1.0
+        columns = tiles_of(site.tokens, self.tiling()[0].key)
+        kept = kept_of(self.keep, columns)
+        if self.mass < 1:
+            # Not all, which would keep every call dense, where most of them may keep less.
+            kept = min(kept, kept_of(likely_share(self.mass), columns), columns - 1)
+        return _density(kept, self.segment, *self.at(site))
+
+    def why_dense(self, site: Site) -> str:
+        """See `AttentionMethod`."""
+        columns = tiles_of(site.tokens, self.tiling()[0].key)
+        if self.forces_all(site):
+            return f"because each of {columns} tiles is of the row's own segment or has text"
+        return f"because {self.keep:g} of {columns} tiles is all"
+
+    def forces_all(self, site: Site) -> bool:
+        """See `TileMethod`."""
+        return bool(_always(self.segment, *self.at(site)).all())
+
+    def _whole(self, site: Site) -> bool:
+        """Whether everything is kept, whatever the numbers are."""
+        columns = tiles_of(site.tokens, self.tiling()[0].key)
+        all_kept = kept_of(self.keep, columns) == columns
+        return self.forces_all(site) or (all_kept and (self.mass == 1 or columns == 1))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fixed:
+    """What of a plan depends on no numbers.
+
+    Attributes:
+        places: `[L]` int64, the token at each place of the order.
+        segments: `[L]` int64, the segment of that token, in rising order of where it goes.
+        queries: `[samples]` int64, tokens of the picture, from all over it.
+        always: `[Q, K]` bool, tiles that are kept whatever the scores, or None if there are none.
+        longest: the most of these in a row.
+    """
+
+    places: torch.Tensor
+    segments: torch.Tensor
+    queries: torch.Tensor
+    always: torch.Tensor | None
+    longest: int
+
+
+def importance(q: torch.Tensor, k: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """Mean attention of some queries to each key, `[B, H, L]` float32.
+
+    Args:
+        q, k: `[B, H, L, D]` as they come.
+        queries: `[samples]` int64, which ones.
+    """
+    sampled, scale = q[:, :, queries], q.shape[-1] ** -0.5
+    step = max(1, LOGITS_BYTES // (4 * len(queries) * k.shape[2]))
+    found = [
+        products(a[None], b[None])[0].mul_(scale).softmax(-1).mean(1).float()
+        for item in zip(sampled, k, strict=True)
+        for a, b in zip(*(x.split(step) for x in item), strict=True)
+    ]
+    return torch.cat(found).unflatten(0, k.shape[:2])
+
+
+def hottest_first(weights: torch.Tensor, fixed: Fixed) -> torch.Tensor:
+    """Keys by segment and, in each, by falling weight; of equal ones the first in the order first.
+
+    Args:
+        weights: `[B, H, L]` float32, none below 0, of keys as they come.
+
+    Returns:
+        `[B, H, L]` int64, a permutation for each head, whatever the weights are: those that are no
+        number come first.
+    """
+    # Floats that are not below 0 are in the order of their bits, so one sort of whole numbers does.
+    bits = weights[..., fixed.places].view(torch.int32).long()
+    ranks = fixed.segments * 2**32 + (2**31 - 1 - bits)
+    return fixed.places[ranks.argsort(dim=-1, stable=True)]
+
+
+@lru_cache(maxsize=16)
+def _on(
+    device: torch.device,
+    samples: int,
+    segment: str,
+    tile: Tile,
+    order: str,
+    grid: TokenGrid,
+    text: int,
+    text_first: bool,
+) -> Fixed:
+    """All that stays the same, on a device; copied there once."""
+    # Kept for later runs, which may not be in inference mode.
+    with torch.inference_mode(False):
+        tokens, at = grid.tokens + text, Site(grid, 0, 1, 0, 1, text=text, text_first=text_first)
+        places = token_order(order, grid, text, text_first).places
+        if segment == "frame":
+            before = text if text_first else 0
+            segments = (places - before) // (grid.height * grid.width)
+        else:
+            segments = torch.arange(tokens) // (_run(segment) or tokens)
+        # Text stays at its end of the sequence.
+        segments = segments.masked_fill(at.is_text()[places], -1 if text_first else tokens)
+        curve = token_order("gilbert", grid, text, text_first).places
+        curve = curve[text:] if text_first else curve[: grid.tokens]
+        # One drawn of each of equal stretches: even steps can meet the same frames again and again.
+        count = min(samples, grid.tokens)
+        cuts = torch.arange(count + 1) * grid.tokens // count
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.rand(count, generator=generator, dtype=torch.float64)
+        queries = curve[cuts[:-1] + (drawn * cuts.diff()).long()]
+        always = _always(segment, tile, order, grid, text, text_first)
+        return Fixed(
+            places=places.to(device),
+            segments=segments.to(device),
+            queries=queries.to(device),
+            always=always.to(device) if bool(always.any()) else None,
+            longest=widest(always, 0),
+        )
+
+
+def _run(segment: str) -> int | None:
+    """Tokens of a segment, where it is a run of the order."""
+    return int(segment) if segment.isdecimal() else None
+
+
+@lru_cache(maxsize=64)
+def _always(
+    segment: str, tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool
+) -> torch.Tensor:
+    """Tiles of a row's own segments, and rows and columns that hold a token of text, `[Q, K]`.
+
+    The same in every order, since text stays at its end.
+    """
+    del order
+    with torch.inference_mode(False):
+        at = Site(grid, 0, 1, 0, 1, text=text, text_first=text_first)
+        token = torch.arange(at.tokens)[at.is_text()]
+        rows, columns = (tiles_of(at.tokens, size) for size in (tile.query, tile.key))
+        kept = torch.zeros(rows, columns, dtype=torch.bool)
+        kept[token // tile.query] = True
+        kept[:, token // tile.key] = True
+        run = _run(segment)
+        if run:
+            starts = torch.arange(rows)[:, None] * tile.query
+            ends = (starts + tile.query).clamp(max=at.tokens)
+            first, last = starts // run * run, (ends - 1) // run * run + run - 1
+            column = torch.arange(columns)
+            kept |= (column >= first // tile.key) & (column <= last // tile.key)
+        return kept
+
+
+@lru_cache(maxsize=64)
+def _density(
+    kept: int,
+    segment: str,
+    tile: Tile,
+    order: str,
+    grid: TokenGrid,
+    text: int,
+    text_first: bool,
+) -> float:
+    """Of plans that keep `kept` tiles of each row; asked often."""
+    always = _always(segment, tile, order, grid, text, text_first)
+    return density_with(always, kept, tile, grid.tokens + text)
