@@ -13,6 +13,7 @@ import torch
 
 from ..kernels.backends import choose, efficiency, workspace
 from ..kernels.plan import Tail, Tile
+from ..kernels.precision import INPUT, Precision
 from ..kernels.problem import Problem
 from .grid import TokenGrid
 from .method import AttentionMethod
@@ -57,6 +58,7 @@ class Prediction:
         share: of a denoiser call that self-attention takes when dense.
         density: executed, over all layers and steps; dense calls count as 1.
         speedup: of the denoising; the text encoder and decoding are not in it.
+        precision: of the calls that are not dense, "" where it is the input's.
         dense: why calls that the method wanted sparse will run dense, if some will.
         why_dense: why the method itself keeps calls dense, each reason once.
         workspace: bytes that the kernel needs beside its inputs and output; 0 where all is dense.
@@ -66,6 +68,7 @@ class Prediction:
     density: float
     speedup: float
     kernel: str
+    precision: str
     dense: str | None
     why_dense: str
     workspace: int
@@ -88,7 +91,7 @@ def predict(
     """
     tokens = grid.tokens + shape.text
     size = (batch, shape.heads, tokens, shape.head_dim)
-    problem = problem_of(method.tiling(), device, dtype, size)
+    problem = problem_of(method.tiling(), device, dtype, size, precision=method.precision())
     kernel = choose(problem)
     densities: list[float] = []
     ratios: list[float] = []
@@ -118,6 +121,7 @@ def predict(
         density=sum(densities) / len(densities),
         speedup=1 / ((1 - share) + share * rho),
         kernel=kernel,
+        precision="" if problem.precision == INPUT else str(problem.precision),
         dense=dense,
         why_dense="; ".join(own),
         workspace=workspace(problem, kernel) if min(densities) < 1 else 0,
@@ -130,6 +134,7 @@ def problem_of(
     dtype: torch.dtype,
     size: Sequence[int],
     *,
+    precision: Precision = INPUT,
     requires_grad: bool = False,
 ) -> Problem:
     """Self-attention over tensors of `size` `[B, H, L, D]` by plans of `tiling`."""
@@ -146,6 +151,7 @@ def problem_of(
         tail=tail,
         biased=False,
         requires_grad=requires_grad,
+        precision=precision,
     )
 
 

@@ -1,4 +1,4 @@
-"""Attention methods, and the two that change when another one is asked.
+"""Attention methods, and those that change when or how another one runs.
 
 A method holds options and no state. What must be remembered within a run (`Reuse`) lives in the
 planner that `start` makes for it.
@@ -7,11 +7,12 @@ planner that `start` makes for it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from ..kernels.plan import BlockPlan, Tail, Tile
+from ..kernels.precision import INPUT, Precision
 from .options import Options, option, options_of
 from .site import Site
 
@@ -42,6 +43,10 @@ class AttentionMethod(Options):
         """What its plans are made of."""
         raise NotImplementedError
 
+    def precision(self) -> Precision:
+        """In which its plans are computed; calls that run dense are the model's own."""
+        return INPUT
+
     def start(self) -> Planner:
         """A planner for one run."""
         return self.plan
@@ -59,7 +64,7 @@ class AttentionMethod(Options):
 
 
 class Wrapper(AttentionMethod):
-    """A method that changes when another one is asked, and is that one in all else."""
+    """A method that changes when or how another one runs, and is that one in all else."""
 
     method: AttentionMethod
 
@@ -75,6 +80,10 @@ class Wrapper(AttentionMethod):
         """See `AttentionMethod`."""
         return self.method.tiling()
 
+    def precision(self) -> Precision:
+        """See `AttentionMethod`."""
+        return self.method.precision()
+
     def start(self) -> Planner:
         """See `AttentionMethod`."""
         return self.method.start()
@@ -82,6 +91,41 @@ class Wrapper(AttentionMethod):
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""
         return self.method.why_dense(site)
+
+
+class Quantised(Wrapper):
+    """Another method whose products are multiplied in fewer bits.
+
+    Which tiles are kept is chosen from the numbers as they come, and calls that run dense stay in
+    the model's own precision. Backpropagation, and what no kernel of the device multiplies so, is
+    left to the reference, which rounds alike and is slow; where it is predicted to lose, a recipe
+    for `faster` runs dense and says so. `kernels.precision` says how each is rounded.
+
+    Source: SageAttention (arXiv 2410.02367, 2411.10958); pv in whole numbers: PAROAttention (arXiv
+    2506.16054).
+    """
+
+    name: ClassVar[str] = "quantised"
+
+    qk: Literal["input", "int8", "int4"] = option(
+        "input", "Of calls that are not dense: in what queries and keys are multiplied"
+    )
+    pv: Literal["input", "int8", "int4", "fp8"] = option(
+        "input", "Of calls that are not dense: in what weights and values are multiplied"
+    )
+
+    def precision(self) -> Precision:
+        """See `AttentionMethod`."""
+        return Precision(self.qk, self.pv)
+
+    def words(self) -> str:
+        """See `AttentionMethod`."""
+        told = [self.method.words()]
+        if self.qk != "input":
+            told.append(f"queries and keys in {self.qk}")
+        if self.pv != "input":
+            told.append(f"weights and values in {self.pv}")
+        return ", ".join(told)
 
 
 class Within(Wrapper):

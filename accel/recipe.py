@@ -1,6 +1,6 @@
 """Recipes: which accelerations to run and how, as a value, a TOML file and single settings.
 
-In a file, the options of what wraps a method (`Within`, `Reuse`) stand beside its own:
+In a file, the options of what wraps a method (`Within`, `Reuse`, `Quantised`) stand beside its own:
 
     title = "…"
     [attention]
@@ -20,13 +20,13 @@ from typing import Any, Literal, cast
 from pydantic import SerializeAsAny
 
 from .errors import RecipeError, hint, nearest
-from .method import AttentionMethod, Reuse, Within, Wrapper
+from .method import AttentionMethod, Quantised, Reuse, Within, Wrapper
 from .methods import METHODS
 from .options import Option, Options, option, options_of
 from .presets import DENSE, FOLDER, names
 from .steps import StepPolicy
 
-WRAPPERS: tuple[type[Wrapper], ...] = (Reuse, Within)
+WRAPPERS: tuple[type[Wrapper], ...] = (Quantised, Reuse, Within)
 """From the inside to the outside."""
 
 

@@ -79,6 +79,7 @@ class Run:
             layers=layers,
             calls=self._kernels.total() + self._dense.total(),
             kernels=dict(self._kernels),
+            precision=str(method.precision()),
             dense=dict(self._dense),
             fallbacks=list(self._fallbacks),
             density=round(sum(every) / len(every), 4) if every else 1.0,

@@ -168,7 +168,7 @@ class Session:
         )
         method = self.recipe.attention
         assert method is not None
-        density = method.predict(site)
+        density, precision = method.predict(site), method.precision()
         if density >= 1:
             return self._dense(run, key, call, method.why_dense(site))
         if self.recipe.when == "faster":
@@ -177,6 +177,7 @@ class Session:
                 call.q.device.type,
                 call.q.dtype,
                 (*call.q.shape[:2], site.tokens, call.q.shape[3]),
+                precision=precision,
                 requires_grad=torch.is_grad_enabled() and call.q.requires_grad,
             )
             reason = slower(problem, density)
@@ -187,8 +188,10 @@ class Session:
         plan = run.planner(q, k, site)
         if plan is None:
             return self._dense(run, key, call, method.why_dense(site))
-        kernel = choose(Problem.of(q, k, v, plan))
-        out, _ = block_attention(q, k, v, plan, scale=call.scale, backend=kernel)
+        kernel = choose(Problem.of(q, k, v, plan, precision))
+        out, _ = block_attention(
+            q, k, v, plan, scale=call.scale, precision=precision, backend=kernel
+        )
         run.ran(key, kernel, plan.density().mean())
         if rows is not None:
             # Nothing looks at the tokens that are masked, as queries either.

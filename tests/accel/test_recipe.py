@@ -11,7 +11,7 @@ import pytest
 from kinora.accel import recipe as recipes
 from kinora.accel.attach import accelerate
 from kinora.accel.errors import RecipeError
-from kinora.accel.method import AttentionMethod, Reuse, Within
+from kinora.accel.method import AttentionMethod, Quantised, Reuse, Within
 from kinora.accel.methods import METHODS, TopBlocks
 from kinora.accel.options import options_of
 
@@ -66,7 +66,7 @@ def test_wrappers_that_a_file_could_not_say_are_refused(method: AttentionMethod,
     recipe = recipes.Recipe(attention=method)
     with pytest.raises(RecipeError, match=told) as caught:
         recipe.table()
-    assert "within, then reuse once" in str(caught.value)
+    assert "within, then reuse, then quantised once" in str(caught.value)
     with pytest.raises(RecipeError, match=told), accelerate(object(), recipe):
         pytest.fail("before it runs")
 
@@ -78,6 +78,7 @@ def test_wrappers_that_a_file_could_not_say_are_refused(method: AttentionMethod,
         Reuse(method=TopBlocks(), every=4),
         Within(method=TopBlocks(), from_layer=2),
         Within(method=Reuse(method=TopBlocks(keep=0.3), every=4), to_step=0.5),
+        Reuse(method=Quantised(method=TopBlocks(), qk="int8", pv="fp8"), every=4),
     ],
 )
 def test_what_is_built_in_code_survives_its_table(method: AttentionMethod):
@@ -86,7 +87,7 @@ def test_what_is_built_in_code_survives_its_table(method: AttentionMethod):
 
 
 def test_defaults_of_wrappers_wrap_nothing():
-    assert attention(from_step=0, every=1).attention == TopBlocks()
+    assert attention(from_step=0, every=1, qk="input").attention == TopBlocks()
 
 
 def test_settings_are_put_over_a_recipe():
@@ -113,6 +114,8 @@ def test_settings_are_put_over_a_recipe():
         ("attention.every=2.5", "attention.every must be a whole number from 1 to 1000"),
         ("attention.every=inf", "a whole number from 1"),
         ("attention.from_step=-1", "a number from 0 to 1 (of the steps), not -1"),
+        ("attention.qk=fp8", "attention.qk must be one of input, int8, int4, not fp8"),
+        ("attention.pv=int9", "one of input, int8, int4, fp8, not int9 (did you mean int8?)"),
         ("attention.kep=1", "blade has no option 'kep' (did you mean keep?)"),
         (
             "attention.order=mortn",
