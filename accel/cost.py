@@ -6,13 +6,14 @@ at `rho` of its dense time, a call takes (1 - a) + a rho of its dense time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..kernels.backends import choose, efficiency, workspace
-from ..kernels.plan import Tail, Tile
+from ..kernels.plan import Tail, Tile, tiles_of
 from ..kernels.precision import INPUT, Precision
 from ..kernels.problem import Problem
 from .grid import TokenGrid
@@ -61,7 +62,8 @@ class Prediction:
         precision: of the calls that are not dense, "" where it is the input's.
         dense: why calls that the method wanted sparse will run dense, if some will.
         why_dense: why the method itself keeps calls dense, each reason once.
-        workspace: bytes that the kernel needs beside its inputs and output; 0 where all is dense.
+        workspace: bytes that the kernel needs beside its inputs and output, and those of the plans
+            that are kept between steps; 0 where all is dense.
     """
 
     share: float
@@ -116,6 +118,11 @@ def predict(
             densities.append(density)
             ratios.append(density / efficiency(problem, kernel) if density < 1 else 1.0)
     share, rho = shape.attention_share(tokens), sum(ratios) / len(ratios)
+    needed, sparse = 0, [density for density in densities if density < 1]
+    if sparse:
+        # Of text every tile of keys is listed, and all lists are as long as the longest.
+        one = plan_bytes(problem, 1.0 if shape.text else max(sparse))
+        needed = workspace(problem, kernel) + shape.layers * method.kept_plans(batch) * one
     return Prediction(
         share=share,
         density=sum(densities) / len(densities),
@@ -124,7 +131,7 @@ def predict(
         precision="" if problem.precision == INPUT else str(problem.precision),
         dense=dense,
         why_dense="; ".join(own),
-        workspace=workspace(problem, kernel) if min(densities) < 1 else 0,
+        workspace=needed,
     )
 
 
@@ -153,6 +160,13 @@ def problem_of(
         requires_grad=requires_grad,
         precision=precision,
     )
+
+
+def plan_bytes(problem: Problem, share: float) -> int:
+    """Bytes of the lists of one item of a batch, where the longest holds `share` of the tiles."""
+    rows = tiles_of(problem.queries, problem.tile.query)
+    width = math.ceil(round(share * tiles_of(problem.keys, problem.tile.key), 6))
+    return 4 * problem.heads * rows * (width + 1)
 
 
 def slower(problem: Problem, density: float) -> str | None:

@@ -47,6 +47,11 @@ class AttentionMethod(Options):
         """In which its plans are computed; calls that run dense are the model's own."""
         return INPUT
 
+    def kept_plans(self, batch: int) -> int:
+        """Plans of a layer held from step to step, for `batch` items in all guidance branches."""
+        del batch
+        return 0
+
     def start(self) -> Planner:
         """A planner for one run."""
         return self.plan
@@ -83,6 +88,10 @@ class Wrapper(AttentionMethod):
     def precision(self) -> Precision:
         """See `AttentionMethod`."""
         return self.method.precision()
+
+    def kept_plans(self, batch: int) -> int:
+        """See `AttentionMethod`."""
+        return self.method.kept_plans(batch)
 
     def start(self) -> Planner:
         """See `AttentionMethod`."""
@@ -198,30 +207,62 @@ class Within(Wrapper):
 class Reuse(Wrapper):
     """Another method whose plan is made at every `every`-th step and kept in between.
 
-    Source: sharing masks over steps, SparseD (arXiv 2509.24014) and others. A plan is kept per
-    denoiser, layer and guidance branch and made anew when the tokens change.
+    A plan is kept per denoiser and layer, has what each head has chosen, and is made anew when the
+    tokens change. With `branches = "shared"` what the call with the prompt has chosen serves the
+    others of the step too: where guidance is in calls of its own these are the later ones, where it
+    is in the batch the first part of it, from the second step on, when that is known.
+
+    Source: SparseD (arXiv 2509.24014), whose pattern is made once after a dense fifth of the steps:
+    `every = 0` and `from_step = 0.2`, with x-attention's `threshold = 0`, `stride = 1` and
+    `least = 0.3` for its share of the tiles by exact attention. Differs from it: the plan is made
+    at the first step that uses it instead of the last dense one; text is always kept, where
+    SparseD gives the prompt a share of its own; sharing between branches is ours.
     """
 
     name: ClassVar[str] = "reuse"
 
-    every: int = option(1, "Steps for which a plan is kept", least=1, most=1000, unit="steps")
+    every: int = option(
+        1, "Steps for which a plan is kept; 0 keeps it to the end", least=0, most=1000, unit="steps"
+    )
+    branches: Literal["own", "shared"] = option(
+        "own", "Whether guidance branches choose for themselves or the prompt's for all"
+    )
 
     def start(self) -> Planner:
         """See `AttentionMethod`."""
         inner = self.method.start()
-        kept: dict[Any, tuple[int, BlockPlan | None]] = {}
+        kept: dict[Any, tuple[int, int, BlockPlan | None]] = {}
 
         def plan(q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
-            key = (site.expert, site.layer, site.branch, site.grid, site.text, q.shape[0])
-            if key not in kept or site.step - kept[key][0] >= self.every:
-                kept[key] = site.step, inner(q, k, site)
-            return kept[key][1]
+            shared = self.branches == "shared"
+            parts = site.branches if shared else 1
+            branch = 0 if shared else site.branch
+            key = (site.expert, site.layer, branch, site.grid, site.text, q.shape[0])
+            made, of, found = kept.get(key, (-1, 0, None))
+            if of != parts or (self.every and site.step - made >= self.every):
+                first = q.shape[0] - q.shape[0] // parts
+                found = inner(q[first:], k[first:], site)
+                found = found and found.repeated(parts)
+                kept[key] = site.step, parts, found
+            return found
 
         return plan
 
+    def kept_plans(self, batch: int) -> int:
+        """See `AttentionMethod`."""
+        if self.every == 1 and self.branches == "own":
+            return 0
+        return batch if self.branches == "own" else -(-batch // 2)
+
     def words(self) -> str:
         """See `AttentionMethod`."""
-        return f"{self.method.words()}, each plan kept for {self.every} steps"
+        told = [self.method.words()]
+        if self.every != 1:
+            span = f"for {self.every} steps" if self.every else "to the end"
+            told.append(f"each plan kept {span}")
+        if self.branches == "shared":
+            told.append("one for all guidance branches")
+        return ", ".join(told)
 
 
 def _short(value: Any) -> str:

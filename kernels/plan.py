@@ -184,6 +184,21 @@ class BlockPlan:
             bias=None if self.bias is None else self.bias.to(device),
         )
 
+    def repeated(self, times: int) -> BlockPlan:
+        """The plan of a batch that holds this one's items `times` times, one behind the other."""
+
+        def several(x: torch.Tensor) -> torch.Tensor:
+            return x if x.shape[0] == 1 else x.repeat(times, *[1] * (x.ndim - 1))
+
+        order = self.order
+        return replace(
+            self,
+            indices=several(self.indices),
+            counts=several(self.counts),
+            order=order if order is None or order.ndim == 1 else several(order),
+            bias=None if self.bias is None else several(self.bias),
+        )
+
     @classmethod
     def from_mask(
         cls,

@@ -163,6 +163,7 @@ class Session:
             text=text,
             text_first=first,
             branch=run.branch,
+            branches=run.branches,
             expert=forward.denoiser.number,
             seed=self.seed,
         )
@@ -249,6 +250,8 @@ class Session:
             )
         if run.forwards == 0:
             run.first = _first_step(self._scheduler, given)
+        if run.branch == 0:
+            run.batch = given["hidden_states"].shape[0]
         decision = run.decide()
         if isinstance(decision, Skip) and denoiser.kind is None:
             # The other denoiser's history says nothing of this one.

@@ -111,8 +111,8 @@ def test_settings_are_put_over_a_recipe():
         ("attention.keep=0", "a number above 0 to 1, not 0"),
         ("attention.keep=nan", "a number above 0 to 1, not nan"),
         ("attention.keep=", "a number above 0 to 1, not ''"),
-        ("attention.every=2.5", "attention.every must be a whole number from 1 to 1000"),
-        ("attention.every=inf", "a whole number from 1"),
+        ("attention.every=2.5", "attention.every must be a whole number from 0 to 1000"),
+        ("attention.every=inf", "a whole number from 0"),
         ("attention.from_step=-1", "a number from 0 to 1 (of the steps), not -1"),
         ("attention.qk=fp8", "attention.qk must be one of input, int8, int4, not fp8"),
         ("attention.pv=int9", "one of input, int8, int4, fp8, not int9 (did you mean int8?)"),
@@ -157,8 +157,8 @@ def test_settings_are_judged_together():
     [
         (["attention.to_step=0.1", "attention.every=2"], "must be below attention.to_step 0.1"),
         (["attention.to_step=0.1", "attention.from_step=0.15"], "from_step 0.2 must be below"),
-        (["attention.keep=7", "attention.every=0"], "attention.keep must be"),
-        (["attention.every=0", "attention.keep=7"], "attention.every must be"),
+        (["attention.keep=7", "attention.every=-1"], "attention.keep must be"),
+        (["attention.every=-1", "attention.keep=7"], "attention.every must be"),
     ],
 )
 def test_settings_that_stay_wrong_are_told_by_the_first(settings: list[str], told: str):
