@@ -63,8 +63,13 @@ class AttentionMethod(Options):
 
     def words(self) -> str:
         """The method and its options, in words."""
-        names = [it.name for it in options_of(type(self))]
-        told = ", ".join(f"{it.replace('_', ' ')} {_short(getattr(self, it))}" for it in names)
+        values = {it.name.replace("_", " "): getattr(self, it.name) for it in options_of(type(self))}
+        # What is off is not said.
+        told = ", ".join(
+            name if value is True else f"{name} {_short(value)}"
+            for name, value in values.items()
+            if value is not False
+        )
         return f"{self.name} ({told})" if told else self.name
 
 

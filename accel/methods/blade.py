@@ -97,6 +97,8 @@ class Blade(TileMethod):
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""
+        if self.forces_all(site):
+            return self.why_forced(site)
         columns = tiles_of(site.tokens, self.tiling()[0].key)
         return f"because all of {columns} tiles are kept"
 

@@ -35,7 +35,7 @@ class TopBlocks(TileMethod):
         tokens, (tile, tail) = site.tokens, self.tiling()
         columns = tiles_of(tokens, tile.key)
         kept = kept_of(self.keep, columns)
-        if kept == columns:
+        if kept == columns or self.forces_all(site):
             return None
         at = self.at(site)
         layout = self.layout(site, q.device)
@@ -58,5 +58,7 @@ class TopBlocks(TileMethod):
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""
+        if self.forces_all(site):
+            return self.why_forced(site)
         columns = tiles_of(site.tokens, self.tiling()[0].key)
         return f"because {self.keep:g} of {columns} tiles is all"

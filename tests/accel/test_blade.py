@@ -12,9 +12,8 @@ import torch
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import Blade, blade
 from kinora.accel.methods.blade import sampled, scores
-from kinora.accel.order import gilbert
 from kinora.accel.site import Site
-from kinora.accel.tiles import density_of, forced, token_order
+from kinora.accel.tiles import forced, token_order
 from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan, tile_lengths
 
@@ -374,22 +373,3 @@ def test_what_is_not_finite_still_makes_a_plan():
     q[0, 0, 3], k[1, 1, 5], q[0, 1, 4] = torch.nan, torch.nan, torch.inf
     plan = planned(Blade(samples=256, tile="64x64"), at, q, k)
     assert (plan.counts >= 1).all()
-
-
-def test_torchs_default_dtype_changes_no_plan():
-    at = site(text=7, grid=TokenGrid(5, 8, 21))  # of this test alone: orders are kept
-    q, k, _ = tensors(at, dtype=torch.float32)
-
-    def results() -> tuple[BlockPlan, float]:
-        for kept in (token_order, forced, gilbert, density_of):
-            kept.cache_clear()
-        method = Blade(tile="64x64")
-        return planned(method, at, q, k), method.predict(at)
-
-    expected, predicted = results()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        plan, again = results()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert torch.equal(plan.mask(), expected.mask()) and again == predicted

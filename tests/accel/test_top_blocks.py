@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 
@@ -11,9 +10,8 @@ import torch
 
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import TopBlocks
-from kinora.accel.order import gilbert
 from kinora.accel.site import Site
-from kinora.accel.tiles import density_of, forced, token_order
+from kinora.accel.tiles import token_order
 from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan
 
@@ -132,29 +130,3 @@ def test_equal_scores_keep_the_tile_itself_and_the_first_ones():
     assert plan is not None
     kept = [set(row[:3].tolist()) for row in plan.indices[0, 0]]
     assert kept == [{0, 1, 2} if i < 3 else {0, 1, i} for i in range(plan.rows)]
-
-
-@pytest.mark.parametrize("tail", ["none", "complement"])
-@pytest.mark.parametrize("order", ["raster", "morton", "gilbert"])
-def test_torchs_default_dtype_changes_no_plan(order: str, tail: str):
-    grid = TokenGrid(5, 8, 21)  # of this test alone: orders are kept
-    at = dataclasses.replace(site(text=7), grid=grid)
-    q, k, _ = (x.float() for x in tensors(at))
-    method = TopBlocks(keep=0.3, order=order, tail=tail, tile="64x64")  # pyright: ignore[reportArgumentType]
-
-    def results() -> tuple[BlockPlan, float]:
-        for kept in (token_order, forced, gilbert, density_of):
-            kept.cache_clear()
-        plan = method.plan(q, k, at)
-        assert plan is not None
-        return plan, method.predict(at)
-
-    expected, predicted = results()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        plan, again = results()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert torch.equal(plan.mask(), expected.mask()) and again == predicted
-    assert plan.order is not None and expected.order is not None
-    assert torch.equal(plan.order, expected.order)
