@@ -63,7 +63,8 @@ class AttentionMethod(Options):
 
     def words(self) -> str:
         """The method and its options, in words."""
-        values = {it.name.replace("_", " "): getattr(self, it.name) for it in options_of(type(self))}
+        names = [it.name for it in options_of(type(self))]
+        values = {name.replace("_", " "): getattr(self, name) for name in names}
         # What is off is not said.
         told = ", ".join(
             name if value is True else f"{name} {_short(value)}"

@@ -145,6 +145,13 @@ def longest(*at: *At) -> int:
     return widest(forced(*at), 0)
 
 
+@lru_cache(maxsize=64)
+def longest_choice(*at: *At) -> int:
+    """The most forced tiles of a row that has others too; 0 where none has."""
+    kept = forced(*at)
+    return int(kept[~kept.all(-1)].sum(-1).amax()) if not kept.all() else 0
+
+
 def _on_cpu(*at: *At) -> Layout:
     return Layout(at[0], token_order(*at[1:]).places, forced(*at))
 
@@ -212,6 +219,33 @@ def likely_share(mass: float) -> float:
     0.45, of tokens that attend little but to themselves as few as 0.02 and 0.05.
     """
     return mass / (3 - 2 * mass)
+
+
+def budgets_by_head(
+    weights: torch.Tensor, kept: int, least: int, rows: torch.Tensor
+) -> torch.Tensor:
+    """Tiles of a row for each head, together as many as `kept` for all: `[B, H]` int64.
+
+    As many as hold the most weight in the mean of the rows, of all ways to share them out: of the
+    next best tile of each head, the heaviest is taken until none is left. Equal ones go round.
+
+    Source: budgets of heads by the largest weights among all of them, Ada-KV (arXiv 2407.11550),
+    there for keys that are evicted.
+
+    Args:
+        weights: `[B, H, Q, K]`, of each row the best first behind the first `least`.
+        least: tiles of every head, at most `kept`.
+        rows: `[Q]` bool, which of them count.
+    """
+    batch, heads = weights.shape[:2]
+    gains = weights[:, :, rows].mean(2).nan_to_num(0)
+    gains[..., :least] = torch.inf
+    # By place first, so that a stable sort has the heads take turns at what weighs alike.
+    best = gains.mT.flatten(1).argsort(dim=-1, descending=True, stable=True)
+    taken = best[:, : heads * kept] % heads
+    return torch.zeros(batch, heads, dtype=torch.int64, device=weights.device).scatter_add_(
+        1, taken, torch.ones_like(taken)
+    )
 
 
 def heaviest(weights: torch.Tensor, share: float, least: int, always: torch.Tensor) -> torch.Tensor:

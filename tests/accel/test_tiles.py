@@ -21,6 +21,7 @@ from kinora.kernels.plan import BlockPlan
 GRID = TokenGrid(6, 9, 20)  # 1080 tokens, 180 of a frame: ragged with every tile
 SMALL: list[TileMethod] = [
     TopBlocks(keep=0.1, tile="64x64"),
+    TopBlocks(keep=0.1, tile="64x64", budget="by-head"),
     ThresholdBlocks(beta=2, tile="64x64"),
     ThresholdBlocks(rule="top", keep=0.1, mass=0.2, tile="64x64"),
     XAttention(threshold=0.2, tile="64x64"),
