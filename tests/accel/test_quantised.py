@@ -12,11 +12,11 @@ from kinora.accel.attach import accelerate
 from kinora.accel.cost import Shape, predict
 from kinora.accel.errors import AccelerationError
 from kinora.accel.grid import TokenGrid
-from kinora.accel.method import Quantised, Reuse, Within
 from kinora.accel.methods import TopBlocks
 from kinora.accel.options import options_of
 from kinora.accel.receipt import AttentionReceipt
 from kinora.accel.recipe import Recipe, changed, find
+from kinora.accel.wrappers import Quantised, Reuse, Within
 from kinora.kernels.precision import INPUT, Precision
 
 Build = Callable[[str], Any]

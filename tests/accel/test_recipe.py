@@ -11,9 +11,10 @@ import pytest
 from kinora.accel import recipe as recipes
 from kinora.accel.attach import accelerate
 from kinora.accel.errors import RecipeError
-from kinora.accel.method import AttentionMethod, Quantised, Reuse, Within
+from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import METHODS, TopBlocks
 from kinora.accel.options import options_of
+from kinora.accel.wrappers import Quantised, Reuse, Within
 
 
 def attention(**table: object) -> recipes.Recipe:
@@ -66,7 +67,7 @@ def test_wrappers_that_a_file_could_not_say_are_refused(method: AttentionMethod,
     recipe = recipes.Recipe(attention=method)
     with pytest.raises(RecipeError, match=told) as caught:
         recipe.table()
-    assert "within, then reuse, then quantised once" in str(caught.value)
+    assert "within, then reuse, then quantised, then by-layer once" in str(caught.value)
     with pytest.raises(RecipeError, match=told), accelerate(object(), recipe):
         pytest.fail("before it runs")
 

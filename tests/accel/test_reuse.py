@@ -12,10 +12,11 @@ import torch
 from kinora.accel.attach import accelerate
 from kinora.accel.cost import Shape, predict
 from kinora.accel.grid import TokenGrid
-from kinora.accel.method import Planner, Reuse, Within
+from kinora.accel.method import Planner
 from kinora.accel.methods import TopBlocks, XAttention
 from kinora.accel.recipe import Recipe, changed, find
 from kinora.accel.site import Site
+from kinora.accel.wrappers import Reuse, Within
 from kinora.kernels.plan import BlockPlan, Tile
 
 Build = Callable[[str], Any]
