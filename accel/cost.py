@@ -112,17 +112,20 @@ def predict(
             density = method.predict(site)
             if density >= 1:
                 own[method.why_dense(site)] = None
-            reason = None if always or density >= 1 else slower(problem, density)
+            reason = None if always or density >= 1 else slower(problem, density, method.beside())
             if reason:
                 dense, density = reason, 1.0
             densities.append(density)
-            ratios.append(density / efficiency(problem, kernel) if density < 1 else 1.0)
+            pairs = density + method.beside()
+            ratios.append(pairs / efficiency(problem, kernel) if density < 1 else 1.0)
     share, rho = shape.attention_share(tokens), sum(ratios) / len(ratios)
     needed, sparse = 0, [density for density in densities if density < 1]
     if sparse:
         # Of text every tile of keys is listed, and all lists are as long as the longest.
         one = plan_bytes(problem, 1.0 if shape.text else max(sparse))
         needed = workspace(problem, kernel) + shape.layers * method.kept_plans(batch) * one
+        if method.beside():  # a second output, and both once more while they are merged
+            needed += 3 * problem.tensor_bytes(tokens)
     return Prediction(
         share=share,
         density=sum(densities) / len(densities),
@@ -169,10 +172,13 @@ def plan_bytes(problem: Problem, share: float) -> int:
     return 4 * problem.heads * rows * (width + 1)
 
 
-def slower(problem: Problem, density: float) -> str | None:
-    """Why attention at `density` is predicted to lose, in words that follow "dense …", or None."""
+def slower(problem: Problem, density: float, beside: float = 0.0) -> str | None:
+    """Why attention at `density` is predicted to lose, in words that follow "dense …", or None.
+
+    `beside`: see `AttentionMethod`.
+    """
     kernel = choose(problem)
-    ratio = density / efficiency(problem, kernel)
+    ratio = (density + beside) / efficiency(problem, kernel)
     if ratio < 1:
         return None
     return (

@@ -43,6 +43,10 @@ class AttentionMethod(Options):
         """What its plans are made of."""
         raise NotImplementedError
 
+    def beside(self) -> float:
+        """Pairs of tokens that are computed beside those of its plans, as a share of all."""
+        return 0.0
+
     def precision(self) -> Precision:
         """In which its plans are computed; calls that run dense are the model's own."""
         return INPUT
@@ -95,6 +99,10 @@ class Wrapper(AttentionMethod):
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`."""
         return self.method.tiling()
+
+    def beside(self) -> float:
+        """See `AttentionMethod`."""
+        return self.method.beside()
 
     def precision(self) -> Precision:
         """See `AttentionMethod`."""

@@ -74,7 +74,7 @@ class TileMethod(AttentionMethod):
             tile=layout.tile,
             queries=site.tokens,
             keys=site.tokens,
-            tail=self.tail,
+            tail=self.tiling()[1],
             order=layout.places,
         )
 

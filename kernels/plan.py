@@ -53,6 +53,9 @@ class BlockPlan:
             heads have their own, `[B or 1, H or 1, L]`: tile 0 holds tokens `order[:tile]`. None:
             as they come. Needs `queries == keys`.
         bias: `[B or 1, H or 1, Q, width]` float32, added to the logits of a kept tile.
+        means: tokens of a mean; above 0, one token for every so many, in the plan's order, is
+            attended to by all queries, weighing as much as its number of tokens. Tokens of kept
+            tiles are in them too and so count twice; hence not beside a tail. 0: none.
 
     Raises:
         ValueError: shapes, dtypes or lengths that do not fit together.
@@ -66,6 +69,7 @@ class BlockPlan:
     tail: Tail = "none"
     order: torch.Tensor | None = None
     bias: torch.Tensor | None = None
+    means: int = 0
 
     def __post_init__(self) -> None:
         rows = tiles_of(self.queries, self.tile.query)
@@ -88,6 +92,10 @@ class BlockPlan:
             )
         if self.tail not in ("none", "complement"):
             raise ValueError(f"tail {self.tail!r}; it can be none or complement")
+        if self.means < 0 or (self.means and self.tail != "none"):
+            raise ValueError(
+                f"means of {self.means} tokens with tail {self.tail}; they need 1 or more and none"
+            )
         if self.order is not None and (
             self.queries != self.keys
             or self.order.ndim not in (1, 3)
@@ -133,7 +141,7 @@ class BlockPlan:
     def density(self) -> torch.Tensor:
         """Share of the pairs of valid tokens that are attended to, `[B or 1, H or 1]` float32.
 
-        Pooled tokens of the tail do not count.
+        Pooled tokens of the tail, and means, do not count.
         """
         device = self.indices.device
         height = tile_lengths(self.queries, self.tile.query, device)
@@ -154,7 +162,7 @@ class BlockPlan:
         low, high = int(self.counts.min()), int(self.counts.max())
         if low < 0 or high > width:
             raise ValueError(f"counts {low} to {high}; lists of {width} have 0 to {width} entries")
-        if low == 0 and self.tail == "none":
+        if low == 0 and self.tail == "none" and not self.means:
             empty = int((self.counts == 0).sum())
             raise ValueError(
                 f"counts 0 in {empty} rows; their queries would attend to nothing: keep a tile in "
@@ -236,6 +244,8 @@ class BlockPlan:
         cls, *, tile: Tile, queries: int, keys: int, device: torch.device | str = "cpu"
     ) -> BlockPlan:
         """The plan that keeps everything."""
-        shape = (1, 1, tiles_of(queries, tile.query), tiles_of(keys, tile.key))
-        everything = torch.ones(shape, dtype=torch.bool, device=device)
-        return cls.from_mask(everything, tile=tile, queries=queries, keys=keys)
+        rows, columns = tiles_of(queries, tile.query), tiles_of(keys, tile.key)
+        every = torch.arange(columns, dtype=torch.int32, device=device)
+        counts = torch.full((1, 1, rows), columns, dtype=torch.int32, device=device)
+        indices = every.expand(1, 1, rows, -1).contiguous()
+        return cls(indices=indices, counts=counts, tile=tile, queries=queries, keys=keys)

@@ -181,7 +181,7 @@ class Session:
                 precision=precision,
                 requires_grad=torch.is_grad_enabled() and call.q.requires_grad,
             )
-            reason = slower(problem, density)
+            reason = slower(problem, density, method.beside())
             if reason:
                 return self._dense(run, key, call, reason, fallback=True)
         q, k, v = (x if rows is None else x[:, :, rows] for x in (call.q, call.k, call.v))
