@@ -6,13 +6,15 @@ at `rho` of its dense time, a call takes (1 - a) + a rho of its dense time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..kernels.backends import choose, efficiency, workspace
-from ..kernels.plan import Tail, Tile
+from ..kernels.plan import Tail, Tile, tiles_of
+from ..kernels.precision import INPUT, Precision
 from ..kernels.problem import Problem
 from .grid import TokenGrid
 from .method import AttentionMethod
@@ -57,15 +59,18 @@ class Prediction:
         share: of a denoiser call that self-attention takes when dense.
         density: executed, over all layers and steps; dense calls count as 1.
         speedup: of the denoising; the text encoder and decoding are not in it.
+        precision: of the calls that are not dense, "" where it is the input's.
         dense: why calls that the method wanted sparse will run dense, if some will.
         why_dense: why the method itself keeps calls dense, each reason once.
-        workspace: bytes that the kernel needs beside its inputs and output; 0 where all is dense.
+        workspace: bytes that the kernel needs beside its inputs and output, and those of the plans
+            that are kept between steps; 0 where all is dense.
     """
 
     share: float
     density: float
     speedup: float
     kernel: str
+    precision: str
     dense: str | None
     why_dense: str
     workspace: int
@@ -88,7 +93,7 @@ def predict(
     """
     tokens = grid.tokens + shape.text
     size = (batch, shape.heads, tokens, shape.head_dim)
-    problem = problem_of(method.tiling(), device, dtype, size)
+    problem = problem_of(method.tiling(), device, dtype, size, precision=method.precision())
     kernel = choose(problem)
     densities: list[float] = []
     ratios: list[float] = []
@@ -107,20 +112,29 @@ def predict(
             density = method.predict(site)
             if density >= 1:
                 own[method.why_dense(site)] = None
-            reason = None if always or density >= 1 else slower(problem, density)
+            reason = None if always or density >= 1 else slower(problem, density, method.beside())
             if reason:
                 dense, density = reason, 1.0
             densities.append(density)
-            ratios.append(density / efficiency(problem, kernel) if density < 1 else 1.0)
+            pairs = density + method.beside()
+            ratios.append(pairs / efficiency(problem, kernel) if density < 1 else 1.0)
     share, rho = shape.attention_share(tokens), sum(ratios) / len(ratios)
+    needed, sparse = 0, [density for density in densities if density < 1]
+    if sparse:
+        # Of text every tile of keys is listed, and all lists are as long as the longest.
+        one = plan_bytes(problem, 1.0 if shape.text else max(sparse))
+        needed = workspace(problem, kernel) + shape.layers * method.kept_plans(batch) * one
+        if method.beside():  # a second output, and both once more while they are merged
+            needed += 3 * problem.tensor_bytes(tokens)
     return Prediction(
         share=share,
         density=sum(densities) / len(densities),
         speedup=1 / ((1 - share) + share * rho),
         kernel=kernel,
+        precision="" if problem.precision == INPUT else str(problem.precision),
         dense=dense,
         why_dense="; ".join(own),
-        workspace=workspace(problem, kernel) if min(densities) < 1 else 0,
+        workspace=needed,
     )
 
 
@@ -130,6 +144,7 @@ def problem_of(
     dtype: torch.dtype,
     size: Sequence[int],
     *,
+    precision: Precision = INPUT,
     requires_grad: bool = False,
 ) -> Problem:
     """Self-attention over tensors of `size` `[B, H, L, D]` by plans of `tiling`."""
@@ -146,13 +161,24 @@ def problem_of(
         tail=tail,
         biased=False,
         requires_grad=requires_grad,
+        precision=precision,
     )
 
 
-def slower(problem: Problem, density: float) -> str | None:
-    """Why attention at `density` is predicted to lose, in words that follow "dense …", or None."""
+def plan_bytes(problem: Problem, share: float) -> int:
+    """Bytes of the lists of one item of a batch, where the longest holds `share` of the tiles."""
+    rows = tiles_of(problem.queries, problem.tile.query)
+    width = math.ceil(round(share * tiles_of(problem.keys, problem.tile.key), 6))
+    return 4 * problem.heads * rows * (width + 1)
+
+
+def slower(problem: Problem, density: float, beside: float = 0.0) -> str | None:
+    """Why attention at `density` is predicted to lose, in words that follow "dense …", or None.
+
+    `beside`: see `AttentionMethod`.
+    """
     kernel = choose(problem)
-    ratio = density / efficiency(problem, kernel)
+    ratio = (density + beside) / efficiency(problem, kernel)
     if ratio < 1:
         return None
     return (

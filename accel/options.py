@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .errors import RecipeError, hint
+
 
 class Options(BaseModel):
     """A frozen set of options; fields are made by `option`."""
@@ -88,3 +90,48 @@ def options_of(model: type[BaseModel]) -> tuple[Option, ...]:
             )
         )
     return tuple(found)
+
+
+def checked(option: Option, value: Any, path: str) -> Any:
+    """`value`, perhaps given as text, as what the option takes.
+
+    Raises:
+        RecipeError: it does not; `path` says where.
+    """
+    refusal = RecipeError(f"{path} must be {option.allowed()}, not {shown(value)}")
+    if option.choices:
+        if str(value) not in option.choices:
+            near = hint(str(value), option.choices)
+            raise RecipeError(f"{path} must be {option.allowed()}, not {shown(value)}{near}")
+        return str(value)
+    if option.kind is str:
+        if not isinstance(value, str):
+            raise refusal
+        return value
+    if option.kind is bool:
+        told = str(value).lower()
+        if told not in ("true", "false"):
+            raise refusal
+        return told == "true"
+    if isinstance(value, bool):
+        raise refusal
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise refusal from None
+    if option.kind is int:
+        if number != number or number in (float("inf"), float("-inf")) or number != int(number):
+            raise refusal
+        number = int(number)
+    low = option.least is not None and (
+        not number > option.least if option.above else not number >= option.least
+    )
+    if low or (option.most is not None and not number <= option.most):
+        raise refusal
+    return number
+
+
+def shown(value: Any) -> str:
+    """A value that was given, at a length that fits a message."""
+    told = value if isinstance(value, str) and value else repr(value)
+    return told if len(told) <= 60 else f"{told[:60]}…"

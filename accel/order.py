@@ -91,6 +91,15 @@ def axes(grid: TokenGrid, order: str) -> TokenOrder:
     return TokenOrder(places.permute(*("FHW".index(axis) for axis in order)).flatten())
 
 
+def first_frame_apart(order: Callable[[TokenGrid], TokenOrder], grid: TokenGrid) -> TokenOrder:
+    """The first frame, then the others, each in an order of its own."""
+    if grid.frames == 1:
+        return order(grid)
+    first = TokenGrid(1, grid.height, grid.width)
+    rest = TokenGrid(grid.frames - 1, grid.height, grid.width)
+    return TokenOrder(torch.cat([order(first).places, order(rest).places + first.tokens]))
+
+
 def boxes(grid: TokenGrid, box: TokenGrid) -> TokenOrder:
     """Box by box, boxes and the tokens in them in raster order; those at the far ends are cut.
 

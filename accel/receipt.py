@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, StrictInt
 
+from ..kernels.precision import INPUT
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -17,12 +19,15 @@ class AttentionReceipt(_Part):
     Densities are shares of the pairs of tokens, measured on the plans that ran; a dense call
     counts as 1. `dense` gives the number of dense calls by reason, `kernels` that of the others by
     kernel, `fallbacks` the reasons among those of `dense` that the recipe did not ask for.
+    `precision` is of the operands of both products in the others, as `Precision` is spelled; dense
+    calls are the model's own.
     """
 
     asked: str
     layers: StrictInt
     calls: StrictInt
     kernels: dict[str, StrictInt]
+    precision: str = str(INPUT)
     dense: dict[str, StrictInt]
     fallbacks: list[str]
     density: float
@@ -72,6 +77,7 @@ class Receipt(_Part):
             return [*lines, "nothing has run yet"]
         if sparse:
             by = ", ".join(f"the {name} kernel" for name in told.kernels)
+            by += "" if told.precision == str(INPUT) else f" in {told.precision}"
             by_layer = [it for it in told.density_by_layer if it is not None]
             low, high = min(by_layer), max(by_layer)
             alike = f"{low:.0%}" == f"{high:.0%}"

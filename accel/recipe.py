@@ -1,6 +1,6 @@
 """Recipes: which accelerations to run and how, as a value, a TOML file and single settings.
 
-In a file, the options of what wraps a method (`Within`, `Reuse`) stand beside its own:
+In a file, the options of what wraps a method (`wrappers`) stand beside its own:
 
     title = "…"
     [attention]
@@ -20,14 +20,12 @@ from typing import Any, Literal, cast
 from pydantic import SerializeAsAny
 
 from .errors import RecipeError, hint, nearest
-from .method import AttentionMethod, Reuse, Within, Wrapper
+from .method import AttentionMethod, Wrapper
 from .methods import METHODS
-from .options import Option, Options, option, options_of
+from .options import Option, Options, checked, option, options_of, shown
 from .presets import DENSE, FOLDER, names
 from .steps import StepPolicy
-
-WRAPPERS: tuple[type[Wrapper], ...] = (Reuse, Within)
-"""From the inside to the outside."""
+from .wrappers import WRAPPERS
 
 
 class Recipe(Options):
@@ -95,7 +93,7 @@ def from_table(table: Mapping[str, Any], name: str = "") -> Recipe:
         if key == "attention":
             fields[key] = _method(value)
         elif key in own:
-            fields[key] = _checked(own[key], value, key)
+            fields[key] = checked(own[key], value, key)
         else:
             known = ["attention", *own]
             under = [f"attention.{it}" for it in nearest(key, _ATTENTION_ONLY, 1)]
@@ -207,7 +205,7 @@ def _method(table: Any) -> AttentionMethod | None:
         raise RecipeError(f"attention names no method; there are {', '.join(METHODS)}")
     if not isinstance(name, str) or name not in METHODS:
         raise RecipeError(
-            f"there is no attention method {_shown(name)!r}{hint(str(name), METHODS)}; "
+            f"there is no attention method {shown(name)!r}{hint(str(name), METHODS)}; "
             f"there are {', '.join(METHODS)}"
         )
     known = {it.name: it for it in attention_options(METHODS[name])}
@@ -216,19 +214,15 @@ def _method(table: Any) -> AttentionMethod | None:
             raise RecipeError(
                 f"{name} has no option {key!r}{hint(key, known)}; it has {', '.join(known)}"
             )
-    values = {key: _checked(known[key], it, f"attention.{key}") for key, it in given.items()}
+    values = {key: checked(known[key], it, f"attention.{key}") for key, it in given.items()}
 
     def of(model: type[AttentionMethod]) -> dict[str, Any]:
         return {it.name: values[it.name] for it in options_of(model) if it.name in values}
 
-    if values.get("from_step", 0.0) >= values.get("to_step", 1.0):
-        raise RecipeError(
-            f"attention.from_step {values.get('from_step', 0.0):g} must be below attention.to_step "
-            f"{values.get('to_step', 1.0):g}, else it never runs"
-        )
     method = METHODS[name](**of(METHODS[name]))
     for wrapper in WRAPPERS:
         if any(value != _default(wrapper, key) for key, value in of(wrapper).items()):
+            wrapper.check(METHODS[name], of(wrapper))
             method = wrapper(method=method, **of(wrapper))
     return method
 
@@ -267,43 +261,3 @@ def _explained(values: dict[str, Any], known: Iterable[Option]) -> list[str]:
 
 def _default(model: type[Options], name: str) -> Any:
     return model.model_fields[name].default
-
-
-def _checked(option: Option, value: Any, path: str) -> Any:
-    """`value`, perhaps given as text, as what the option takes."""
-    refusal = RecipeError(f"{path} must be {option.allowed()}, not {_shown(value)}")
-    if option.choices:
-        if str(value) not in option.choices:
-            near = hint(str(value), option.choices)
-            raise RecipeError(f"{path} must be {option.allowed()}, not {_shown(value)}{near}")
-        return str(value)
-    if option.kind is str:
-        if not isinstance(value, str):
-            raise refusal
-        return value
-    if option.kind is bool:
-        told = str(value).lower()
-        if told not in ("true", "false"):
-            raise refusal
-        return told == "true"
-    if isinstance(value, bool):
-        raise refusal
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise refusal from None
-    if option.kind is int:
-        if number != number or number in (float("inf"), float("-inf")) or number != int(number):
-            raise refusal
-        number = int(number)
-    low = option.least is not None and (
-        not number > option.least if option.above else not number >= option.least
-    )
-    if low or (option.most is not None and not number <= option.most):
-        raise refusal
-    return number
-
-
-def _shown(value: Any) -> str:
-    told = value if isinstance(value, str) and value else repr(value)
-    return told if len(told) <= 60 else f"{told[:60]}…"

@@ -28,6 +28,9 @@ class Site:
     text_first: bool = False
     branch: int = 0
     """Which of the calls of a step: with separate guidance 0 and 1 in the pipeline's order."""
+    branches: int = 1
+    """Guidance branches one behind the other in the batch, the prompt's last, as far as is known:
+    where a step is one call, that is told by the first step's sample."""
     expert: int = 0
     """Which denoiser, of models that have one for noise and one for detail."""
     seed: int = 0

@@ -31,12 +31,26 @@ class Spans:
     whole: range
 
     @classmethod
-    def of(cls, tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool) -> Spans:
-        """Of the tokens of a site; text stands at one end of any order."""
+    def of(
+        cls,
+        tile: Tile,
+        order: str,
+        grid: TokenGrid,
+        text: int,
+        text_first: bool,
+        first_frame: bool = False,
+    ) -> Spans:
+        """Of the tokens of a site; text stands at one end of any order, a first frame first."""
         del order
         start = 0 if text_first else grid.tokens
-        places = range(start, start + text)
-        return cls(grid.tokens + text, tile, (places,), places)
+        whole = range(start, start + text)
+        everywhere = (whole,)
+        if first_frame:
+            begin, frame = (text if text_first else 0), grid.height * grid.width
+            # Joined with text that stands before it.
+            kept = range(0, begin + frame)
+            everywhere = (kept,) if text_first else (kept, whole)
+        return cls(grid.tokens + text, tile, everywhere, whole)
 
     def above(self, branch: int) -> Spans:
         """Of blocks of `branch` rows and columns."""

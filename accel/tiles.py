@@ -14,11 +14,12 @@ from ..kernels.plan import BlockPlan, Tail, Tile, tile_lengths, tiles_of
 from .grid import TokenGrid
 from .method import AttentionMethod
 from .options import option
-from .order import ORDERS, TokenOrder
+from .order import ORDERS, TokenOrder, first_frame_apart
 from .site import Site
 
-At = tuple[Tile, str, TokenGrid, int, bool]
-"""Tile, name of the order, grid, tokens of text, whether these are first."""
+At = tuple[Tile, str, TokenGrid, int, bool, bool]
+"""Tile, name of the order, grid, tokens of text, whether these are first, and whether the first
+frame is kept always."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +40,8 @@ class TileMethod(AttentionMethod):
     """Tokens are put in an order in which a tile is a compact piece of the clip; then `choose`.
 
     Text is attended to by all and attends to all, and a tile of queries keeps the tiles of keys
-    that it overlaps, whatever is chosen.
+    that it overlaps, whatever is chosen. With `first_frame` that frame is attended to by all too;
+    it is then cut into tiles of its own, so that few hold it.
     """
 
     tile: Literal["64x64", "128x64", "128x128", "256x128"] = option(
@@ -50,6 +52,9 @@ class TileMethod(AttentionMethod):
     )
     tail: Literal["none", "complement"] = option(
         "none", "What stands for the tiles that are left out: nothing, or their means"
+    )
+    first_frame: bool = option(
+        False, "Whether all queries keep the first frame, as text; of few frames that is much"
     )
 
     def choose(self, q: torch.Tensor, k: torch.Tensor, site: Site, layout: Layout) -> torch.Tensor:
@@ -69,7 +74,7 @@ class TileMethod(AttentionMethod):
             tile=layout.tile,
             queries=site.tokens,
             keys=site.tokens,
-            tail=self.tail,
+            tail=self.tiling()[1],
             order=layout.places,
         )
 
@@ -79,7 +84,8 @@ class TileMethod(AttentionMethod):
 
     def at(self, site: Site) -> At:
         """All that order and forced tiles depend on."""
-        return tile_of(self.tile), self.order, site.grid, site.text, site.text_first
+        text = site.text, site.text_first
+        return tile_of(self.tile), self.order, site.grid, *text, self.first_frame
 
     def layout(self, site: Site, device: torch.device) -> Layout:
         """The order and the tiles that are kept always, on a device; copied there once."""
@@ -90,6 +96,12 @@ class TileMethod(AttentionMethod):
         """Whether every tile is kept always, so that there is nothing to choose."""
         return bool(forced(*self.at(site)).all())
 
+    def why_forced(self, site: Site) -> str:
+        """Where `forces_all`: why it is dense, in words that follow "dense …"."""
+        columns = tiles_of(site.tokens, self.tiling()[0].key)
+        frame = " or the first frame" if self.first_frame else ""
+        return f"because each of {columns} tiles is the row's own or has text{frame}"
+
 
 def tile_of(name: str) -> Tile:
     """The tile that an option names, as in `256x128`."""
@@ -98,50 +110,73 @@ def tile_of(name: str) -> Tile:
 
 
 @lru_cache(maxsize=64)
-def token_order(name: str, grid: TokenGrid, text: int, text_first: bool) -> TokenOrder:
-    """The order `name` of a grid, with text beside it."""
+def token_order(
+    name: str, grid: TokenGrid, text: int, text_first: bool, first_frame: bool = False
+) -> TokenOrder:
+    """The order `name` of a grid, with text beside it; `first_frame` puts that one apart."""
     # Kept for later runs, which may not be in inference mode.
     with torch.inference_mode(False):
-        return ORDERS[name](grid).beside_text(text, first=text_first)
+        order = first_frame_apart(ORDERS[name], grid) if first_frame else ORDERS[name](grid)
+        return order.beside_text(text, first=text_first)
 
 
 @lru_cache(maxsize=64)
-def forced(tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool) -> torch.Tensor:
-    """Tiles of a query with itself, and rows and columns that hold a token of text, `[Q, K]`."""
+def forced(
+    tile: Tile,
+    order: str,
+    grid: TokenGrid,
+    text: int,
+    text_first: bool,
+    first_frame: bool = False,
+) -> torch.Tensor:
+    """Tiles that are kept always, `[Q, K]` bool.
+
+    Those of a query with itself, rows and columns that hold a token of text and, with
+    `first_frame`, columns that hold one of that.
+    """
     with torch.inference_mode(False):
-        return _forced(tile, Site(grid, 0, 1, 0, 1, text=text, text_first=text_first), order)
+        site = Site(grid, 0, 1, 0, 1, text=text, text_first=text_first)
+        return _forced(tile, site, order, first_frame)
 
 
 @lru_cache(maxsize=64)
-def longest(tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool) -> int:
+def longest(*at: *At) -> int:
     """The most forced tiles of a row."""
-    return widest(forced(tile, order, grid, text, text_first), 0)
+    return widest(forced(*at), 0)
 
 
-def _on_cpu(tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool) -> Layout:
-    places = token_order(order, grid, text, text_first).places
-    return Layout(tile, places, forced(tile, order, grid, text, text_first))
+@lru_cache(maxsize=64)
+def longest_choice(*at: *At) -> int:
+    """The most forced tiles of a row that has others too; 0 where none has."""
+    kept = forced(*at)
+    return int(kept[~kept.all(-1)].sum(-1).amax()) if not kept.all() else 0
+
+
+def _on_cpu(*at: *At) -> Layout:
+    return Layout(at[0], token_order(*at[1:]).places, forced(*at))
 
 
 @lru_cache(maxsize=16)
-def _copied(
-    device: torch.device, tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool
-) -> Layout:
+def _copied(device: torch.device, *at: *At) -> Layout:
     with torch.inference_mode(False):
-        layout = _on_cpu(tile, order, grid, text, text_first)
-        return Layout(tile, layout.places.to(device), layout.always.to(device))
+        layout = _on_cpu(*at)
+        return Layout(layout.tile, layout.places.to(device), layout.always.to(device))
 
 
-def _forced(tile: Tile, site: Site, order: str) -> torch.Tensor:
-    token = torch.arange(site.tokens)
+def _forced(tile: Tile, site: Site, order: str, first_frame: bool) -> torch.Tensor:
+    token, grid = torch.arange(site.tokens), site.grid
     row, column = token // tile.query, token // tile.key
     kept = torch.zeros(
         tiles_of(site.tokens, tile.query), tiles_of(site.tokens, tile.key), dtype=torch.bool
     )
     kept[row, column] = True
-    is_text = site.is_text()[token_order(order, site.grid, site.text, site.text_first).places]
+    places = token_order(order, grid, site.text, site.text_first, first_frame).places
+    is_text = site.is_text()[places]
     kept[row[is_text]] = True
     kept[:, column[is_text]] = True
+    if first_frame:
+        at = places - (site.text if site.text_first else 0)
+        kept[:, column[(at >= 0) & (at < grid.height * grid.width)]] = True
     return kept
 
 
@@ -151,11 +186,10 @@ def kept_of(keep: float, columns: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def density_of(
-    keep: float, tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool
-) -> float:
+def density_of(keep: float, *at: *At) -> float:
     """Of plans that keep the share `keep` of each row, with what is kept always; asked often."""
-    always = forced(tile, order, grid, text, text_first)
+    tile, _, grid, text, *_ = at
+    always = forced(*at)
     return density_with(always, kept_of(keep, always.shape[1]), tile, grid.tokens + text)
 
 
@@ -172,11 +206,10 @@ def density_with(always: torch.Tensor, kept: int, tile: Tile, tokens: int) -> fl
 
 
 @lru_cache(maxsize=64)
-def density_beside(
-    share: float, tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool
-) -> float:
+def density_beside(share: float, *at: *At) -> float:
     """Of plans that keep `share` of the pairs that are not kept always; asked often."""
-    always = forced(tile, order, grid, text, text_first).double()
+    tile, _, grid, text, *_ = at
+    always = forced(*at).double()
     tokens = grid.tokens + text
     heights, widths = (tile_lengths(tokens, size).double() for size in (tile.query, tile.key))
     kept = float(heights @ always @ widths) / tokens**2
@@ -191,6 +224,33 @@ def likely_share(mass: float) -> float:
     0.45, of tokens that attend little but to themselves as few as 0.02 and 0.05.
     """
     return mass / (3 - 2 * mass)
+
+
+def budgets_by_head(
+    weights: torch.Tensor, kept: int, least: int, rows: torch.Tensor
+) -> torch.Tensor:
+    """Tiles of a row for each head, together as many as `kept` for all: `[B, H]` int64.
+
+    As many as hold the most weight in the mean of the rows, of all ways to share them out: of the
+    next best tile of each head, the heaviest is taken until none is left. Equal ones go round.
+
+    Source: budgets of heads by the largest weights among all of them, Ada-KV (arXiv 2407.11550),
+    there for keys that are evicted.
+
+    Args:
+        weights: `[B, H, Q, K]`, of each row the best first behind the first `least`.
+        least: tiles of every head, at most `kept`.
+        rows: `[Q]` bool, which of them count.
+    """
+    batch, heads = weights.shape[:2]
+    gains = weights[:, :, rows].mean(2).nan_to_num(0)
+    gains[..., :least] = torch.inf
+    # By place first, so that a stable sort has the heads take turns at what weighs alike.
+    best = gains.mT.flatten(1).argsort(dim=-1, descending=True, stable=True)
+    taken = best[:, : heads * kept] % heads
+    return torch.zeros(batch, heads, dtype=torch.int64, device=weights.device).scatter_add_(
+        1, taken, torch.ones_like(taken)
+    )
 
 
 def heaviest(weights: torch.Tensor, share: float, least: int, always: torch.Tensor) -> torch.Tensor:

@@ -55,6 +55,9 @@ class BlockPlan:
         key_order: permutation int64 in which keys alone are cut into tiles, `[keys]` or `[B or 1,
             H or 1, keys]`; `order` is then of queries alone. None: `order` is of both.
         bias: `[B or 1, H or 1, Q, width]` float32, added to the logits of a kept tile.
+        means: tokens of a mean; above 0, one token for every so many, in the plan's order, is
+            attended to by all queries, weighing as much as its number of tokens. Tokens of kept
+            tiles are in them too and so count twice; hence not beside a tail. 0: none.
 
     Raises:
         ValueError: shapes, dtypes or lengths that do not fit together.
@@ -69,6 +72,7 @@ class BlockPlan:
     order: torch.Tensor | None = None
     key_order: torch.Tensor | None = None
     bias: torch.Tensor | None = None
+    means: int = 0
 
     def __post_init__(self) -> None:
         rows = tiles_of(self.queries, self.tile.query)
@@ -91,6 +95,10 @@ class BlockPlan:
             )
         if self.tail not in ("none", "complement"):
             raise ValueError(f"tail {self.tail!r}; it can be none or complement")
+        if self.means < 0 or (self.means and self.tail != "none"):
+            raise ValueError(
+                f"means of {self.means} tokens with tail {self.tail}; they need 1 or more and none"
+            )
         shared = self.key_order is None
         if self.order is not None and (
             (shared and self.queries != self.keys) or not _permutes(self.order, self.queries)
@@ -146,7 +154,7 @@ class BlockPlan:
     def density(self) -> torch.Tensor:
         """Share of the pairs of valid tokens that are attended to, `[B or 1, H or 1]` float32.
 
-        Pooled tokens of the tail do not count.
+        Pooled tokens of the tail, and means, do not count.
         """
         device = self.indices.device
         height = tile_lengths(self.queries, self.tile.query, device)
@@ -167,7 +175,7 @@ class BlockPlan:
         low, high = int(self.counts.min()), int(self.counts.max())
         if low < 0 or high > width:
             raise ValueError(f"counts {low} to {high}; lists of {width} have 0 to {width} entries")
-        if low == 0 and self.tail == "none":
+        if low == 0 and self.tail == "none" and not self.means:
             empty = int((self.counts == 0).sum())
             raise ValueError(
                 f"counts 0 in {empty} rows; their queries would attend to nothing: keep a tile in "
@@ -197,6 +205,21 @@ class BlockPlan:
             order=None if self.order is None else self.order.to(device),
             key_order=None if self.key_order is None else self.key_order.to(device),
             bias=None if self.bias is None else self.bias.to(device),
+        )
+
+    def repeated(self, times: int) -> BlockPlan:
+        """The plan of a batch that holds this one's items `times` times, one behind the other."""
+
+        def several(x: torch.Tensor) -> torch.Tensor:
+            return x if x.shape[0] == 1 else x.repeat(times, *[1] * (x.ndim - 1))
+
+        order = self.order
+        return replace(
+            self,
+            indices=several(self.indices),
+            counts=several(self.counts),
+            order=order if order is None or order.ndim == 1 else several(order),
+            bias=None if self.bias is None else several(self.bias),
         )
 
     @classmethod
@@ -238,9 +261,11 @@ class BlockPlan:
         cls, *, tile: Tile, queries: int, keys: int, device: torch.device | str = "cpu"
     ) -> BlockPlan:
         """The plan that keeps everything."""
-        shape = (1, 1, tiles_of(queries, tile.query), tiles_of(keys, tile.key))
-        everything = torch.ones(shape, dtype=torch.bool, device=device)
-        return cls.from_mask(everything, tile=tile, queries=queries, keys=keys)
+        rows, columns = tiles_of(queries, tile.query), tiles_of(keys, tile.key)
+        every = torch.arange(columns, dtype=torch.int32, device=device)
+        counts = torch.full((1, 1, rows), columns, dtype=torch.int32, device=device)
+        indices = every.expand(1, 1, rows, -1).contiguous()
+        return cls(indices=indices, counts=counts, tile=tile, queries=queries, keys=keys)
 
 
 def _permutes(order: torch.Tensor, tokens: int) -> bool:

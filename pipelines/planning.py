@@ -150,8 +150,9 @@ def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
         verdict: Verdict = "adjusted" if predicted.dense else "idle"
         return Part("attention", asked, verdict, why, 1.0, 1.0)
     why = (
-        f"{predicted.density:.0%} of all pairs of tokens by the {predicted.kernel} kernel; dense, "
-        f"attention would take {predicted.share:.0%} of a step"
+        f"{predicted.density:.0%} of all pairs of tokens by the {predicted.kernel} kernel"
+        + (f" in {predicted.precision}; " if predicted.precision else "; ")
+        + f"dense, attention would take {predicted.share:.0%} of a step"
     )
     if predicted.dense:
         why += f"; some calls run dense {predicted.dense}"

@@ -24,6 +24,10 @@ class Run:
     done: int = 0
     branch: int = 0
     forwards: int = 0
+    batch: int = 0
+    """Items of the step's first call of a denoiser."""
+    branches: int = 1
+    """Guidance branches in that batch, see `Site`."""
     skipped: int = 0
     decision: Compute | Skip | None = None
     """For the step that runs; None until it is asked."""
@@ -56,6 +60,8 @@ class Run:
         if self.policy is not None:
             self.policy.observe(self.step, output, sample, computed=not skipped)
         self.skipped += skipped
+        if self.branch == 1 and self.batch % sample.shape[0] == 0:
+            self.branches = self.batch // sample.shape[0]
         self.done, self.branch, self.decision = self.done + 1, 0, None
 
     def ran(self, layer: int, kernel: str, density: torch.Tensor) -> None:
@@ -79,6 +85,7 @@ class Run:
             layers=layers,
             calls=self._kernels.total() + self._dense.total(),
             kernels=dict(self._kernels),
+            precision=str(method.precision()),
             dense=dict(self._dense),
             fallbacks=list(self._fallbacks),
             density=round(sum(every) / len(every), 4) if every else 1.0,

@@ -163,12 +163,13 @@ class Session:
             text=text,
             text_first=first,
             branch=run.branch,
+            branches=run.branches,
             expert=forward.denoiser.number,
             seed=self.seed,
         )
         method = self.recipe.attention
         assert method is not None
-        density = method.predict(site)
+        density, precision = method.predict(site), method.precision()
         if density >= 1:
             return self._dense(run, key, call, method.why_dense(site))
         if self.recipe.when == "faster":
@@ -177,9 +178,10 @@ class Session:
                 call.q.device.type,
                 call.q.dtype,
                 (*call.q.shape[:2], site.tokens, call.q.shape[3]),
+                precision=precision,
                 requires_grad=torch.is_grad_enabled() and call.q.requires_grad,
             )
-            reason = slower(problem, density)
+            reason = slower(problem, density, method.beside())
             if reason:
                 return self._dense(run, key, call, reason, fallback=True)
         q, k, v = (x if rows is None else x[:, :, rows] for x in (call.q, call.k, call.v))
@@ -187,8 +189,10 @@ class Session:
         plan = run.planner(q, k, site)
         if plan is None:
             return self._dense(run, key, call, method.why_dense(site))
-        kernel = choose(Problem.of(q, k, v, plan))
-        out, _ = block_attention(q, k, v, plan, scale=call.scale, backend=kernel)
+        kernel = choose(Problem.of(q, k, v, plan, precision))
+        out, _ = block_attention(
+            q, k, v, plan, scale=call.scale, precision=precision, backend=kernel
+        )
         run.ran(key, kernel, plan.density().mean())
         if rows is not None:
             # Nothing looks at the tokens that are masked, as queries either.
@@ -246,6 +250,8 @@ class Session:
             )
         if run.forwards == 0:
             run.first = _first_step(self._scheduler, given)
+        if run.branch == 0:
+            run.batch = given["hidden_states"].shape[0]
         decision = run.decide()
         if isinstance(decision, Skip) and denoiser.kind is None:
             # The other denoiser's history says nothing of this one.

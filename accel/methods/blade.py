@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 
-from ...kernels.plan import BlockPlan, tile_lengths, tiles_of
+from ...kernels.plan import BlockPlan, Tail, Tile, tile_lengths, tiles_of
 from ..options import option
 from ..site import Site
-from ..tiles import Layout, TileMethod, density_of
+from ..tiles import Layout, TileMethod, density_of, tile_of
 
 CHUNK = 2**25
 """Logits of sampled tokens that are alive at a time."""
@@ -27,14 +28,15 @@ class Blade(TileMethod):
     queries of text attend to everything. The same seed, layer and step draw the same places.
 
     With `tail = "complement"`, the global branch, every tile left out is one more key and value,
-    its mean, in the same softmax.
+    its mean, in the same softmax. `tail = "double"` is the authors' global branch: means of every
+    `pool` tokens, of those in kept tiles too, which so count twice; for weights trained with it.
 
     Source: ASA and ASA_G of Video-BLADE (arXiv 2508.10774), without its training.
     Differs from the paper: nothing is forced there on models without text beside the picture; means
-    are of tiles, not of 15 or 30 tokens, and stand only for tiles that are left out, while the
-    paper's ASA_G counts kept tiles twice, which a plan cannot express. Differs from the authors'
-    code: it stops one tile short of `mass`, where the paper and this one reach it; it draws from
-    the global generator, and pads the last tile with copies of its last token.
+    are of tiles and stand only for tiles that are left out, but with `double`; where all tiles are
+    kept it is dense attention, with `double` too. Differs from the authors' code: it stops one tile
+    short of `mass`, where the paper and this one reach it; it draws from the global generator, pads
+    the last tile and the last mean with copies of its last token, and puts text behind the picture.
     """
 
     name: ClassVar[str] = "blade"
@@ -56,13 +58,24 @@ class Blade(TileMethod):
         most=256,
         unit="tokens",
     )
-    tail: Literal["none", "complement"] = option(
-        "complement", "What stands for the tiles that are left out: nothing, or their means"
+    tail: Literal["none", "complement", "double"] = option(  # pyright: ignore[reportIncompatibleVariableOverride] # one more than others
+        "complement",
+        "What stands for the tiles that are left out: nothing, their means, or means of everything",
     )
+    pool: int = option(30, "Of tail double: tokens of a mean", least=1, most=1024, unit="tokens")
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
         """See `AttentionMethod`."""
-        return None if self._whole(site) else super().plan(q, k, site)
+        found = None if self._whole(site) else super().plan(q, k, site)
+        return replace(found, means=self.pool) if found and self.tail == "double" else found
+
+    def tiling(self) -> tuple[Tile, Tail]:
+        """See `AttentionMethod`; means of everything are no tail of a plan."""
+        return tile_of(self.tile), "none" if self.tail == "double" else self.tail
+
+    def beside(self) -> float:
+        """See `AttentionMethod`."""
+        return 1 / self.pool if self.tail == "double" else 0.0
 
     def choose(self, q: torch.Tensor, k: torch.Tensor, site: Site, layout: Layout) -> torch.Tensor:
         """See `TileMethod`."""
@@ -97,6 +110,8 @@ class Blade(TileMethod):
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""
+        if self.forces_all(site):
+            return self.why_forced(site)
         columns = tiles_of(site.tokens, self.tiling()[0].key)
         return f"because all of {columns} tiles are kept"
 

@@ -107,7 +107,8 @@ class Hierarchical(TileMethod):
         columns = tiles_of(site.tokens, tile_of(self.tile).key)
         if self.blocks >= columns:
             return f"because {self.blocks} of {columns} tiles is all"
-        return f"because each of {columns} tiles is the row's own or has text"
+        frame = " or the first frame" if self.first_frame else ""
+        return f"because each of {columns} tiles is the row's own or has text{frame}"
 
     def depth(self, site: Site) -> int:
         """Levels of the pyramid there."""
@@ -123,11 +124,16 @@ class Hierarchical(TileMethod):
 
 @lru_cache(maxsize=64)
 def places_on(
-    device: torch.device, order: str, grid: TokenGrid, text: int, text_first: bool
+    device: torch.device,
+    order: str,
+    grid: TokenGrid,
+    text: int,
+    text_first: bool,
+    first_frame: bool = False,
 ) -> torch.Tensor:
     """Of an order on a device, copied there once; a layout would bring a mask of all tiles."""
     with torch.inference_mode(False):
-        return token_order(order, grid, text, text_first).on(device)
+        return token_order(order, grid, text, text_first, first_frame).on(device)
 
 
 def descend(

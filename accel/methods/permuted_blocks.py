@@ -118,7 +118,8 @@ class PermutedBlocks(TileMethod):
         """See `AttentionMethod`."""
         columns = tiles_of(site.tokens, self.tiling()[0].key)
         if self.forces_all(site):
-            return f"because each of {columns} tiles is of the row's own segment or has text"
+            frame = " or the first frame" if self.first_frame else ""
+            return f"because each of {columns} tiles is of the row's own segment or has text{frame}"
         return f"because {self.keep:g} of {columns} tiles is all"
 
     def forces_all(self, site: Site) -> bool:
@@ -194,19 +195,24 @@ def _on(
     grid: TokenGrid,
     text: int,
     text_first: bool,
+    first_frame: bool = False,
 ) -> Fixed:
     """All that stays the same, on a device; copied there once."""
     # Kept for later runs, which may not be in inference mode.
     with torch.inference_mode(False):
         tokens, at = grid.tokens + text, Site(grid, 0, 1, 0, 1, text=text, text_first=text_first)
-        places = token_order(order, grid, text, text_first).places
+        places = token_order(order, grid, text, text_first, first_frame).places
         if segment == "frame":
             before = text if text_first else 0
             segments = (places - before) // (grid.height * grid.width)
         else:
             segments = torch.arange(tokens) // (_run(segment) or tokens)
+        if first_frame:
+            # It stays together, before all others.
+            segments = segments + 1
+            segments[_first_frame(grid, text, text_first)] = 0
         # Text stays at its end of the sequence.
-        segments = segments.masked_fill(at.is_text()[places], -1 if text_first else tokens)
+        segments = segments.masked_fill(at.is_text()[places], -1 if text_first else tokens + 1)
         curve = token_order("gilbert", grid, text, text_first).places
         curve = curve[text:] if text_first else curve[: grid.tokens]
         # One drawn of each of equal stretches: even steps can meet the same frames again and again.
@@ -215,7 +221,7 @@ def _on(
         generator = torch.Generator().manual_seed(0)
         drawn = torch.rand(count, generator=generator, dtype=torch.float64)
         queries = curve[cuts[:-1] + (drawn * cuts.diff()).long()]
-        always = _always(segment, tile, order, grid, text, text_first)
+        always = _always(segment, tile, order, grid, text, text_first, first_frame)
         return Fixed(
             places=places.to(device),
             segments=segments.to(device),
@@ -230,13 +236,26 @@ def _run(segment: str) -> int | None:
     return int(segment) if segment.isdecimal() else None
 
 
+def _first_frame(grid: TokenGrid, text: int, text_first: bool) -> slice:
+    """Its places, where it stands apart."""
+    start = text if text_first else 0
+    return slice(start, start + grid.height * grid.width)
+
+
 @lru_cache(maxsize=64)
 def _always(
-    segment: str, tile: Tile, order: str, grid: TokenGrid, text: int, text_first: bool
+    segment: str,
+    tile: Tile,
+    order: str,
+    grid: TokenGrid,
+    text: int,
+    text_first: bool,
+    first_frame: bool = False,
 ) -> torch.Tensor:
     """Tiles of a row's own segments, and rows and columns that hold a token of text, `[Q, K]`.
 
-    The same in every order, since text stays at its end.
+    With `first_frame`, columns that hold one of that too. The same in every order, since text
+    stays at its end and that frame before all others.
     """
     del order
     with torch.inference_mode(False):
@@ -246,6 +265,10 @@ def _always(
         kept = torch.zeros(rows, columns, dtype=torch.bool)
         kept[token // tile.query] = True
         kept[:, token // tile.key] = True
+        if first_frame:
+            kept[:, torch.arange(at.tokens)[_first_frame(grid, text, text_first)] // tile.key] = (
+                True
+            )
         run = _run(segment)
         if run:
             starts = torch.arange(rows)[:, None] * tile.query
@@ -265,7 +288,8 @@ def _density(
     grid: TokenGrid,
     text: int,
     text_first: bool,
+    first_frame: bool = False,
 ) -> float:
     """Of plans that keep `kept` tiles of each row; asked often."""
-    always = _always(segment, tile, order, grid, text, text_first)
+    always = _always(segment, tile, order, grid, text, text_first, first_frame)
     return density_with(always, kept, tile, grid.tokens + text)

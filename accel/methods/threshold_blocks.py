@@ -112,7 +112,7 @@ class ThresholdBlocks(TileMethod):
         """See `AttentionMethod`."""
         columns = tiles_of(site.tokens, self.tiling()[0].key)
         if self.forces_all(site):
-            return f"because each of {columns} tiles is the row's own or has text"
+            return self.why_forced(site)
         if self.rule == "sigma":
             return f"because of {columns} tiles none is {-self.beta:g} deviations below the mean"
         if self.mass == 1:

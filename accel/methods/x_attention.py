@@ -74,7 +74,7 @@ class XAttention(TileMethod):
         """See `AttentionMethod`."""
         columns = tiles_of(site.tokens, self.tiling()[0].key)
         if self.forces_all(site):
-            return f"because each of {columns} tiles is the row's own or has text"
+            return self.why_forced(site)
         if self.threshold == 1:
             return "because only all tiles hold all attention"
         return f"because {self.least:g} of {columns} tiles is all"

@@ -13,9 +13,9 @@ import torch
 
 from kinora.accel.attach import accelerate
 from kinora.accel.errors import AccelerationError, RecipeError
-from kinora.accel.method import Reuse, Within
 from kinora.accel.methods import TopBlocks
 from kinora.accel.recipe import Recipe
+from kinora.accel.wrappers import Reuse, Within
 
 Build = Callable[[str], Any]
 

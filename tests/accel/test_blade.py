@@ -9,12 +9,13 @@ import math
 import pytest
 import torch
 
+from kinora.accel.cost import Prediction, Shape, predict
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import Blade, blade
 from kinora.accel.methods.blade import sampled, scores
-from kinora.accel.order import gilbert
 from kinora.accel.site import Site
-from kinora.accel.tiles import density_of, forced, token_order
+from kinora.accel.tiles import forced, token_order
+from kinora.accel.wrappers import Within
 from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan, tile_lengths
 
@@ -229,7 +230,7 @@ def test_to_keep_everything_is_dense(options: dict[str, float], tail: str):
     layout = method.layout(at, q.device)
     whole = BlockPlan.from_mask(
         method.choose(q, k, at, layout), tile=layout.tile, queries=909, keys=909,
-        tail=method.tail, order=layout.places,
+        tail=method.tiling()[1], order=layout.places,
     )  # fmt: skip
     assert whole.mask().all()
     out, _ = block_attention(q, k, v, whole)
@@ -376,20 +377,51 @@ def test_what_is_not_finite_still_makes_a_plan():
     assert (plan.counts >= 1).all()
 
 
-def test_torchs_default_dtype_changes_no_plan():
-    at = site(text=7, grid=TokenGrid(5, 8, 21))  # of this test alone: orders are kept
-    q, k, _ = tensors(at, dtype=torch.float32)
+# --- means of everything ----------------------------------------------------------------------
 
-    def results() -> tuple[BlockPlan, float]:
-        for kept in (token_order, forced, gilbert, density_of):
-            kept.cache_clear()
-        method = Blade(tile="64x64")
-        return planned(method, at, q, k), method.predict(at)
 
-    expected, predicted = results()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        plan, again = results()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert torch.equal(plan.mask(), expected.mask()) and again == predicted
+def test_tail_double_adds_means_of_everything_to_the_same_tiles():
+    at = site(text=5)
+    q, k, v = smooth(at)
+    plain = planned(Blade(keep=0.2, tile="64x64", tail="none"), at, q, k)
+    double = planned(Blade(keep=0.2, tile="64x64", tail="double", pool=15), at, q, k)
+    assert (double.means, double.tail) == (15, "none") and plain.means == 0
+    assert torch.equal(double.mask(), plain.mask())
+    assert torch.equal(double.density(), plain.density())
+    dense = torch.softmax(q @ k.mT / 4, -1) @ v
+    errors = [float((block_attention(q, k, v, it)[0] - dense).norm()) for it in (plain, double)]
+    assert errors[1] < errors[0]
+
+
+def test_what_counts_twice_errs_more_than_what_counts_once():
+    """The more is kept, the more is counted twice; with all kept both are dense."""
+    at = site()
+    q, k, v = smooth(at)
+    dense = torch.softmax(q @ k.mT / 4, -1) @ v
+
+    def error(tail: str) -> float:
+        method = Blade(keep=0.8, mass=1, tile="64x64", tail=tail, pool=64)  # pyright: ignore[reportArgumentType]
+        return float((block_attention(q, k, v, planned(method, at, q, k))[0] - dense).norm())
+
+    assert error("double") > 2 * error("complement")
+    for tail in ("double", "complement"):
+        assert Blade(keep=1, keep_least=1, tail=tail).plan(q, k, at) is None
+
+
+def test_means_of_everything_cost_their_share():
+    method = Blade(tail="double", pool=20)
+    assert method.beside() == 0.05 and Blade().beside() == 0
+    assert method.tiling() == Blade(tail="none").tiling()
+    assert method.predict(site()) == Blade(tail="none").predict(site())
+    shape = Shape(2, 4, 64, 1024, text=0, text_first=False, cross_attention=True)
+
+    def predicted(tail: str) -> Prediction:
+        wrapped = Within(method=Blade(tail=tail, pool=20), from_step=0.2)  # pyright: ignore[reportArgumentType]
+        return predict(
+            wrapped, shape, TokenGrid(9, 32, 32), device="cpu", dtype=torch.float32, steps=5,
+            always=True,
+        )  # fmt: skip
+
+    none, double = predicted("none"), predicted("double")
+    assert double.density == none.density and double.speedup < none.speedup
+    assert double.workspace > none.workspace

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from kinora.accel.attach import accelerate
-from kinora.accel.method import Within
 from kinora.accel.methods import TopBlocks
 from kinora.accel.recipe import Recipe
+from kinora.accel.wrappers import Within
 
 Build = Callable[[str], Any]
 SPARSE = Recipe(attention=TopBlocks(keep=0.3, tile="64x64"), when="always")

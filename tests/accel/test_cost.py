@@ -8,8 +8,9 @@ import torch
 
 from kinora.accel.cost import Prediction, Shape, predict
 from kinora.accel.grid import TokenGrid
-from kinora.accel.method import AttentionMethod, Within
+from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import TopBlocks
+from kinora.accel.wrappers import Within
 
 SHAPE = Shape(
     layers=2, heads=4, head_dim=64, middle=1024, text=0, text_first=False, cross_attention=True

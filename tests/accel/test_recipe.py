@@ -11,9 +11,10 @@ import pytest
 from kinora.accel import recipe as recipes
 from kinora.accel.attach import accelerate
 from kinora.accel.errors import RecipeError
-from kinora.accel.method import AttentionMethod, Reuse, Within
+from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import METHODS, TopBlocks
 from kinora.accel.options import options_of
+from kinora.accel.wrappers import Quantised, Reuse, Within
 
 
 def attention(**table: object) -> recipes.Recipe:
@@ -66,7 +67,7 @@ def test_wrappers_that_a_file_could_not_say_are_refused(method: AttentionMethod,
     recipe = recipes.Recipe(attention=method)
     with pytest.raises(RecipeError, match=told) as caught:
         recipe.table()
-    assert "within, then reuse once" in str(caught.value)
+    assert "within, then reuse, then quantised, then by-layer once" in str(caught.value)
     with pytest.raises(RecipeError, match=told), accelerate(object(), recipe):
         pytest.fail("before it runs")
 
@@ -78,6 +79,7 @@ def test_wrappers_that_a_file_could_not_say_are_refused(method: AttentionMethod,
         Reuse(method=TopBlocks(), every=4),
         Within(method=TopBlocks(), from_layer=2),
         Within(method=Reuse(method=TopBlocks(keep=0.3), every=4), to_step=0.5),
+        Reuse(method=Quantised(method=TopBlocks(), qk="int8", pv="fp8"), every=4),
     ],
 )
 def test_what_is_built_in_code_survives_its_table(method: AttentionMethod):
@@ -86,7 +88,7 @@ def test_what_is_built_in_code_survives_its_table(method: AttentionMethod):
 
 
 def test_defaults_of_wrappers_wrap_nothing():
-    assert attention(from_step=0, every=1).attention == TopBlocks()
+    assert attention(from_step=0, every=1, qk="input").attention == TopBlocks()
 
 
 def test_settings_are_put_over_a_recipe():
@@ -110,9 +112,11 @@ def test_settings_are_put_over_a_recipe():
         ("attention.keep=0", "a number above 0 to 1, not 0"),
         ("attention.keep=nan", "a number above 0 to 1, not nan"),
         ("attention.keep=", "a number above 0 to 1, not ''"),
-        ("attention.every=2.5", "attention.every must be a whole number from 1 to 1000"),
-        ("attention.every=inf", "a whole number from 1"),
+        ("attention.every=2.5", "attention.every must be a whole number from 0 to 1000"),
+        ("attention.every=inf", "a whole number from 0"),
         ("attention.from_step=-1", "a number from 0 to 1 (of the steps), not -1"),
+        ("attention.qk=fp8", "attention.qk must be one of input, int8, int4, not fp8"),
+        ("attention.pv=int9", "one of input, int8, int4, fp8, not int9 (did you mean int8?)"),
         ("attention.kep=1", "blade has no option 'kep' (did you mean keep?)"),
         (
             "attention.order=mortn",
@@ -154,8 +158,8 @@ def test_settings_are_judged_together():
     [
         (["attention.to_step=0.1", "attention.every=2"], "must be below attention.to_step 0.1"),
         (["attention.to_step=0.1", "attention.from_step=0.15"], "from_step 0.2 must be below"),
-        (["attention.keep=7", "attention.every=0"], "attention.keep must be"),
-        (["attention.every=0", "attention.keep=7"], "attention.every must be"),
+        (["attention.keep=7", "attention.every=-1"], "attention.keep must be"),
+        (["attention.every=-1", "attention.keep=7"], "attention.every must be"),
     ],
 )
 def test_settings_that_stay_wrong_are_told_by_the_first(settings: list[str], told: str):

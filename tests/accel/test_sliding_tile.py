@@ -10,7 +10,7 @@ import torch
 
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import SlidingTile
-from kinora.accel.methods.sliding_tile import BOXES, Windows, axis_windows, fitted, windows_of
+from kinora.accel.methods.sliding_tile import BOXES, Windows, axis_windows, windows_of
 from kinora.accel.order import boxes
 from kinora.accel.site import Site
 from kinora.kernels.attention import block_attention
@@ -304,21 +304,6 @@ def test_a_plan_of_inference_mode_serves_gradients():
     assert plan is not None and plan.order is not None and not plan.order.is_inference()
     block_attention(q, k, v, plan)[0].sum().backward()
     assert q.grad is not None
-
-
-def test_torchs_default_dtype_changes_no_plan():
-    def results() -> Windows:
-        fitted.cache_clear()
-        return SlidingTile(tile="128x64").windows(site(text=7))
-
-    expected = results()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        found = results()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert torch.equal(found.mask, expected.mask) and found.pairs == expected.pairs
-    assert torch.equal(found.places, expected.places) and found.box == expected.box
 
 
 def test_the_picture_stands_box_by_box():

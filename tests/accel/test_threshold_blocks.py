@@ -13,7 +13,7 @@ from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import ThresholdBlocks
 from kinora.accel.methods.threshold_blocks import similarity
 from kinora.accel.site import Site
-from kinora.accel.tiles import density_beside, density_of, forced, heaviest, token_order
+from kinora.accel.tiles import forced, heaviest, token_order
 from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan
 
@@ -287,23 +287,6 @@ def test_half_precision_chooses_as_its_values_in_float64_do(options: dict[str, A
         assert plan is not None
         masks.append(plan.mask())
     assert torch.equal(masks[0], masks[2]) and torch.equal(masks[1], masks[2])
-
-
-@pytest.mark.parametrize("options", BUDGETS)
-def test_torchs_default_dtype_changes_no_plan(options: dict[str, Any]):
-    at = Site(TokenGrid(5, 9, 19), layer=0, layers=1, step=0, steps=1, text=7)  # of this test alone
-    method = ThresholdBlocks(tile="64x64", **options)
-    q, k = torch.randn(2, 1, 2, at.tokens, 16, generator=torch.Generator().manual_seed(0))
-    expected, predicted = method.plan(q, k, at), method.predict(at)
-    for kept in (token_order, forced, density_beside, density_of):
-        kept.cache_clear()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        plan, again = method.plan(q, k, at), method.predict(at)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert plan is not None and expected is not None
-    assert torch.equal(plan.mask(), expected.mask()) and again == predicted
 
 
 @pytest.mark.parametrize("tile", TILES)

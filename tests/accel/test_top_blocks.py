@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 
@@ -11,10 +10,10 @@ import torch
 
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import TopBlocks
-from kinora.accel.order import gilbert
 from kinora.accel.site import Site
-from kinora.accel.tiles import density_of, forced, token_order
+from kinora.accel.tiles import forced, token_order
 from kinora.kernels.attention import block_attention
+from kinora.kernels.lists import pair_means
 from kinora.kernels.plan import BlockPlan
 
 GRID = TokenGrid(5, 9, 20)  # 900 tokens: ragged with every tile
@@ -134,27 +133,113 @@ def test_equal_scores_keep_the_tile_itself_and_the_first_ones():
     assert kept == [{0, 1, 2} if i < 3 else {0, 1, i} for i in range(plan.rows)]
 
 
-@pytest.mark.parametrize("tail", ["none", "complement"])
-@pytest.mark.parametrize("order", ["raster", "morton", "gilbert"])
-def test_torchs_default_dtype_changes_no_plan(order: str, tail: str):
-    grid = TokenGrid(5, 8, 21)  # of this test alone: orders are kept
-    at = dataclasses.replace(site(text=7), grid=grid)
-    q, k, _ = (x.float() for x in tensors(at))
-    method = TopBlocks(keep=0.3, order=order, tail=tail, tile="64x64")  # pyright: ignore[reportArgumentType]
+# --- budgets by head --------------------------------------------------------------------------
 
-    def results() -> tuple[BlockPlan, float]:
-        for kept in (token_order, forced, gilbert, density_of):
-            kept.cache_clear()
+BY_HEAD = TopBlocks(keep=0.3, tile="64x64", budget="by-head")
+
+
+def of_sharpness(at: Site, *sharpness: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Heads with the same queries and keys but for the factor of their logits."""
+    q, k, _ = (x[:1, :1].repeat(1, len(sharpness), 1, 1) for x in tensors(at))
+    return q * torch.tensor(sharpness, dtype=q.dtype)[:, None, None], k
+
+
+def budgets(method: TopBlocks, q: torch.Tensor, k: torch.Tensor, at: Site) -> torch.Tensor:
+    """Tiles of each head in a row without text, `[B, H]`."""
+    plan = method.plan(q, k, at)
+    assert plan is not None
+    free = ~forced(*method.at(at)).all(-1)
+    counts = plan.counts[..., free]
+    assert (counts == counts[..., :1]).all()
+    return counts[..., 0]
+
+
+@pytest.mark.parametrize(("text", "first_frame"), [(0, False), (70, False), (7, True)])
+def test_a_head_that_looks_at_few_keeps_fewest_of_the_same_total(text: int, first_frame: bool):
+    at = site(text)
+    method = BY_HEAD.model_copy(update={"first_frame": first_frame, "keep": 0.45})
+    q, k = of_sharpness(at, 300, 30, 3)
+    found = budgets(method, q, k, at)[0]
+    assert found[0] < found[1:].min()
+    equal = budgets(method.model_copy(update={"budget": "equal"}), q, k, at)
+    assert found.sum() == equal.sum()
+    plan = method.plan(q, k, at)
+    assert plan is not None
+    assert method.predict(at) == pytest.approx(float(plan.density().mean()), abs=0.03)
+    mask = plan.mask()
+    assert (forced(*method.at(at)) <= mask).all()
+
+
+def test_no_other_way_to_share_them_out_holds_more():
+    at = site()
+    q, k = of_sharpness(at, 40, 4, 0.5)
+    method = BY_HEAD.model_copy(update={"keep": 0.2})
+    plan = method.plan(q, k, at)
+    assert plan is not None
+    queries, keys = pair_means(q, k, plan.tile, plan.order)
+    weights = (queries @ keys.mT / 4).softmax(-1)
+    held = float((weights * plan.mask()).sum(-1).mean(-1).sum())
+    own = forced(*method.at(at))
+    ranked = weights.masked_fill(own, 9.0).argsort(-1, descending=True)
+    sums = weights.gather(-1, ranked).cumsum(-1).mean(2)[0]  # of a head that keeps so many
+    total = 3 * math.ceil(0.2 * plan.columns)
+    others = [
+        float(sums[0, a - 1] + sums[1, b - 1] + sums[2, total - a - b - 1])
+        for a in range(1, total - 1)
+        for b in range(1, total - a)
+        if max(a, b, total - a - b) <= plan.columns
+    ]
+    assert held == pytest.approx(max(others), abs=1e-6) and held > min(others) + 0.05
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.4, 0.9])
+def test_heads_that_are_alike_keep_alike(keep: float):
+    at = site(7)
+    method = BY_HEAD.model_copy(update={"keep": keep})
+    equal = method.model_copy(update={"budget": "equal"})
+    q, k = of_sharpness(at, 2, 2, 2)
+    for queries in (q, torch.zeros_like(q)):  # of zeros every tile weighs alike
+        expected, found = equal.plan(queries, k, at), method.plan(queries, k, at)
+        assert expected is not None and found is not None
+        assert torch.equal(found.mask(), expected.mask())
+
+
+@pytest.mark.parametrize("text", [0, 70])
+def test_the_fast_way_of_equal_budgets_keeps_what_the_slow_one_does(text: int):
+    at, method = site(text), TopBlocks(keep=0.3, tile="128x64")
+    q, k, _ = tensors(at)
+    layout = method.layout(at, q.device)
+    slow = method.choose(q, k, at, layout) | layout.always
+    assert torch.equal(planned(method, at).mask(), slow)
+
+
+def test_items_of_a_batch_share_out_their_own():
+    at = site()
+    q, k = of_sharpness(at, 300, 1)
+    whole = budgets(BY_HEAD, torch.cat([q, q.flip(1)]), torch.cat([k, k]), at)
+    assert torch.equal(whole[0], budgets(BY_HEAD, q, k, at)[0])
+    assert torch.equal(whole[1], whole[0].flip(0)) and whole[0, 0] != whole[0, 1]
+
+
+def test_no_head_is_left_with_less_than_what_is_forced():
+    at = site(70)
+    q, k = of_sharpness(at, 1e4, 0)
+    for keep in (1e-9, 0.2, 0.3, 0.5):
+        method = BY_HEAD.model_copy(update={"keep": keep})
         plan = method.plan(q, k, at)
-        assert plan is not None
-        return plan, method.predict(at)
+        assert plan is not None and (forced(*method.at(at)) <= plan.mask()).all()
+        equal = method.model_copy(update={"budget": "equal"}).plan(q, k, at)
+        assert equal is not None and plan.counts.sum() == equal.counts.sum()
 
-    expected, predicted = results()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        plan, again = results()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert torch.equal(plan.mask(), expected.mask()) and again == predicted
-    assert plan.order is not None and expected.order is not None
-    assert torch.equal(plan.order, expected.order)
+
+def test_a_head_that_is_no_number_takes_nothing_from_the_others():
+    at = site()
+    q, k = of_sharpness(at, 1, 1, 1)
+    q[:, 1] = torch.nan
+    found = budgets(BY_HEAD, q, k, at)[0]
+    assert found[1] < found[0] and found.sum() == 3 * math.ceil(0.3 * 15)
+
+
+def test_by_head_all_is_dense():
+    q, k, _ = tensors(site())
+    assert BY_HEAD.model_copy(update={"keep": 1}).plan(q, k, site()) is None

@@ -281,18 +281,6 @@ def test_half_precision_chooses_as_its_values_in_float64_do():
     assert torch.equal(masks[0], masks[2]) and torch.equal(masks[1], masks[2])
 
 
-def test_torchs_default_dtype_changes_no_plan():
-    at = Site(TokenGrid(5, 9, 17), layer=0, layers=1, step=0, steps=1, text=7)
-    q, k = torch.randn(2, 1, 2, at.tokens, 16, generator=torch.Generator().manual_seed(0))
-    expected = planned_of(q, k, at, tile="64x64")
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        found = planned_of(q, k, at, tile="64x64")
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert torch.equal(found, expected)
-
-
 def test_it_is_predicted_between_smooth_and_random_tokens():
     at = site()
     for threshold in (0.3, 0.5, 0.9):

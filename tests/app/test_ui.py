@@ -136,9 +136,9 @@ def test_empty_fields_are_the_defaults_of_the_model() -> None:
 
 
 def test_what_is_out_of_range_is_refused_in_the_words_of_the_recipe() -> None:
-    chosen = {"": {}, "blade": {"attention.every": 0}}
+    chosen = {"": {}, "blade": {"attention.every": -1}}
     made = form.request_of({**FIELDS, "recipe": "balanced"}, chosen, "out")
-    with pytest.raises(RecipeError, match=r"attention\.every must be a whole number from 1 to"):
+    with pytest.raises(RecipeError, match=r"attention\.every must be a whole number from 0 to"):
         resolve(made, cards.find("kinora-tiny"))
 
 

@@ -53,6 +53,19 @@ def test_the_receipt_says_what_ran_and_stands_in_both_records(ask: Ask) -> None:
         assert record.request.recipe == receipt.recipe and record.request.settings == ()
 
 
+def test_precision_is_predicted_run_told_and_kept(ask: Ask) -> None:
+    request = ask(settings=(*SPARSE, "attention.qk=int8"))
+    (part,) = plan(request).parts
+    assert "by the reference kernel in int8 x input; " in part.why and part.speedup
+    assert "queries and keys in int8" in part.asked
+    (output,) = finish(request)
+    record = sidecar.read(output.sidecar)
+    assert record.receipt is not None and record.receipt.attention is not None
+    assert record.receipt.attention.precision == "int8 x input"
+    assert record.request.recipe["attention"]["qk"] == "int8"
+    assert any("by the reference kernel in int8 x input; " in it for it in record.receipt.words())
+
+
 def test_a_sidecar_with_a_recipe_makes_the_video_again(ask: Ask) -> None:
     (output,) = finish(ask(settings=SPARSE))
     record = sidecar.read(output.sidecar)

@@ -1,0 +1,284 @@
+"""What changes when or how another attention method runs; each is a method too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import model_validator
+
+from ..kernels.plan import BlockPlan
+from ..kernels.precision import Precision
+from .errors import RecipeError, hint
+from .method import AttentionMethod, Planner, Wrapper
+from .options import checked, option, options_of
+from .site import Site
+
+
+class ByLayer(Wrapper):
+    """Another method one of whose options changes from the first layer to the last.
+
+    `by_layer = "keep 0.5 0.2 0.4"`: `keep` is 0.5 in the first layer, 0.2 in the middle and 0.4 in
+    the last, and on straight lines in between. As many values as layers are one each; what the
+    option itself says is then without effect. Layers are those of one denoiser.
+    """
+
+    name: ClassVar[str] = "by-layer"
+
+    by_layer: str = option(
+        "", "An option and its values from the first layer to the last, as in keep 0.5 0.2 0.4"
+    )
+
+    @classmethod
+    def check(cls, method: type[AttentionMethod], values: Mapping[str, Any]) -> None:
+        """See `Wrapper`."""
+        curve_of(method, values.get("by_layer", ""))
+
+    @model_validator(mode="after")
+    def _checked(self) -> ByLayer:
+        curve_of(type(self.method), self.by_layer)
+        return self
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+        """See `AttentionMethod`."""
+        return self.at(site).plan(q, k, site)
+
+    def predict(self, site: Site) -> float:
+        """See `AttentionMethod`."""
+        return self.at(site).predict(site)
+
+    def start(self) -> Planner:
+        """See `AttentionMethod`."""
+        planners: dict[tuple[int, int], Planner] = {}
+
+        def plan(q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+            key = site.layer, site.layers
+            if key not in planners:
+                planners[key] = self.at(site).start()
+            return planners[key](q, k, site)
+
+        return plan
+
+    def why_dense(self, site: Site) -> str:
+        """See `AttentionMethod`."""
+        return self.at(site).why_dense(site)
+
+    def at(self, site: Site) -> AttentionMethod:
+        """The method of a layer."""
+        name, values = curve_of(type(self.method), self.by_layer)
+        if not values:
+            return self.method
+        place = site.layer / max(1, site.layers - 1) * (len(values) - 1)
+        before = min(int(place), len(values) - 1)
+        after = values[min(before + 1, len(values) - 1)]
+        # Rounded, so that a value that stands on a layer is there as it was written.
+        value = round(values[before] + (place - before) * (after - values[before]), 9)
+        return self.method.model_copy(update={name: value})
+
+    def words(self) -> str:
+        """See `AttentionMethod`."""
+        name, values = curve_of(type(self.method), self.by_layer)
+        if not values:
+            return self.method.words()
+        told = " to ".join(f"{value:g}" for value in values)
+        return f"{self.method.words()}, {name.replace('_', ' ')} {told} from layer to layer"
+
+
+@lru_cache(maxsize=64)  # asked at every call
+def curve_of(method: type[AttentionMethod], text: str) -> tuple[str, tuple[float, ...]]:
+    """The option and its values that a `by_layer` names; of an empty one no values.
+
+    Raises:
+        RecipeError: it is no option of `method` that is a number, or a value is out of its range.
+    """
+    if not text:
+        return "", ()
+    name, *values = text.replace(",", " ").split() or [""]
+    known = {it.name: it for it in options_of(method) if it.kind is float}
+    if name not in known:
+        raise RecipeError(
+            f"attention.by_layer is {text[:60]!r}{hint(name, known)}; it begins with an option of "
+            f"{method.name} that is a number ({', '.join(known) or 'none is'}), then its values"
+        )
+    if not values:
+        raise RecipeError(f"attention.by_layer is {text[:60]!r}: it gives {name} no value")
+    return name, tuple(checked(known[name], it, f"attention.by_layer: {name}") for it in values)
+
+
+class Quantised(Wrapper):
+    """Another method whose products are multiplied in fewer bits.
+
+    Which tiles are kept is chosen from the numbers as they come, and calls that run dense stay in
+    the model's own precision. Backpropagation, and what no kernel of the device multiplies so, is
+    left to the reference, which rounds alike and is slow; where it is predicted to lose, a recipe
+    for `faster` runs dense and says so. `kernels.precision` says how each is rounded.
+
+    Source: SageAttention (arXiv 2410.02367, 2411.10958); pv in whole numbers: PAROAttention (arXiv
+    2506.16054).
+    """
+
+    name: ClassVar[str] = "quantised"
+
+    qk: Literal["input", "int8", "int4"] = option(
+        "input", "Of calls that are not dense: in what queries and keys are multiplied"
+    )
+    pv: Literal["input", "int8", "int4", "fp8"] = option(
+        "input", "Of calls that are not dense: in what weights and values are multiplied"
+    )
+
+    def precision(self) -> Precision:
+        """See `AttentionMethod`."""
+        return Precision(self.qk, self.pv)
+
+    def words(self) -> str:
+        """See `AttentionMethod`."""
+        told = [self.method.words()]
+        if self.qk != "input":
+            told.append(f"queries and keys in {self.qk}")
+        if self.pv != "input":
+            told.append(f"weights and values in {self.pv}")
+        return ", ".join(told)
+
+
+class Within(Wrapper):
+    """Another method in a window of steps and layers, dense outside of it.
+
+    Early steps decide the composition and first layers look everywhere: most papers keep both
+    dense. Steps are shares of the schedule, so that one recipe serves any number of them.
+    """
+
+    name: ClassVar[str] = "within"
+
+    from_step: float = option(
+        0.0, "Share of the steps that stay dense at the start", least=0, most=1, unit="of the steps"
+    )
+    to_step: float = option(
+        1.0,
+        "Share of the steps after which it is dense again",
+        least=0,
+        most=1,
+        unit="of the steps",
+    )
+    from_layer: int = option(
+        0, "Layers that stay dense at the start", least=0, most=1000, unit="layers"
+    )
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+        """See `AttentionMethod`."""
+        return self.method.plan(q, k, site) if self.covers(site) else None
+
+    def predict(self, site: Site) -> float:
+        """See `AttentionMethod`."""
+        return self.method.predict(site) if self.covers(site) else 1.0
+
+    @classmethod
+    def check(cls, method: type[AttentionMethod], values: Mapping[str, Any]) -> None:
+        """See `Wrapper`."""
+        first, last = values.get("from_step", 0.0), values.get("to_step", 1.0)
+        if first >= last:
+            raise RecipeError(
+                f"attention.from_step {first:g} must be below attention.to_step {last:g}, else it "
+                f"never runs"
+            )
+
+    def covers(self, site: Site) -> bool:
+        """Whether the site lies in the window."""
+        # A little more, so that 0.2 of 50 steps are ten of them, whatever 0.2 * 50 is in binary.
+        step = site.step + 1e-6
+        return (
+            self.from_step * site.steps <= step < self.to_step * site.steps
+            and site.layer >= self.from_layer
+        )
+
+    def start(self) -> Planner:
+        """See `AttentionMethod`."""
+        inner = self.method.start()
+        return lambda q, k, site: inner(q, k, site) if self.covers(site) else None
+
+    def why_dense(self, site: Site) -> str:
+        """See `AttentionMethod`."""
+        if self.covers(site):
+            return self.method.why_dense(site)
+        if site.step + 1e-6 < self.from_step * site.steps:
+            return f"in the first {self.from_step:.0%} of the steps"
+        if site.layer < self.from_layer:
+            return f"in the first {self.from_layer} layers"
+        return f"after {self.to_step:.0%} of the steps"
+
+    def words(self) -> str:
+        """See `AttentionMethod`."""
+        told = [self.method.words()]
+        if self.from_step > 0:
+            told.append(f"after {self.from_step:.0%} of the steps")
+        if self.to_step < 1:
+            told.append(f"until {self.to_step:.0%} of them")
+        if self.from_layer:
+            told.append(f"from layer {self.from_layer} on")
+        return ", ".join(told)
+
+
+class Reuse(Wrapper):
+    """Another method whose plan is made at every `every`-th step and kept in between.
+
+    A plan is kept per denoiser and layer, has what each head has chosen, and is made anew when the
+    tokens change. With `branches = "shared"` what the call with the prompt has chosen serves the
+    others of the step too: where guidance is in calls of its own these are the later ones, where it
+    is in the batch the first part of it, from the second step on, when that is known.
+
+    Source: SparseD (arXiv 2509.24014), whose pattern is made once after a dense fifth of the steps:
+    `every = 0` and `from_step = 0.2`, with x-attention's `threshold = 0`, `stride = 1` and
+    `least = 0.3` for its share of the tiles by exact attention. Differs from it: the plan is made
+    at the first step that uses it instead of the last dense one; text is always kept, where
+    SparseD gives the prompt a share of its own; sharing between branches is ours.
+    """
+
+    name: ClassVar[str] = "reuse"
+
+    every: int = option(
+        1, "Steps for which a plan is kept; 0 keeps it to the end", least=0, most=1000, unit="steps"
+    )
+    branches: Literal["own", "shared"] = option(
+        "own", "Whether guidance branches choose for themselves or the prompt's for all"
+    )
+
+    def start(self) -> Planner:
+        """See `AttentionMethod`."""
+        inner = self.method.start()
+        kept: dict[Any, tuple[int, int, BlockPlan | None]] = {}
+
+        def plan(q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+            shared = self.branches == "shared"
+            parts = site.branches if shared else 1
+            branch = 0 if shared else site.branch
+            key = (site.expert, site.layer, branch, site.grid, site.text, q.shape[0])
+            made, of, found = kept.get(key, (-1, 0, None))
+            if of != parts or (self.every and site.step - made >= self.every):
+                first = q.shape[0] - q.shape[0] // parts
+                found = inner(q[first:], k[first:], site)
+                found = found and found.repeated(parts)
+                kept[key] = site.step, parts, found
+            return found
+
+        return plan
+
+    def kept_plans(self, batch: int) -> int:
+        """See `AttentionMethod`."""
+        if self.every == 1 and self.branches == "own":
+            return 0
+        return batch if self.branches == "own" else -(-batch // 2)
+
+    def words(self) -> str:
+        """See `AttentionMethod`."""
+        told = [self.method.words()]
+        if self.every != 1:
+            span = f"for {self.every} steps" if self.every else "to the end"
+            told.append(f"each plan kept {span}")
+        if self.branches == "shared":
+            told.append("one for all guidance branches")
+        return ", ".join(told)
+
+
+WRAPPERS: tuple[type[Wrapper], ...] = (ByLayer, Quantised, Reuse, Within)
+"""In the order in which a recipe has them, from the inside to the outside."""
