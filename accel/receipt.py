@@ -28,6 +28,8 @@ class AttentionReceipt(_Part):
     density: float
     density_by_layer: list[float | None]
     """Of the layers of all denoisers in a row; None where a layer never ran."""
+    layer_names: list[str] = []
+    """Their modules; empty in records from before these were told."""
 
 
 class Receipt(_Part):

@@ -12,7 +12,7 @@ from .folder import ModelFolder
 from .request import Request, Resolved, resolve
 
 if TYPE_CHECKING:
-    from ..accel.attach.families import Family
+    from ..accel.attach.family import Family
     from ..accel.recipe import Recipe
 
 Verdict = Literal["ok", "idle", "adjusted", "refused"]
@@ -129,8 +129,8 @@ def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
         return None
     asked = chosen.attention.words()
     try:
-        family = _family(folder)
-        shape = family.shape(folder.config("transformer"))
+        part = "transformer" if "transformer" in folder.parts else "unet"
+        shape = _family(folder, part).shape(folder.config(part))
     except RecipeError as error:
         return Part("attention", asked, "refused", str(error), 1.0, None)
     except (KeyError, TypeError, ValueError) as error:
@@ -168,11 +168,11 @@ def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
     )
 
 
-def _family(folder: ModelFolder) -> Family:
+def _family(folder: ModelFolder, part: str) -> Family:
     """What is known of the denoiser in `folder`. Raises `RecipeError` where nothing is."""
     from ..accel.attach.families import FAMILIES
 
-    name = folder.parts.get("transformer") or folder.parts.get("unet") or "none"
+    name = folder.parts.get(part, "none")
     if name not in FAMILIES:
         raise RecipeError(
             f"attention of {name} cannot be accelerated yet, only that of {', '.join(FAMILIES)}: "

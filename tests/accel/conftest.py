@@ -125,6 +125,61 @@ def qwen() -> Loop:
     )
 
 
+def mochi(words: tuple[int, ...] = (8, 5)) -> Loop:
+    """A grid of 4 x 8 x 16, then 8 tokens of text of which `words` are valid in each item."""
+    denoiser = diffusers().MochiTransformer3DModel(
+        patch_size=1,
+        num_attention_heads=2,
+        attention_head_dim=10,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=4,
+        text_embed_dim=16,
+        time_embed_dim=8,
+        max_sequence_length=8,
+    )
+    # Its rotary embedding begins as nothing.
+    torch.nn.init.normal_(denoiser.pos_frequencies)
+    batch = len(words)
+    return Loop(
+        denoiser.eval(),
+        euler(),
+        (batch, 4, 4, 8, 16),
+        {
+            "encoder_hidden_states": torch.randn(batch, 8, 16),
+            "encoder_attention_mask": torch.stack([torch.arange(8) < it for it in words]),
+        },
+    )
+
+
+def sd3() -> Loop:
+    """A grid of 1 x 16 x 32, then 9 tokens of text; a layer that sees the image alone."""
+    denoiser = diffusers().SD3Transformer2DModel(
+        sample_size=32,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=10,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=20,
+        pooled_projection_dim=8,
+        pos_embed_max_size=32,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    return Loop(
+        denoiser.eval(),
+        euler(),
+        (1, 4, 32, 64),
+        {
+            "encoder_hidden_states": torch.randn(1, 9, 16),
+            "pooled_projections": torch.randn(1, 8),
+        },
+    )
+
+
 @dataclass
 class Stock:
     """A stock pipeline and how to run it to its latents."""
@@ -157,7 +212,13 @@ SIZES: dict[str, dict[str, int]] = {
     "cogvideox": {"width": 128, "height": 128, "num_frames": 9},
     "flux": {"width": 64, "height": 64},
 }
-LOOPS: dict[str, Callable[[], Loop]] = {"ltx": ltx, "hunyuan": hunyuan, "qwen": qwen}
+LOOPS: dict[str, Callable[[], Loop]] = {
+    "ltx": ltx,
+    "hunyuan": hunyuan,
+    "qwen": qwen,
+    "mochi": mochi,
+    "sd3": sd3,
+}
 
 
 Build = Callable[[str], Any]
