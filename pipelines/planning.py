@@ -131,6 +131,8 @@ def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
     try:
         part = "transformer" if "transformer" in folder.parts else "unet"
         shape = _family(folder, part).shape(folder.config(part))
+        if not shape.layers:
+            raise RecipeError(f"{folder.parts[part]} of {folder.path} has no self-attention")
     except RecipeError as error:
         return Part("attention", asked, "refused", str(error), 1.0, None)
     except (KeyError, TypeError, ValueError) as error:

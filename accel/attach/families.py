@@ -9,6 +9,7 @@ from typing import Any
 from ..cost import LayerShape, Shape, transformer_layer
 from ..grid import TokenGrid
 from .family import Arguments, Attention, Family
+from .unet import UNET
 
 
 def _matching(
@@ -194,6 +195,7 @@ FAMILIES: dict[str, Family] = {
             dispatches=False,
             skips=_sd3_skips,
         ),
+        UNET,
     )
 }
 """By class name of the denoiser."""

@@ -27,7 +27,7 @@ def sparse(keep: float = 0.5, **options: Any) -> Recipe:
 
 def state(model: Any) -> list[Any]:
     """Everything on the instances of a pipeline that accelerating might touch."""
-    modules = [model.transformer, *model.transformer.modules()]
+    modules = [model.denoiser, *model.denoiser.modules()]
     return [
         *(dict(vars(model.scheduler)).keys(),),
         *({k for k in vars(m)} for m in modules),
@@ -95,7 +95,8 @@ def test_keep_1_is_dense_to_rounding_through_the_kernel(model: Any):
         out = model()
     ran = session.receipt.attention
     assert ran is not None and ran.density == 1 and ran.kernels
-    torch.testing.assert_close(out, dense, rtol=1e-4, atol=1e-4)
+    # Latents of hundreds, which a random UNet makes, are as near as those of ones.
+    assert (out - dense).norm() < 1e-5 * dense.norm()
 
 
 def test_keep_1_runs_the_stock_attention(model: Any):
