@@ -222,8 +222,9 @@ def _first_step(scheduler: Any, given: Mapping[str, Any]) -> int:
     told = getattr(scheduler, "begin_index", None)
     if told is not None:
         return int(told)
-    # Schedulers without one are told the timestep itself.
-    distance = (scheduler.timesteps.cpu().double() - given["timestep"].flatten()[0].item()).abs()
+    # Schedulers without one are told the timestep itself; of tokens that are given, it is 0.
+    timestep = float(torch.as_tensor(given["timestep"]).max())
+    distance = (scheduler.timesteps.cpu().double() - timestep).abs()
     return int(distance.argmin()) if float(distance.min()) < 0.5 else 0
 
 

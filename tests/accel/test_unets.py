@@ -82,6 +82,26 @@ def test_layers_with_few_tokens_stay_dense_and_say_why(build: Build) -> None:
     assert ran.dense == {slow: 2 * levels.count(1), "because 0.3 of 2 tiles is all": 2}
 
 
+def test_a_loop_of_numbers_that_begins_in_the_middle_is_followed(build: Build) -> None:
+    model = build("unet")
+    seen: list[int] = []
+
+    class Spy(TopBlocks):
+        """Notes its steps."""
+
+        def predict(self, site: Site) -> float:
+            seen.append(site.step)
+            return 1.0
+
+    x = torch.randn(model.latents)
+    with accelerate(model, Recipe(attention=Spy())), torch.no_grad():
+        model.scheduler.set_timesteps(10)
+        for t in model.scheduler.timesteps[5:7].tolist():
+            out = model.unet(x, t, **model.arguments).sample
+            x = model.scheduler.step(out, t, x).prev_sample
+    assert seen == [5] * 10 + [6] * 10
+
+
 def test_density_counts_pairs_of_tokens_not_calls(build: Build) -> None:
     model = build("unet")
     with accelerate(model, Recipe(attention=TopBlocks(keep=0.2, tile="64x64"))) as session:
