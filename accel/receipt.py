@@ -16,7 +16,8 @@ class AttentionReceipt(_Part):
 
     Densities are shares of the pairs of tokens, measured on the plans that ran; a dense call
     counts as 1. `dense` gives the number of dense calls by reason, `kernels` that of the others by
-    kernel, `fallbacks` the reasons among those of `dense` that the recipe did not ask for.
+    kernel, `fallbacks` the reasons among those of `dense` that the recipe did not ask for,
+    `dense_kernels` the number of dense calls by the kernel that the recipe names for them.
     """
 
     asked: str
@@ -30,6 +31,7 @@ class AttentionReceipt(_Part):
     """Of the layers of all denoisers in a row; None where a layer never ran."""
     layer_names: list[str] = []
     """Their modules; empty in records from before these were told."""
+    dense_kernels: dict[str, StrictInt] = {}
 
 
 class Receipt(_Part):
@@ -87,4 +89,8 @@ class Receipt(_Part):
         for reason, count in told.dense.items():
             mark = "fell back: " if reason in told.fallbacks else ""
             lines.append(f"{mark}{count} calls dense {reason}")
+        lines += [
+            f"{count} dense calls by the {name} kernel"
+            for name, count in told.dense_kernels.items()
+        ]
         return lines

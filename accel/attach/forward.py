@@ -15,10 +15,11 @@ from ..method import AttentionMethod
 from ..recipe import Recipe
 from ..site import Site
 from .denoisers import Denoiser
+from .dense import by_kernel
 from .family import Arguments, Expected
 from .routes import Call
 from .run import Run
-from .sites import NoSiteError, text_tokens, unmasked
+from .sites import NoSiteError, everywhere, text_tokens, unmasked
 
 
 class Forward:
@@ -57,7 +58,8 @@ class Forward:
         if layer is None:
             return call.dense()
         method = self.recipe.attention
-        assert method is not None
+        if method is None:
+            return self._dense(self.denoiser.offset + layer, call, "as asked")
         return self._attended(call, method, expected, layer)
 
     def check_complete(self) -> None:
@@ -126,19 +128,21 @@ class Forward:
         kernel = choose(Problem.of(q, k, v, plan))
         out, _ = block_attention(q, k, v, plan, scale=call.scale, backend=kernel)
         run.ran(key, kernel, plan.density().mean(), pairs=site.tokens**2)
-        if rows is not None:
-            # Nothing looks at the tokens that are masked, as queries either.
-            everything = torch.zeros_like(call.q)
-            everything[:, :, rows] = out
-            out = everything
-        return call.laid_out(out)
+        return call.laid_out(everywhere(call, rows, out))
 
     def _dense(self, key: int, call: Call, reason: str, fallback: bool = False) -> torch.Tensor:
+        kernel, attend = self.recipe.dense_kernel, call.dense
+        if kernel != "stock":
+            try:
+                attend = by_kernel(call, kernel)
+            except NoSiteError as refusal:
+                reason = f"{reason}, not by the {kernel} kernel {refusal}"
+                fallback, kernel = True, "stock"
         if fallback and self.strict:
             raise AccelerationError(
                 f"strict: attention of layer {key} would run dense {reason}; "
                 f"change the recipe, or allow fallbacks (strict=False, --no-strict)"
             )
         pairs = call.q.shape[2] * call.k.shape[2]
-        self.run.ran_dense(key, reason, fallback=fallback, pairs=pairs)
-        return call.dense()
+        self.run.ran_dense(key, reason, fallback=fallback, pairs=pairs, kernel=kernel)
+        return attend()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..method import AttentionMethod, Planner
+from ..method import Planner
 from ..receipt import AttentionReceipt
 from ..steps import Compute, Skip, Step, StepRun
 
@@ -29,6 +29,7 @@ class Run:
     """For the step that runs; None until it is asked."""
     _kernels: Counter[str] = field(default_factory=Counter[str])
     _dense: Counter[str] = field(default_factory=Counter[str])
+    _dense_kernels: Counter[str] = field(default_factory=Counter[str])
     _fallbacks: dict[str, None] = field(default_factory=dict[str, None])
     _calls: dict[int, list[tuple[int, torch.Tensor | float]]] = field(
         default_factory=dict[int, list[tuple[int, torch.Tensor | float]]]
@@ -67,14 +68,18 @@ class Run:
         self._kernels[kernel] += 1
         self._calls.setdefault(layer, []).append((pairs, density))
 
-    def ran_dense(self, layer: int, reason: str, *, fallback: bool, pairs: int) -> None:
-        """Note a dense call, and whether the recipe did not ask for it."""
+    def ran_dense(
+        self, layer: int, reason: str, *, fallback: bool, pairs: int, kernel: str
+    ) -> None:
+        """Note a dense call, whether the recipe did not ask for it, and its kernel."""
+        if kernel != "stock":
+            self._dense_kernels[kernel] += 1
         self._dense[reason] += 1
         if fallback:
             self._fallbacks[reason] = None
         self._calls.setdefault(layer, []).append((pairs, 1.0))
 
-    def receipt(self, method: AttentionMethod, layers: list[str]) -> AttentionReceipt:
+    def receipt(self, asked: str, layers: list[str]) -> AttentionReceipt:
         """What happened so far, in the attention modules of these names."""
         found = {
             layer: [(pairs, float(density)) for pairs, density in calls]
@@ -82,7 +87,7 @@ class Run:
         }
         every = [call for calls in found.values() for call in calls]
         return AttentionReceipt(
-            asked=method.words(),
+            asked=asked,
             layers=len(layers),
             calls=self._kernels.total() + self._dense.total(),
             kernels=dict(self._kernels),
@@ -93,6 +98,7 @@ class Run:
                 _mean(found[layer]) if layer in found else None for layer in range(len(layers))
             ],
             layer_names=layers,
+            dense_kernels=dict(self._dense_kernels),
         )
 
 

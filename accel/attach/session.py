@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...kernels.dense import DenseKernel, explain
 from ..errors import AccelerationError, RecipeError
 from ..receipt import Receipt
 from ..recipe import Recipe, find
@@ -74,10 +75,11 @@ class Session:
     @property
     def receipt(self) -> Receipt:
         """What was asked for and what ran, in the last run so far."""
-        method, attention = self.recipe.attention, None
-        if method is not None:
+        attention = None
+        if self.recipe.attends:
             names = [name for it in self._denoisers for name in it.layer_names()]
-            attention = (self._run or self._new_run(steps=1)).receipt(method, names)
+            asked = self.recipe.attention_words()
+            attention = (self._run or self._new_run(steps=1)).receipt(asked, names)
         return Receipt(
             recipe=self._table,
             strict=self.strict,
@@ -94,7 +96,9 @@ class Session:
             raise AccelerationError(f"{type(self.pipe).__name__} has no scheduler to follow")
         for denoiser in self._denoisers:
             stack.enter_context(self._entered(denoiser))
-            if self.recipe.attention is not None and denoiser.family.dispatches:
+            if self.recipe.dense_kernel != "stock":
+                self._check_kernel(denoiser, self.recipe.dense_kernel)
+            if self.recipe.attends and denoiser.family.dispatches:
                 modules = dict(denoiser.inner.named_modules())
                 processors = [modules[it.name].processor for it in denoiser.attentions]
                 if not all(hasattr(it, "_attention_backend") for it in processors):
@@ -110,6 +114,14 @@ class Session:
                     )
                 denoiser.stock = stack.enter_context(routes.routed(processors))
         stack.enter_context(watched(scheduler, self._start, self._step))
+
+    def _check_kernel(self, denoiser: Denoiser, name: DenseKernel) -> None:
+        """Raise AccelerationError where the dense kernel is known not to run."""
+        # Parts that are offloaded stand elsewhere until they run.
+        device = getattr(self.pipe, "_execution_device", denoiser.inner.device)
+        refusal = explain(name, device=device.type, dtype=denoiser.inner.dtype)
+        if refusal:
+            raise AccelerationError(refusal)
 
     @contextmanager
     def _entered(self, denoiser: Denoiser) -> Generator[None, None, None]:
@@ -155,10 +167,10 @@ class Session:
             decision = run.decision = Compute()
         if isinstance(decision, Skip):
             result = _instead(decision.output, denoiser, given)
-        elif self.recipe.attention is None:
-            result = call()
-        else:
+        elif self.recipe.attends:
             result = self._attended(denoiser, call, given)
+        else:
+            result = call()
         if isinstance(decision, Compute):
             denoiser.kind, denoiser.dtype = type(result), result[0].dtype
         run.forwards += 1

@@ -191,6 +191,30 @@ def test_a_plan_loads_nothing_and_tells_refusals(
     assert json.loads(json.dumps(told))["parts"][0]["verdict"] == "refused"
 
 
+def test_a_dense_kernel_is_planned_refused_and_told(
+    ask: Ask, unknown_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baseline = ask(recipe="dense", settings=("dense_kernel=flash",))
+    (part,) = plan(baseline).parts
+    assert (part.part, part.asked, part.verdict) == ("dense kernel", "flash", "ok")
+    (output,) = finish(baseline)
+    receipt = output.receipt
+    assert receipt is not None and receipt.recipe["dense_kernel"] == "flash"
+    assert receipt.words()[:3] == [
+        "asked: attention by the flash kernel",
+        "ran: all 20 attention calls dense",
+        "20 calls dense as asked",
+    ]
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded"))
+    attention, kernel = plan(ask(settings=(*SPARSE, "dense_kernel=sage"))).parts
+    assert attention.verdict == "ok" and kernel.verdict == "refused"
+    with pytest.raises(RecipeError, match=r"sage cannot run on cpu: .*; available are sdpa, flash"):
+        finish(ask(recipe="dense", settings=("dense_kernel=sage",)))
+    with pytest.raises(RecipeError, match="PixArtTransformer2DModel cannot be accelerated yet"):
+        settings = ("dense_kernel=flash",)
+        finish(ask(model=str(unknown_folder), recipe="dense", settings=settings))
+
+
 def test_memory_of_sparse_attention_is_in_the_plan_and_in_the_check_of_a_run(
     ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
