@@ -22,33 +22,59 @@ from .site import Site
 
 
 @dataclass(frozen=True, slots=True)
+class LayerShape:
+    """A layer with self-attention, as its cost sees it.
+
+    `linear`: multiplications for a token beside those of self-attention. `text` tokens stand
+    beside the picture's, whose grid is halved `halvings` times.
+    """
+
+    heads: int
+    head_dim: int
+    linear: int
+    text: int = 0
+    halvings: int = 0
+
+    def tokens(self, grid: TokenGrid) -> int:
+        """Tokens in self-attention."""
+        return grid.halved(self.halvings).tokens + self.text
+
+    def attention(self, grid: TokenGrid) -> int:
+        """Multiplications of self-attention: every pair of tokens, for logits and for values."""
+        return 2 * self.tokens(grid) ** 2 * self.heads * self.head_dim
+
+
+def transformer_layer(
+    heads: int, head_dim: int, middle: int, *, text: int = 0, cross_attention: bool = False
+) -> LayerShape:
+    """A layer of a transformer of width d = `heads` x `head_dim`, its feed-forward `middle` wide.
+
+    Per token: projections 4 d² (with cross-attention 6 d², its text being short), feed-forward
+    2 d `middle`.
+    """
+    width = heads * head_dim
+    projections = (6 if cross_attention else 4) * width
+    return LayerShape(heads, head_dim, width * (projections + 2 * middle), text)
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
     """A denoiser, as its cost sees it.
 
-    `width` of the tokens, `middle` width of the feed-forward, `text` tokens beside those of the
-    picture in self-attention.
+    `layers` in the order in which they run; `rest`: multiplications for a token beside them, by
+    how often the grid is halved there.
     """
 
-    layers: int
-    heads: int
-    head_dim: int
-    middle: int
-    text: int
-    text_first: bool
-    cross_attention: bool
+    layers: tuple[LayerShape, ...]
+    text_first: bool = False
+    rest: tuple[tuple[int, int], ...] = ()
 
-    @property
-    def width(self) -> int:
-        return self.heads * self.head_dim
-
-    def attention_share(self, tokens: int) -> float:
-        """Share of the multiplications of a call that self-attention does.
-
-        Per token and layer: attention 4 L d, projections 8 d² (with cross-attention 12 d², its text
-        being short), feed-forward 4 d m.
-        """
-        projections = (12 if self.cross_attention else 8) * self.width
-        return tokens / (tokens + projections / 4 + self.middle)
+    def attention_share(self, grid: TokenGrid) -> float:
+        """Share of the multiplications of a call that self-attention does."""
+        attention = sum(it.attention(grid) for it in self.layers)
+        linear = sum(it.linear * it.tokens(grid) for it in self.layers)
+        rest = sum(count * grid.halved(halvings).tokens for halvings, count in self.rest)
+        return attention / (attention + linear + rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +83,11 @@ class Prediction:
 
     Attributes:
         share: of a denoiser call that self-attention takes when dense.
-        density: executed, over all layers and steps; dense calls count as 1.
+        density: share of the pairs of tokens of all calls that are computed.
         speedup: of the denoising; the text encoder and decoding are not in it.
         precision: of the calls that are not dense, "" where it is the input's.
-        dense: why calls that the method wanted sparse will run dense, if some will.
+        kernel: of the sparse calls, several joined by "and".
+        dense: why calls that the method wanted sparse will run dense; empty where none will.
         why_dense: why the method itself keeps calls dense, each reason once.
         workspace: bytes that the kernel needs beside its inputs and output, and those of the plans
             that are kept between steps; 0 where all is dense.
@@ -71,7 +98,7 @@ class Prediction:
     speedup: float
     kernel: str
     precision: str
-    dense: str | None
+    dense: str
     why_dense: str
     workspace: int
 
@@ -91,50 +118,62 @@ def predict(
 
     `batch` of a call: with guidance, two in all pipelines that do not call twice.
     """
-    tokens = grid.tokens + shape.text
-    size = (batch, shape.heads, tokens, shape.head_dim)
-    problem = problem_of(method.tiling(), device, dtype, size, precision=method.precision())
-    kernel = choose(problem)
-    densities: list[float] = []
-    ratios: list[float] = []
-    dense, own = None, dict[str, None]()
+    sizes = {it: (batch, it.heads, it.tokens(grid), it.head_dim) for it in shape.layers}
+    precision, beside = method.precision(), method.beside()
+    problems = {
+        it: problem_of(method.tiling(), device, dtype, sizes[it], precision=precision)
+        for it in sizes
+    }
+    kernels = {it: choose(problems[it]) for it in sizes}
+    pairs = kept = dense_cost = cost = 0.0
+    # The densest of each kind of layer that is sparse.
+    sparse: dict[LayerShape, float] = {}
+    dense, own = dict[str, None](), dict[str, None]()
     for step in range(steps):
-        for layer in range(shape.layers):
+        for number, layer in enumerate(shape.layers):
             site = Site(
-                grid,
-                layer,
-                shape.layers,
+                grid.halved(layer.halvings),
+                number,
+                len(shape.layers),
                 step,
                 steps,
-                text=shape.text,
+                text=layer.text,
                 text_first=shape.text_first,
             )
             density = method.predict(site)
             if density >= 1:
                 own[method.why_dense(site)] = None
-            reason = None if always or density >= 1 else slower(problem, density, method.beside())
+            reason = None if always or density >= 1 else slower(problems[layer], density, beside)
             if reason:
-                dense, density = reason, 1.0
-            densities.append(density)
-            pairs = density + method.beside()
-            ratios.append(pairs / efficiency(problem, kernel) if density < 1 else 1.0)
-    share, rho = shape.attention_share(tokens), sum(ratios) / len(ratios)
-    needed, sparse = 0, [density for density in densities if density < 1]
-    if sparse:
+                dense[reason], density = None, 1.0
+            ratio = 1.0
+            if density < 1:
+                sparse[layer] = max(density, sparse.get(layer, 0.0))
+                ratio = (density + beside) / efficiency(problems[layer], kernels[layer])
+            pairs += site.tokens**2
+            kept += density * site.tokens**2
+            dense_cost += layer.attention(grid)
+            cost += ratio * layer.attention(grid)
+    share = shape.attention_share(grid)
+    used = dict.fromkeys(kernels[layer] for layer in sparse or problems)
+    needed = plans = 0
+    for layer, density in sparse.items():
+        problem = problems[layer]
         # Of text every tile of keys is listed, and all lists are as long as the longest.
-        one = plan_bytes(problem, 1.0 if shape.text else max(sparse))
-        needed = workspace(problem, kernel) + shape.layers * method.kept_plans(batch) * one
-        if method.beside():  # a second output, and both once more while they are merged
-            needed += 3 * problem.tensor_bytes(tokens)
+        one = plan_bytes(problem, 1.0 if layer.text else density)
+        plans += shape.layers.count(layer) * method.kept_plans(batch) * one
+        # With means a second output, and both once more while they are merged.
+        merging = 3 * problem.tensor_bytes(problem.keys) if beside else 0
+        needed = max(needed, workspace(problem, kernels[layer]) + merging)
     return Prediction(
         share=share,
-        density=sum(densities) / len(densities),
-        speedup=1 / ((1 - share) + share * rho),
-        kernel=kernel,
-        precision="" if problem.precision == INPUT else str(problem.precision),
-        dense=dense,
+        density=kept / pairs,
+        speedup=1 / ((1 - share) + share * cost / dense_cost),
+        kernel=" and ".join(used),
+        precision="" if precision == INPUT else str(precision),
+        dense="; ".join(dense),
         why_dense="; ".join(own),
-        workspace=needed,
+        workspace=needed + plans,
     )
 
 

@@ -25,5 +25,10 @@ class TokenGrid:
         """Number of tokens, `frames * height * width`."""
         return self.frames * self.height * self.width
 
+    def halved(self, times: int) -> TokenGrid:
+        """The grid behind `times` convolutions that halve height and width, rounding up."""
+        step = 2**times
+        return TokenGrid(self.frames, -(-self.height // step), -(-self.width // step))
+
     def __str__(self) -> str:
         return f"{self.frames}×{self.height}×{self.width}"

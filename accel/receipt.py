@@ -18,7 +18,8 @@ class AttentionReceipt(_Part):
 
     Densities are shares of the pairs of tokens, measured on the plans that ran; a dense call
     counts as 1. `dense` gives the number of dense calls by reason, `kernels` that of the others by
-    kernel, `fallbacks` the reasons among those of `dense` that the recipe did not ask for.
+    kernel, `fallbacks` the reasons among those of `dense` that the recipe did not ask for,
+    `dense_kernels` the number of dense calls by the kernel that the recipe names for them.
     `precision` is of the operands of both products in the others, as `Precision` is spelled; dense
     calls are the model's own.
     """
@@ -33,6 +34,9 @@ class AttentionReceipt(_Part):
     density: float
     density_by_layer: list[float | None]
     """Of the layers of all denoisers in a row; None where a layer never ran."""
+    layer_names: list[str] = []
+    """Their modules; empty in records from before these were told."""
+    dense_kernels: dict[str, StrictInt] = {}
 
 
 class Receipt(_Part):
@@ -91,4 +95,8 @@ class Receipt(_Part):
         for reason, count in told.dense.items():
             mark = "fell back: " if reason in told.fallbacks else ""
             lines.append(f"{mark}{count} calls dense {reason}")
+        lines += [
+            f"{count} dense calls by the {name} kernel"
+            for name, count in told.dense_kernels.items()
+        ]
         return lines

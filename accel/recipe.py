@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 
 from pydantic import SerializeAsAny
 
+from ..kernels.dense import DenseKernel
 from .errors import RecipeError, hint, nearest
 from .method import AttentionMethod, Wrapper
 from .methods import METHODS
@@ -36,6 +37,11 @@ class Recipe(Options):
     when: Literal["faster", "always"] = option(
         "faster", "Whether a part runs only where it is predicted to be faster, or always"
     )
+    dense_kernel: Literal["stock", DenseKernel] = option(
+        "stock",
+        "Kernel of self-attention that is not sparse: as the pipeline has it, or one of torch's "
+        "(sdpa lets torch choose) or of another library that is installed; sage loses precision",
+    )
     attention: SerializeAsAny[AttentionMethod] | None = None
     steps: SerializeAsAny[StepPolicy] | None = None
     """No policy has a name yet that a file could give; a library call can bring its own."""
@@ -43,7 +49,12 @@ class Recipe(Options):
     @property
     def empty(self) -> bool:
         """Whether it changes nothing."""
-        return self.attention is None and self.steps is None
+        return not self.attends and self.steps is None
+
+    @property
+    def attends(self) -> bool:
+        """Whether it changes how attention is computed."""
+        return self.attention is not None or self.dense_kernel != "stock"
 
     def table(self) -> dict[str, Any]:
         """As a TOML file says it; `from_table` reads it again.
@@ -52,7 +63,7 @@ class Recipe(Options):
             RecipeError: the attention is wrapped in a way that no file could say.
         """
         _check_order(self.attention)
-        own = {"title": self.title, "when": self.when}
+        own = self._own()
         found: dict[str, Any] = {key: own[key] for key in own if own[key] != _default(Recipe, key)}
         if self.attention is not None:
             found["attention"] = _flat(self.attention)
@@ -62,7 +73,7 @@ class Recipe(Options):
 
     def to_toml(self) -> str:
         """As a TOML file with every option's help and range; `find` reads it again."""
-        lines = _explained({"title": self.title, "when": self.when}, options_of(Recipe))
+        lines = _explained(self._own(), options_of(Recipe))
         if self.attention is not None:
             table = self.table()["attention"]
             method = METHODS[table.pop("method")]
@@ -71,14 +82,25 @@ class Recipe(Options):
             lines += _explained({it.name: table.get(it.name, it.default) for it in known}, known)
         return "\n".join(lines) + "\n"
 
+    def _own(self) -> dict[str, Any]:
+        """What belongs to no part."""
+        return {it.name: getattr(self, it.name) for it in options_of(Recipe)}
+
     def words(self) -> str:
         """What it asks for, in words."""
         told: list[str] = []
-        if self.attention is not None:
-            told.append(f"attention by {self.attention.words()}")
+        if self.attends:
+            told.append(f"attention by {self.attention_words()}")
         if self.steps is not None:
             told.append(f"steps by {self.steps.words()}")
         return "; ".join(told) or "nothing"
+
+    def attention_words(self) -> str:
+        """How attention is to be computed, in words that follow "attention by …"."""
+        told = [] if self.attention is None else [self.attention.words()]
+        if self.dense_kernel != "stock":
+            told.append(f"{'dense calls by ' if told else ''}the {self.dense_kernel} kernel")
+        return ", ".join(told)
 
 
 def from_table(table: Mapping[str, Any], name: str = "") -> Recipe:

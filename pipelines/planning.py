@@ -12,7 +12,7 @@ from .folder import ModelFolder
 from .request import Request, Resolved, resolve
 
 if TYPE_CHECKING:
-    from ..accel.attach.families import Family
+    from ..accel.attach.family import Family
     from ..accel.recipe import Recipe
 
 Verdict = Literal["ok", "idle", "adjusted", "refused"]
@@ -74,9 +74,7 @@ def plan(request: Request) -> Plan:
     if outline.absent is not None:
         asked = card.repo or card.name
         parts.append(Part("weights", asked, "refused", outline.absent, 1.0, None))
-    part = _attention(resolved, outline.folder)
-    if part is not None:
-        parts.append(part)
+    parts += _parts(resolved, outline.folder)
     estimate = memory.estimate(
         outline.folder,
         outline.numel,
@@ -103,18 +101,23 @@ def recipe(
     """
     from ..accel.recipe import from_table
 
-    chosen = from_table(resolved.recipe)
-    part = _attention(resolved, weights.folder)
-    if part is not None and part.verdict == "refused":
-        raise RecipeError(part.why)
-    if part is not None and part.verdict == "adjusted" and resolved.strict:
-        raise AccelerationError(
-            f"strict: {part.part} would not run as asked, {part.why}; "
-            f"change the recipe, or allow fallbacks (strict=False, --no-strict)"
-        )
-    if part is not None and part.density >= 1:
-        notice(f"the recipe accelerates nothing here: {part.why}")
-    return chosen, 0 if part is None else part.workspace_bytes
+    parts = _parts(resolved, weights.folder)
+    for part in parts:
+        if part.verdict == "refused":
+            raise RecipeError(part.why)
+        if part.verdict == "adjusted" and resolved.strict:
+            raise AccelerationError(
+                f"strict: {part.part} would not run as asked, {part.why}; "
+                f"change the recipe, or allow fallbacks (strict=False, --no-strict)"
+            )
+        if part.part == "attention" and part.density >= 1:
+            notice(f"the recipe accelerates nothing here: {part.why}")
+    return from_table(resolved.recipe), sum(part.workspace_bytes for part in parts)
+
+
+def _parts(resolved: Resolved, folder: ModelFolder) -> list[Part]:
+    """What the parts of the recipe would do."""
+    return [part for it in (_attention, _dense_kernel) if (part := it(resolved, folder))]
 
 
 def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
@@ -129,8 +132,10 @@ def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
         return None
     asked = chosen.attention.words()
     try:
-        family = _family(folder)
-        shape = family.shape(folder.config("transformer"))
+        part = _denoiser(folder)
+        shape = _family(folder, part).shape(folder.config(part))
+        if not shape.layers:
+            raise RecipeError(f"{folder.parts[part]} of {folder.path} has no self-attention")
     except RecipeError as error:
         return Part("attention", asked, "refused", str(error), 1.0, None)
     except (KeyError, TypeError, ValueError) as error:
@@ -169,11 +174,35 @@ def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
     )
 
 
-def _family(folder: ModelFolder) -> Family:
+def _dense_kernel(resolved: Resolved, folder: ModelFolder) -> Part | None:
+    """What the kernel of dense calls would do."""
+    import torch
+
+    from ..accel.recipe import from_table
+    from ..kernels.dense import explain
+
+    name = from_table(resolved.recipe).dense_kernel
+    if name == "stock":
+        return None
+    try:
+        _family(folder, _denoiser(folder))
+    except RecipeError as error:
+        return Part("dense kernel", name, "refused", str(error), 1.0, None)
+    refusal = explain(name, device=resolved.device, dtype=getattr(torch, resolved.dtype))
+    why = refusal or "self-attention that stays dense runs by it"
+    return Part("dense kernel", name, "refused" if refusal else "ok", why, 1.0, None)
+
+
+def _denoiser(folder: ModelFolder) -> str:
+    """The part of the pipeline that is one."""
+    return "transformer" if "transformer" in folder.parts else "unet"
+
+
+def _family(folder: ModelFolder, part: str) -> Family:
     """What is known of the denoiser in `folder`. Raises `RecipeError` where nothing is."""
     from ..accel.attach.families import FAMILIES
 
-    name = folder.parts.get("transformer") or folder.parts.get("unet") or "none"
+    name = folder.parts.get(part, "none")
     if name not in FAMILIES:
         raise RecipeError(
             f"attention of {name} cannot be accelerated yet, only that of {', '.join(FAMILIES)}: "

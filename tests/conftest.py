@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,16 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folders[family] = root / family
         build().save_pretrained(folders[family])
     return folders
+
+
+@pytest.fixture
+def unknown_folder(wan_folder: Path, tmp_path: Path) -> Path:
+    """The tiny Wan pipeline with a denoiser of a class of which nothing is known."""
+    path = tmp_path / "unknown"
+    shutil.copytree(wan_folder, path)
+    index = path / "model_index.json"
+    index.write_text(index.read_text().replace("WanTransformer3DModel", "PixArtTransformer2DModel"))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -8,26 +8,35 @@ from typing import Any
 import torch
 
 from ..errors import AccelerationError, hint
-from .families import FAMILIES, Family
+from .families import FAMILIES
+from .family import Attention, Family
 
-DENOISERS = ("transformer", "transformer_2")
+DENOISERS = ("transformer", "transformer_2", "unet")
 
 
 @dataclass
 class Denoiser:
     """One denoiser of the pipeline, `number` 0 or 1, whose layers count from `offset`."""
 
+    part: str
+    """What the pipeline calls it."""
     module: Any
     inner: Any
     """The same, or what `torch.compile` has wrapped."""
     family: Family
     number: int
-    layers: list[str]
+    attentions: list[Attention]
+    layers: dict[int, int]
+    """Number of the layer by place among `attentions`; what is no self-attention is no layer."""
     offset: int
     stock: list[Any] = field(default_factory=list[Any])
     kind: type | None = None
     """Of what a call returns; known after the first."""
     dtype: torch.dtype = torch.float32
+
+    def layer_names(self) -> list[str]:
+        """Modules of its layers, as the pipeline calls them."""
+        return [f"{self.part}.{self.attentions[place].name}" for place in self.layers]
 
 
 class Entry:
@@ -73,8 +82,15 @@ def denoisers_of(pipe: Any) -> list[Denoiser]:
                 f"{name} has a cache of diffusers enabled, which skips layers unseen: "
                 f"call disable_cache() on it first"
             )
-        layers = family.names(inner)
-        found.append(Denoiser(module, inner, family, len(found), layers, offset))
+        attentions = family.attentions(inner)
+        places = [i for i, it in enumerate(attentions) if it.sees != "other"]
+        layers = {place: number for number, place in enumerate(places)}
+        if not layers:
+            raise AccelerationError(
+                f"this {type(inner).__name__} has no self-attention that could be accelerated"
+            )
+        number = len(found)
+        found.append(Denoiser(name, module, inner, family, number, attentions, layers, offset))
         offset += len(layers)
     if not found and type(pipe).__name__ in FAMILIES:
         raise AccelerationError(
@@ -82,8 +98,7 @@ def denoisers_of(pipe: Any) -> list[Denoiser]:
         )
     if not found:
         raise AccelerationError(
-            f"{type(pipe).__name__} has no transformer whose attention could be accelerated"
-            f"{', and UNets cannot be yet' if hasattr(pipe, 'unet') else ''}; "
+            f"{type(pipe).__name__} has no denoiser whose attention could be accelerated; "
             f"known are {', '.join(FAMILIES)}"
         )
     return found

@@ -1,39 +1,32 @@
-"""What Kinora knows of diffusers' denoisers: where their self-attention is and what it sees."""
+"""The denoisers that Kinora knows: where their self-attention is and what it sees."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from ..cost import Shape
+from ..cost import LayerShape, Shape, transformer_layer
 from ..grid import TokenGrid
+from .family import Arguments, Attention, Family
+from .unet import UNET
 
-Arguments = Mapping[str, Any]
-"""Of a denoiser's `forward`, by name."""
 
+def _matching(
+    joint: str = "", alone: str = "", *, other: tuple[str, ...] = ()
+) -> Callable[[Any], list[Attention]]:
+    """Modules by patterns of their names, first those named `other`; they are made as they run."""
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One class of denoisers.
+    def attentions(denoiser: Any) -> list[Attention]:
+        found = [Attention(name, "other") for name in other]
+        for name, _ in denoiser.named_modules():
+            if joint and re.fullmatch(joint, name):
+                found.append(Attention(name, "joint"))
+            elif alone and re.fullmatch(alone, name):
+                found.append(Attention(name, "picture"))
+        return found
 
-    `layers` matches the names of the modules whose processor does self-attention (joint with the
-    text where `text` says so); cross-attention is left alone. `dispatches`: through diffusers'
-    attention dispatcher, else by calling torch's `scaled_dot_product_attention`, which it does
-    nowhere else.
-    """
-
-    denoiser: str
-    layers: re.Pattern[str]
-    text: Literal["none", "first", "last"]
-    dispatches: bool
-    grid: Callable[[Any, Arguments], TokenGrid]
-    shape: Callable[[Mapping[str, Any]], Shape]
-
-    def names(self, denoiser: Any) -> list[str]:
-        """Names of the self-attention modules in the order in which they run."""
-        return [name for name, _ in denoiser.named_modules() if self.layers.fullmatch(name)]
+    return attentions
 
 
 def _wan(config: Any, given: Arguments) -> TokenGrid:
@@ -82,6 +75,28 @@ def _qwen(config: Any, given: Arguments) -> TokenGrid:
     return TokenGrid(*first)
 
 
+def _sd3(config: Any, given: Arguments) -> TokenGrid:
+    """Latents `[B, C, H, W]`."""
+    *_, height, width = given["hidden_states"].shape
+    return TokenGrid(1, height // config["patch_size"], width // config["patch_size"])
+
+
+def _sd3_skips(attention: Attention, given: Arguments) -> bool:
+    """Its guidance by skipped layers calls once more, without some of the blocks."""
+    return int(attention.name.split(".")[1]) in (given.get("skip_layers") or ())
+
+
+def _mochi(config: Any, given: Arguments) -> TokenGrid:
+    """Latents `[B, C, F, H, W]`."""
+    _, _, frames, height, width = given["hidden_states"].shape
+    return TokenGrid(frames, height // config["patch_size"], width // config["patch_size"])
+
+
+def _mochi_texts(given: Arguments) -> list[int]:
+    """It attends for each item of a batch alone, and leaves the padding of its text out."""
+    return given["encoder_attention_mask"].bool().sum(dim=1).tolist()
+
+
 def _shape(
     *layers: str,
     middle: int | str = 4,
@@ -94,17 +109,31 @@ def _shape(
 
     def shape(config: Mapping[str, Any]) -> Shape:
         heads, head_dim = int(config["num_attention_heads"]), int(config["attention_head_dim"])
-        return Shape(
-            layers=sum(int(config[name]) for name in layers),
-            heads=heads,
-            head_dim=head_dim,
-            middle=int(config[middle]) if isinstance(middle, str) else middle * heads * head_dim,
+        layer = transformer_layer(
+            heads,
+            head_dim,
+            int(config[middle]) if isinstance(middle, str) else middle * heads * head_dim,
             text=int(config[text]) if isinstance(text, str) else text,
-            text_first=first,
             cross_attention=cross,
         )
+        count = sum(int(config[name]) for name in layers)
+        return Shape((layer,) * count, text_first=first)
 
     return shape
+
+
+def _sd3_shape(config: Mapping[str, Any]) -> Shape:
+    """333 tokens of text: 77 of CLIP, 256 of T5. SD 3.5 has layers of the image alone as well."""
+    heads, head_dim = int(config["num_attention_heads"]), int(config["attention_head_dim"])
+    width = heads * head_dim
+    joint = transformer_layer(heads, head_dim, 4 * width, text=333)
+    alone = LayerShape(heads, head_dim, 4 * width**2)
+    layers: list[LayerShape] = []
+    for number in range(int(config["num_layers"])):
+        layers += (
+            [joint, alone] if number in (config.get("dual_attention_layers") or ()) else [joint]
+        )
+    return Shape(tuple(layers))
 
 
 FAMILIES: dict[str, Family] = {
@@ -112,52 +141,61 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family(
             "WanTransformer3DModel",
-            re.compile(r"blocks\.\d+\.attn1"),
-            "none",
-            True,
+            _matching(alone=r"blocks\.\d+\.attn1"),
             _wan,
             _shape("num_layers", middle="ffn_dim", cross=True),
         ),
         Family(
             "HunyuanVideoTransformer3DModel",
-            re.compile(r"(single_)?transformer_blocks\.\d+\.attn"),
-            "last",
-            True,
+            _matching(r"(single_)?transformer_blocks\.\d+\.attn"),
             _hunyuan,
             _shape("num_layers", "num_single_layers", text=256),
         ),
         Family(
             "LTXVideoTransformer3DModel",
-            re.compile(r"transformer_blocks\.\d+\.attn1"),
-            "none",
-            True,
+            _matching(alone=r"transformer_blocks\.\d+\.attn1"),
             _ltx,
             _shape("num_layers", cross=True),
         ),
         Family(
             "FluxTransformer2DModel",
-            re.compile(r"(single_)?transformer_blocks\.\d+\.attn"),
-            "first",
-            True,
+            _matching(r"(single_)?transformer_blocks\.\d+\.attn"),
             _flux,
             _shape("num_layers", "num_single_layers", text=512, first=True),
+            text_first=True,
         ),
         Family(
             "QwenImageTransformer2DModel",
-            re.compile(r"transformer_blocks\.\d+\.attn"),
-            "first",
-            True,
+            _matching(r"transformer_blocks\.\d+\.attn"),
             _qwen,
             _shape("num_layers", text=256, first=True),
+            text_first=True,
         ),
         Family(
             "CogVideoXTransformer3DModel",
-            re.compile(r"transformer_blocks\.\d+\.attn1"),
-            "first",
-            False,
+            _matching(r"transformer_blocks\.\d+\.attn1"),
             _cogvideox,
             _shape("num_layers", text="max_text_seq_length", first=True),
+            text_first=True,
+            dispatches=False,
         ),
+        Family(
+            "MochiTransformer3DModel",
+            _matching(r"transformer_blocks\.\d+\.attn1", other=("time_embed.pooler",)),
+            _mochi,
+            _shape("num_layers", text=256),
+            dispatches=False,
+            texts=_mochi_texts,
+        ),
+        Family(
+            "SD3Transformer2DModel",
+            _matching(r"transformer_blocks\.\d+\.attn", r"transformer_blocks\.\d+\.attn2"),
+            _sd3,
+            _sd3_shape,
+            dispatches=False,
+            skips=_sd3_skips,
+        ),
+        UNET,
     )
 }
 """By class name of the denoiser."""

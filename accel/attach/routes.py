@@ -11,7 +11,7 @@ steps share one compilation.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -97,8 +97,7 @@ def _attention(
         given: dict[str, Any] = {"attn_mask": mask, "scale": scale, **flags._asdict()}
         if not heads_first:
             return dispatch.dispatch_attention_fn(query, key, value, backend=stock, **given)
-        # Where a compiled denoiser runs, `TakeOver` is still on around this.
-        with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
+        with unrouted():
             return F.scaled_dot_product_attention(query, key, value, **given)
 
     def turned(x: torch.Tensor) -> torch.Tensor:
@@ -188,6 +187,11 @@ def routed(processors: list[Any]) -> Generator[list[Any], None, None]:
 
 
 # --- models that call torch themselves --------------------------------------------------------
+
+
+def unrouted() -> AbstractContextManager[None]:
+    """Where torch's attention is torch's: around a compiled denoiser `TakeOver` is still on."""
+    return torch._C.DisableTorchFunction()  # pyright: ignore[reportPrivateUsage]
 
 
 class TakeOver(TorchFunctionMode):

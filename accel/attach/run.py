@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..method import AttentionMethod, Planner
+from ..method import Planner
 from ..receipt import AttentionReceipt
 from ..steps import Compute, Skip, Step, StepRun
 
@@ -33,10 +33,12 @@ class Run:
     """For the step that runs; None until it is asked."""
     _kernels: Counter[str] = field(default_factory=Counter[str])
     _dense: Counter[str] = field(default_factory=Counter[str])
+    _dense_kernels: Counter[str] = field(default_factory=Counter[str])
     _fallbacks: dict[str, None] = field(default_factory=dict[str, None])
-    _densities: dict[int, list[torch.Tensor | float]] = field(
-        default_factory=dict[int, list[torch.Tensor | float]]
+    _calls: dict[int, list[tuple[int, torch.Tensor | float]]] = field(
+        default_factory=dict[int, list[tuple[int, torch.Tensor | float]]]
     )
+    """By layer: pairs of tokens and the density of each call."""
 
     @property
     def over(self) -> bool:
@@ -64,33 +66,50 @@ class Run:
             self.branches = self.batch // sample.shape[0]
         self.done, self.branch, self.decision = self.done + 1, 0, None
 
-    def ran(self, layer: int, kernel: str, density: torch.Tensor) -> None:
-        """Note a sparse call; `density` is a scalar and read at the end, for the device's sake."""
-        self._kernels[kernel] += 1
-        self._densities.setdefault(layer, []).append(density)
+    def ran(self, layer: int, kernel: str, density: torch.Tensor, *, pairs: int) -> None:
+        """Note a sparse call of `pairs` of tokens.
 
-    def ran_dense(self, layer: int, reason: str, *, fallback: bool) -> None:
-        """Note a dense call, and whether the recipe did not ask for it."""
+        `density` is a scalar and read at the end, for the device's sake.
+        """
+        self._kernels[kernel] += 1
+        self._calls.setdefault(layer, []).append((pairs, density))
+
+    def ran_dense(
+        self, layer: int, reason: str, *, fallback: bool, pairs: int, kernel: str
+    ) -> None:
+        """Note a dense call, whether the recipe did not ask for it, and its kernel."""
+        if kernel != "stock":
+            self._dense_kernels[kernel] += 1
         self._dense[reason] += 1
         if fallback:
             self._fallbacks[reason] = None
-        self._densities.setdefault(layer, []).append(1.0)
+        self._calls.setdefault(layer, []).append((pairs, 1.0))
 
-    def receipt(self, method: AttentionMethod, layers: int) -> AttentionReceipt:
-        """What happened so far."""
-        found = {layer: list(map(float, it)) for layer, it in self._densities.items()}
-        every = [density for it in found.values() for density in it]
+    def receipt(self, asked: str, layers: list[str]) -> AttentionReceipt:
+        """What happened so far, in the attention modules of these names."""
+        found = {
+            layer: [(pairs, float(density)) for pairs, density in calls]
+            for layer, calls in self._calls.items()
+        }
+        every = [call for calls in found.values() for call in calls]
         return AttentionReceipt(
-            asked=method.words(),
-            layers=layers,
+            asked=asked,
+            layers=len(layers),
             calls=self._kernels.total() + self._dense.total(),
             kernels=dict(self._kernels),
             precision=str(method.precision()),
             dense=dict(self._dense),
             fallbacks=list(self._fallbacks),
-            density=round(sum(every) / len(every), 4) if every else 1.0,
+            density=_mean(every) if every else 1.0,
             density_by_layer=[
-                round(sum(found[layer]) / len(found[layer]), 4) if layer in found else None
-                for layer in range(layers)
+                _mean(found[layer]) if layer in found else None for layer in range(len(layers))
             ],
+            layer_names=layers,
+            dense_kernels=dict(self._dense_kernels),
         )
+
+
+def _mean(calls: list[tuple[int, float]]) -> float:
+    """The density of several calls together."""
+    pairs = sum(pairs for pairs, _ in calls)
+    return round(sum(pairs * density for pairs, density in calls) / pairs, 4)

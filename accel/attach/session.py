@@ -5,26 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 import torch
 
-from ...kernels.attention import block_attention
-from ...kernels.backends import choose
-from ...kernels.problem import Problem
-from ..cost import problem_of, slower
+from ...kernels.dense import DenseKernel, explain
 from ..errors import AccelerationError, RecipeError
-from ..grid import TokenGrid
 from ..receipt import Receipt
 from ..recipe import Recipe, find
-from ..site import Site
 from ..steps import Compute, Skip
 from . import routes
 from .denoisers import Denoiser, Entry, denoisers_of, refuse_accelerated
+from .forward import Forward
 from .run import Run
-from .sites import NoSiteError, text_tokens, unmasked
 from .steps import watched
 
 
@@ -67,30 +61,6 @@ def accelerate(
         yield session
 
 
-@dataclass
-class _Forward:
-    """One call of a denoiser while it runs; what the routes listen to."""
-
-    session: Session
-    denoiser: Denoiser
-    grid: TokenGrid | None
-    text: int
-    """Text tokens beside the picture's, masked ones too."""
-    layer: int = 0
-
-    def stock_backend(self) -> Any:
-        if self.layer >= len(self.denoiser.stock):
-            raise AccelerationError(
-                f"{self.denoiser.family.denoiser} attends more often than it has layers, as with "
-                f"an IP adapter: unload it, or use --recipe dense"
-            )
-        return self.denoiser.stock[self.layer]
-
-    def attend(self, call: routes.Call) -> torch.Tensor:
-        layer, self.layer = self.layer, self.layer + 1
-        return self.session.attend(call, self, layer)
-
-
 class Session:
     """A recipe attached to a pipeline; `receipt` says what ran last."""
 
@@ -105,10 +75,11 @@ class Session:
     @property
     def receipt(self) -> Receipt:
         """What was asked for and what ran, in the last run so far."""
-        method, attention = self.recipe.attention, None
-        if method is not None:
-            layers = sum(len(it.layers) for it in self._denoisers)
-            attention = (self._run or self._new_run(steps=1)).receipt(method, layers)
+        attention = None
+        if self.recipe.attends:
+            names = [name for it in self._denoisers for name in it.layer_names()]
+            asked = self.recipe.attention_words()
+            attention = (self._run or self._new_run(steps=1)).receipt(asked, names)
         return Receipt(
             recipe=self._table,
             strict=self.strict,
@@ -125,9 +96,11 @@ class Session:
             raise AccelerationError(f"{type(self.pipe).__name__} has no scheduler to follow")
         for denoiser in self._denoisers:
             stack.enter_context(self._entered(denoiser))
-            if self.recipe.attention is not None and denoiser.family.dispatches:
+            if self.recipe.dense_kernel != "stock":
+                self._check_kernel(denoiser, self.recipe.dense_kernel)
+            if self.recipe.attends and denoiser.family.dispatches:
                 modules = dict(denoiser.inner.named_modules())
-                processors = [modules[name].processor for name in denoiser.layers]
+                processors = [modules[it.name].processor for it in denoiser.attentions]
                 if not all(hasattr(it, "_attention_backend") for it in processors):
                     names = sorted({type(it).__name__ for it in processors})
                     raise AccelerationError(
@@ -142,75 +115,13 @@ class Session:
                 denoiser.stock = stack.enter_context(routes.routed(processors))
         stack.enter_context(watched(scheduler, self._start, self._step))
 
-    def attend(self, call: routes.Call, forward: _Forward, layer: int) -> torch.Tensor:
-        """One attention call, as the recipe wants it."""
-        run = self._run
-        assert run is not None
-        key = forward.denoiser.offset + layer
-        try:
-            rows = unmasked(call)
-            first = forward.denoiser.family.text == "first"
-            text = text_tokens(call, rows, forward.grid, forward.text, first)
-        except NoSiteError as refusal:
-            return self._dense(run, key, call, str(refusal), fallback=True)
-        assert forward.grid is not None
-        site = Site(
-            grid=forward.grid,
-            layer=layer,
-            layers=len(forward.denoiser.layers),
-            step=run.first + run.done,
-            steps=run.steps,
-            text=text,
-            text_first=first,
-            branch=run.branch,
-            branches=run.branches,
-            expert=forward.denoiser.number,
-            seed=self.seed,
-        )
-        method = self.recipe.attention
-        assert method is not None
-        density, precision = method.predict(site), method.precision()
-        if density >= 1:
-            return self._dense(run, key, call, method.why_dense(site))
-        if self.recipe.when == "faster":
-            problem = problem_of(
-                method.tiling(),
-                call.q.device.type,
-                call.q.dtype,
-                (*call.q.shape[:2], site.tokens, call.q.shape[3]),
-                precision=precision,
-                requires_grad=torch.is_grad_enabled() and call.q.requires_grad,
-            )
-            reason = slower(problem, density, method.beside())
-            if reason:
-                return self._dense(run, key, call, reason, fallback=True)
-        q, k, v = (x if rows is None else x[:, :, rows] for x in (call.q, call.k, call.v))
-        assert run.planner is not None
-        plan = run.planner(q, k, site)
-        if plan is None:
-            return self._dense(run, key, call, method.why_dense(site))
-        kernel = choose(Problem.of(q, k, v, plan, precision))
-        out, _ = block_attention(
-            q, k, v, plan, scale=call.scale, precision=precision, backend=kernel
-        )
-        run.ran(key, kernel, plan.density().mean())
-        if rows is not None:
-            # Nothing looks at the tokens that are masked, as queries either.
-            everything = torch.zeros_like(call.q)
-            everything[:, :, rows] = out
-            out = everything
-        return call.laid_out(out)
-
-    def _dense(
-        self, run: Run, key: int, call: routes.Call, reason: str, fallback: bool = False
-    ) -> torch.Tensor:
-        if fallback and self.strict:
-            raise AccelerationError(
-                f"strict: attention of layer {key} would run dense {reason}; "
-                f"change the recipe, or allow fallbacks (strict=False, --no-strict)"
-            )
-        run.ran_dense(key, reason, fallback=fallback)
-        return call.dense()
+    def _check_kernel(self, denoiser: Denoiser, name: DenseKernel) -> None:
+        """Raise AccelerationError where the dense kernel is known not to run."""
+        # Parts that are offloaded stand elsewhere until they run.
+        device = getattr(self.pipe, "_execution_device", denoiser.inner.device)
+        refusal = explain(name, device=device.type, dtype=denoiser.inner.dtype)
+        if refusal:
+            raise AccelerationError(refusal)
 
     @contextmanager
     def _entered(self, denoiser: Denoiser) -> Generator[None, None, None]:
@@ -258,10 +169,10 @@ class Session:
             decision = run.decision = Compute()
         if isinstance(decision, Skip):
             result = _instead(decision.output, denoiser, given)
-        elif self.recipe.attention is None:
-            result = call()
-        else:
+        elif self.recipe.attends:
             result = self._attended(denoiser, call, given)
+        else:
+            result = call()
         if isinstance(decision, Compute):
             denoiser.kind, denoiser.dtype = type(result), result[0].dtype
         run.forwards += 1
@@ -272,24 +183,17 @@ class Session:
         self, denoiser: Denoiser, call: Callable[[], Any], given: Mapping[str, Any]
     ) -> Any:
         """A call of the denoiser whose attention comes to this session."""
-        try:
-            grid = denoiser.family.grid(denoiser.inner.config, given)
-        except (LookupError, TypeError, ValueError):
-            grid = None
-        joint = denoiser.family.text != "none"
-        text = given["encoder_hidden_states"].shape[1] if joint else 0
-        forward = _Forward(self, denoiser, grid, text)
+        assert self._run is not None
+        forward = Forward(
+            denoiser, self._run, given, self.recipe, strict=self.strict, seed=self.seed
+        )
         token = routes.active.set(forward)
         try:
             with nullcontext() if denoiser.family.dispatches else routes.TakeOver():
                 result = call()
         finally:
             routes.active.reset(token)
-        if forward.layer != len(denoiser.layers):
-            raise AccelerationError(
-                f"{denoiser.family.denoiser} has {len(denoiser.layers)} layers of self-attention, "
-                f"{forward.layer} of them reached the recipe: something else took the others over"
-            )
+        forward.check_complete()
         return result
 
     def _new_run(self, steps: int) -> Run:
@@ -332,14 +236,15 @@ def _first_step(scheduler: Any, given: Mapping[str, Any]) -> int:
     told = getattr(scheduler, "begin_index", None)
     if told is not None:
         return int(told)
-    # Schedulers without one are told the timestep itself.
-    distance = (scheduler.timesteps.cpu().double() - given["timestep"].flatten()[0].item()).abs()
+    # Schedulers without one are told the timestep itself; of tokens that are given, it is 0.
+    timestep = float(torch.as_tensor(given["timestep"]).max())
+    distance = (scheduler.timesteps.cpu().double() - timestep).abs()
     return int(distance.argmin()) if float(distance.min()) < 0.5 else 0
 
 
 def _instead(output: torch.Tensor, denoiser: Denoiser, given: Mapping[str, Any]) -> Any:
     """`output` for every item of a denoiser's batch, returned as the denoiser returns."""
     assert denoiser.kind is not None
-    times = given["hidden_states"].shape[0] // output.shape[0]
+    times = given[denoiser.family.latents].shape[0] // output.shape[0]
     whole = output.to(denoiser.dtype).repeat(times, *[1] * (output.ndim - 1))
     return (whole,) if denoiser.kind is tuple else denoiser.kind(sample=whole)

@@ -49,3 +49,15 @@ def text_tokens(
         if not torch.equal(picture.cpu(), torch.arange(start, start + grid.tokens)):
             raise NoSiteError("because tokens of the picture are masked")
     return text
+
+
+def everywhere(call: Call, rows: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
+    """`out` of the tokens `rows`, or of all, with zeros for the others, `[B, H, L, D]`.
+
+    Nothing looks at the tokens that are masked, as queries either.
+    """
+    if rows is None:
+        return out
+    whole = torch.zeros_like(call.q)
+    whole[:, :, rows] = out
+    return whole

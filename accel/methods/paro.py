@@ -103,6 +103,12 @@ class ParoObserver(AttentionMethod):
         """Look, at the steps that matter."""
         if site.expert:
             raise AccelerationError("paro cannot be calibrated for models with two denoisers yet")
+        if self.last is not None and (site.grid, site.text) != (self.last.grid, self.last.text):
+            raise AccelerationError(
+                f"paro cannot be calibrated for models whose layers see different tokens yet: "
+                f"here {self.last.grid} and {self.last.text} of text, there {site.grid} and "
+                f"{site.text}"
+            )
         if site.step in observed_steps(site.steps):
             self._tally.observe(q.detach(), k.detach(), site)
             self._last[:] = [site]

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
+from ...kernels.dense import DenseKernel, dense_attention, refuses
 from ...kernels.plan import BlockPlan, Tile, tile_lengths
 from .cases import Case
 
@@ -40,25 +39,17 @@ def _module(name: str, package: str) -> Any:
         raise Absent(f"{package} is not installed ({error})") from None
 
 
-def _sdpa(backend: SDPBackend) -> Callable[[Case], Call]:
-    """torch's own, by one of its backends."""
+def _dense(kernel: DenseKernel) -> Callable[[Case], Call]:
+    """One of the dense kernels that recipes can name."""
 
     def prepare(case: Case) -> Call:
-        def call() -> torch.Tensor:
-            with sdpa_kernel(backend):
-                return scaled_dot_product_attention(*case.tensors)
-
-        return call
+        q, k, v = case.tensors
+        reason = refuses(kernel, device=q.device.type, dtype=q.dtype, head_dim=q.shape[-1])
+        if reason:
+            raise Absent(reason)
+        return lambda: dense_attention(q, k, v, kernel=kernel)
 
     return prepare
-
-
-def _sage(case: Case) -> Call:
-    """SageAttention 1, dense: INT8 queries and keys."""
-    if not case.tensors[0].is_cuda:
-        raise Absent("it is for CUDA devices")
-    attend = _module("sageattention", "sageattention").sageattn
-    return lambda: attend(*case.tensors, tensor_layout="HND")
 
 
 def _whole_tiles(case: Case, *sizes: Tile) -> None:
@@ -145,10 +136,11 @@ def _flash4(case: Case) -> Call:
 
 DENSE_CUDA = ("sdpa-cudnn", "sdpa-flash", "sdpa-efficient")
 PEERS: dict[str, Peer] = {
-    "sdpa-cudnn": Peer(_sdpa(SDPBackend.CUDNN_ATTENTION), dense=True),
-    "sdpa-flash": Peer(_sdpa(SDPBackend.FLASH_ATTENTION), dense=True),
-    "sdpa-efficient": Peer(_sdpa(SDPBackend.EFFICIENT_ATTENTION), dense=True),
-    "sage": Peer(_sage, dense=True),
+    "sdpa-cudnn": Peer(_dense("cudnn"), dense=True),
+    "sdpa-flash": Peer(_dense("flash"), dense=True),
+    "sdpa-efficient": Peer(_dense("efficient"), dense=True),
+    "xformers": Peer(_dense("xformers"), dense=True),
+    "sage": Peer(_dense("sage"), dense=True),
     "flex": Peer(_flex),
     "fastvideo": Peer(_fastvideo),
     "flash4": Peer(_flash4),

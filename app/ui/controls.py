@@ -38,7 +38,7 @@ def values(recipe: Recipe) -> dict[str, Any]:
     found = {path: table.get(path, it.default) for path, it in recipe_options().items()}
     method = method_of(recipe)
     if method is None:
-        return {}
+        return found
     known = method_options(method)
     return found | {path: table[PART].get(it.name, it.default) for path, it in known.items()}
 

@@ -118,6 +118,7 @@ def _recipe_fields() -> tuple[gr.Dropdown, dict[str, dict[str, Component]], dict
     options: dict[str, dict[str, Component]] = {}
     groups: dict[str, gr.Column] = {}
     for method, each in known.items():
-        with gr.Column(visible=False, elem_classes="k-options") as groups[method]:
+        # As the recipe that is chosen at first has it.
+        with gr.Column(visible=method == "", elem_classes="k-options") as groups[method]:
             options[method] = {path: controls.control(it, it.default) for path, it in each.items()}
     return recipe, options, groups

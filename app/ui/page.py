@@ -149,7 +149,7 @@ class Page:
         method, values = controls.method_of(recipe), controls.values(recipe)
         update: Update = {panel.fields["recipe"]: gr.Dropdown(info=recipe.title)}
         for key, group in panel.groups.items():
-            here = method is not None and key in ("", method)
+            here = key in ("", method)
             update[group] = gr.Column(visible=here)
             if here:
                 update |= {it: values[path] for path, it in panel.options[key].items()}

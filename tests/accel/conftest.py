@@ -25,18 +25,24 @@ class Loop:
     """A denoiser, a scheduler and the denoiser's other arguments."""
 
     transformer: Any
+    """Or None, with a `unet`."""
     scheduler: Any
     latents: tuple[int, ...]
     arguments: dict[str, Any]
+    unet: Any = None
+
+    @property
+    def denoiser(self) -> Any:
+        return self.transformer if self.unet is None else self.unet
 
     def __call__(self, steps: int = 3, seed: int = 0, callback: Any = None) -> torch.Tensor:
         x = torch.randn(self.latents, generator=torch.Generator().manual_seed(seed))
+        name = "hidden_states" if self.unet is None else "sample"
         self.scheduler.set_timesteps(steps)
         for i, t in enumerate(self.scheduler.timesteps):
+            given = {name: x, "timestep": t.expand(len(x)), **self.arguments}
             with torch.no_grad():
-                out = self.transformer(
-                    hidden_states=x, timestep=t.expand(len(x)), return_dict=False, **self.arguments
-                )[0]
+                out = self.denoiser(**given, return_dict=False)[0]
             x = self.scheduler.step(out, t, x, return_dict=False)[0]
             if callback:
                 callback(i)
@@ -125,6 +131,83 @@ def qwen() -> Loop:
     )
 
 
+def mochi(words: tuple[int, ...] = (8, 5)) -> Loop:
+    """A grid of 4 x 8 x 16, then 8 tokens of text of which `words` are valid in each item."""
+    denoiser = diffusers().MochiTransformer3DModel(
+        patch_size=1,
+        num_attention_heads=2,
+        attention_head_dim=10,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=4,
+        text_embed_dim=16,
+        time_embed_dim=8,
+        max_sequence_length=8,
+    )
+    # Its rotary embedding begins as nothing.
+    torch.nn.init.normal_(denoiser.pos_frequencies)
+    batch = len(words)
+    return Loop(
+        denoiser.eval(),
+        euler(),
+        (batch, 4, 4, 8, 16),
+        {
+            "encoder_hidden_states": torch.randn(batch, 8, 16),
+            "encoder_attention_mask": torch.stack([torch.arange(8) < it for it in words]),
+        },
+    )
+
+
+def sd3() -> Loop:
+    """A grid of 1 x 16 x 32, then 9 tokens of text; a layer that sees the image alone."""
+    denoiser = diffusers().SD3Transformer2DModel(
+        sample_size=32,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=10,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=20,
+        pooled_projection_dim=8,
+        pos_embed_max_size=32,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    return Loop(
+        denoiser.eval(),
+        euler(),
+        (1, 4, 32, 64),
+        {
+            "encoder_hidden_states": torch.randn(1, 9, 16),
+            "pooled_projections": torch.randn(1, 8),
+        },
+    )
+
+
+def unet() -> Loop:
+    """Grids of 32 x 64, 16 x 32 (512 tokens) and 8 x 16 (128), with attention on all of them."""
+    unet = diffusers().UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        transformer_layers_per_block=(1, 2, 1),
+        attention_head_dim=2,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+    )
+    return Loop(
+        None,
+        diffusers().DDIMScheduler(),
+        (1, 4, 32, 64),
+        {"encoder_hidden_states": torch.randn(1, 7, 16)},
+        unet.eval(),
+    )
+
+
 @dataclass
 class Stock:
     """A stock pipeline and how to run it to its latents."""
@@ -134,6 +217,10 @@ class Stock:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pipe, name)
+
+    @property
+    def denoiser(self) -> Any:
+        return self.pipe.unet if hasattr(self.pipe, "unet") else self.pipe.transformer
 
     def __call__(self, steps: int = 3, seed: int = 0, callback: Any = None) -> torch.Tensor:
         def on_step(_pipe: Any, step: int, _t: Any, tensors: Any) -> Any:
@@ -156,8 +243,16 @@ SIZES: dict[str, dict[str, int]] = {
     "wan": {"width": 128, "height": 128, "num_frames": 9},
     "cogvideox": {"width": 128, "height": 128, "num_frames": 9},
     "flux": {"width": 64, "height": 64},
+    "sdxl": {"width": 128, "height": 64},
 }
-LOOPS: dict[str, Callable[[], Loop]] = {"ltx": ltx, "hunyuan": hunyuan, "qwen": qwen}
+LOOPS: dict[str, Callable[[], Loop]] = {
+    "ltx": ltx,
+    "hunyuan": hunyuan,
+    "qwen": qwen,
+    "mochi": mochi,
+    "sd3": sd3,
+    "unet": unet,
+}
 
 
 Build = Callable[[str], Any]
@@ -179,5 +274,5 @@ def build(model_folders: dict[str, Path]) -> Build:
 
 @pytest.fixture(params=[*SIZES, *LOOPS])
 def model(request: pytest.FixtureRequest, build: Build) -> Any:
-    """Each family: something with `transformer` and `scheduler`, that runs when called."""
+    """Each family: something with a denoiser and `scheduler`, that runs when called."""
     return build(request.param)

@@ -27,7 +27,7 @@ def sparse(keep: float = 0.5, **options: Any) -> Recipe:
 
 def state(model: Any) -> list[Any]:
     """Everything on the instances of a pipeline that accelerating might touch."""
-    modules = [model.transformer, *model.transformer.modules()]
+    modules = [model.denoiser, *model.denoiser.modules()]
     return [
         *(dict(vars(model.scheduler)).keys(),),
         *({k for k in vars(m)} for m in modules),
@@ -95,7 +95,8 @@ def test_keep_1_is_dense_to_rounding_through_the_kernel(model: Any):
         out = model()
     ran = session.receipt.attention
     assert ran is not None and ran.density == 1 and ran.kernels
-    torch.testing.assert_close(out, dense, rtol=1e-4, atol=1e-4)
+    # Latents of hundreds, which a random UNet makes, are as near as those of ones.
+    assert (out - dense).norm() < 1e-5 * dense.norm()
 
 
 def test_keep_1_runs_the_stock_attention(model: Any):
@@ -308,16 +309,21 @@ def test_a_part_that_is_predicted_to_lose_runs_dense(build: Build):
     assert "predicted to take" in ran.fallbacks[0]
 
 
-def test_a_model_without_known_attention_is_refused(model_folders: dict[str, Any]):
-    import importlib
+def test_a_pipeline_without_known_attention_is_refused():
+    class Nothing:
+        """A pipeline without a denoiser."""
 
-    diffusers: Any = importlib.import_module("diffusers")
-    pipe = diffusers.DiffusionPipeline.from_pretrained(model_folders["sdxl"])
-    with (
-        pytest.raises(AccelerationError, match=r"no transformer whose attention.*and UNets"),
-        accelerate(pipe, sparse()),
+    class Unknown:
+        """A pipeline with one of another kind."""
+
+        transformer = torch.nn.Linear(1, 1)
+
+    for pipe, told in (
+        (Nothing(), "Nothing has no denoiser whose attention could be accelerated; known are Wan"),
+        (Unknown(), "attention of Linear cannot be accelerated yet; known are Wan"),
     ):
-        pass
+        with pytest.raises(AccelerationError, match=told), accelerate(pipe, sparse()):
+            pass
 
 
 def test_what_is_given_must_be_a_pipeline_and_a_recipe(build: Build):
@@ -354,7 +360,7 @@ def test_attention_taken_over_by_something_else_is_noticed(build: Build):
     model = build("wan")
     processor = model.transformer.blocks[1].attn1.processor
     with (
-        pytest.raises(AccelerationError, match="2 layers of self-attention, 1 of them reached"),
+        pytest.raises(AccelerationError, match="attends 2 times a call, 1 of these reached"),
         accelerate(model, sparse()),
     ):
         processor._attention_backend = None

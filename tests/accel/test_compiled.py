@@ -17,13 +17,15 @@ Build = Callable[[str], Any]
 SPARSE = Recipe(attention=TopBlocks(keep=0.3, tile="64x64"), when="always")
 
 
-@pytest.mark.parametrize("family", ["wan", "cogvideox"])
+@pytest.mark.parametrize("family", ["wan", "cogvideox", "sdxl"])
 def test_a_denoiser_wrapped_by_torch_compile_is_accelerated_too(build: Build, family: str):
     model = build(family)
     with accelerate(model, SPARSE):
         expected = model()
     torch.compiler.reset()
-    model.pipe.transformer = torch.compile(model.transformer, backend="aot_eager", fullgraph=True)
+    part = "unet" if family == "sdxl" else "transformer"
+    compiled = torch.compile(model.denoiser, backend="aot_eager", fullgraph=True)
+    setattr(model.pipe, part, compiled)
     with accelerate(model.pipe, SPARSE) as session:
         out = model()
     ran = session.receipt.attention
@@ -31,7 +33,7 @@ def test_a_denoiser_wrapped_by_torch_compile_is_accelerated_too(build: Build, fa
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["wan", "cogvideox"])
+@pytest.mark.parametrize("family", ["wan", "cogvideox", "sdxl", "sd3"])
 def test_one_compilation_serves_all_layers_and_steps(build: Build, family: str):
     from torch._dynamo.testing import (  # pyright: ignore[reportPrivateUsage]
         CompileCounterWithBackend,
@@ -45,9 +47,9 @@ def test_one_compilation_serves_all_layers_and_steps(build: Build, family: str):
         expected = eager()
     counter = CompileCounterWithBackend("aot_eager")
     torch.compiler.reset()
-    blocks = getattr(compiled.transformer, "blocks", None)
+    blocks = getattr(compiled.denoiser, "blocks", None)
     if blocks is None:
-        compiled.transformer.compile(fullgraph=True, backend=counter)
+        compiled.denoiser.compile(fullgraph=True, backend=counter)
     else:
         for block in blocks:
             block.compile(fullgraph=True, backend=counter)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
-from kinora.accel.cost import Prediction, Shape, predict
+from kinora.accel.cost import Prediction, Shape, predict, transformer_layer
 from kinora.accel.grid import TokenGrid
 from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import TopBlocks
 from kinora.accel.wrappers import Within
 
-SHAPE = Shape(
-    layers=2, heads=4, head_dim=64, middle=1024, text=0, text_first=False, cross_attention=True
-)
+SHAPE = Shape((transformer_layer(4, 64, 1024, cross_attention=True),) * 2)
 GRID = TokenGrid(9, 32, 32)
 
 
@@ -55,5 +51,5 @@ def test_dense_attention_needs_none():
 
 def test_the_reference_on_a_gpu_counts_its_logits():
     # Heads that no kernel takes.
-    found = predicted(TopBlocks(), device="cuda", shape=dataclasses.replace(SHAPE, head_dim=320))
+    found = predicted(TopBlocks(), device="cuda", shape=Shape((transformer_layer(4, 320, 1024),)))
     assert found.kernel == "reference" and found.workspace > 2**28

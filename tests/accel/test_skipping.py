@@ -43,7 +43,7 @@ def test_a_skipped_step_gives_the_scheduler_what_the_policy_says(model: Any):
     """Guidance, batched or not, hands on exactly the policy's output."""
     got: list[torch.Tensor] = []
     calls: list[int] = []
-    handle = model.transformer.register_forward_hook(lambda *_: calls.append(1))
+    handle = model.denoiser.register_forward_hook(lambda *_: calls.append(1))
     scheduler = type(model.scheduler)
     stock = scheduler.step
 

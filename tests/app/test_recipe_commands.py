@@ -111,10 +111,8 @@ def test_a_bad_recipe_is_one_line(
         assert json.loads(cli(*command, *args, "--json").out)["kind"] == "RecipeError"
 
 
-def test_a_model_that_a_recipe_does_not_fit_is_refused(
-    cli: Cli, model_folders: dict[str, Path]
-) -> None:
-    sdxl = ("--model", model_folders["sdxl"], "--size", "32x32", "--recipe", "balanced")
-    called = cli("generate", "a", *sdxl)
+def test_a_model_that_a_recipe_does_not_fit_is_refused(cli: Cli, unknown_folder: Path) -> None:
+    unknown = ("--model", unknown_folder, "--size", "32x32", "--recipe", "balanced")
+    called = cli("generate", "a", *unknown)
     assert called.status == 2 and "choose --recipe dense" in called.complaint
-    assert "refused" in cli("plan", *sdxl).out
+    assert "refused" in cli("plan", *unknown).out

@@ -192,7 +192,7 @@ def test_a_run_shows_video_receipt_times_and_files(page: Page, server: Server, d
     record = json.loads((server.output / "a-blue-square-s3.json").read_text())
     assert record["request"]["recipe"]["attention"]["from_step"] == 0.2
     page.choose("recipe", "dense")
-    page.until(lambda: not driver.find_elements(By.CSS_SELECTOR, ".k-options input"))
+    page.until(lambda: not driver.find_elements(By.CSS_SELECTOR, ".k-options input[type=range]"))
     assert page.hosts() == {"127.0.0.1"}
     assert not [it for it in driver.get_log("browser") if it["level"] == "SEVERE"]
 

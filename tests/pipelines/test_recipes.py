@@ -154,19 +154,18 @@ def test_strict_ends_a_run_that_falls_back_and_leaves_nothing(
 
 
 def test_a_model_without_known_attention_is_refused_before_it_is_loaded(
-    ask: Ask, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ask: Ask, unknown_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded"))
-    request = ask(model=str(model_folders["sdxl"]), width=32, height=32, frames=1)
-    with pytest.raises(RecipeError, match="UNet2DConditionModel cannot be accelerated yet"):
-        finish(request)
+    with pytest.raises(RecipeError, match="PixArtTransformer2DModel cannot be accelerated yet"):
+        finish(ask(model=str(unknown_folder)))
 
 
-@pytest.mark.parametrize("family", ["wan", "cogvideox", "flux"])
+@pytest.mark.parametrize("family", ["wan", "cogvideox", "flux", "sdxl"])
 def test_what_is_predicted_is_what_runs(
     ask: Ask, model_folders: dict[str, Path], family: str
 ) -> None:
-    frames = {"wan": 5, "cogvideox": 9, "flux": 1}[family]
+    frames = {"wan": 5, "cogvideox": 9, "flux": 1, "sdxl": 1}[family]
     request = ask(model=str(model_folders[family]), frames=frames, settings=SPARSE)
     (part,) = plan(request).parts
     assert part.verdict == "ok" and part.speedup is not None
@@ -183,7 +182,7 @@ def test_a_recipe_that_accelerates_nothing_is_told(ask: Ask) -> None:
 
 
 def test_a_plan_loads_nothing_and_tells_refusals(
-    ask: Ask, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ask: Ask, unknown_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded"))
     most = ("attention.method=top-blocks", "attention.keep=0.9", "attention.tile=64x64")
@@ -199,10 +198,34 @@ def test_a_plan_loads_nothing_and_tells_refusals(
     (part,) = plan(ask(settings=("attention.tile=64x64", "when=always"))).parts
     assert part.verdict == "ok" and "it loses" in part.why
     assert plan(ask(recipe="dense")).parts == ()
-    sdxl = ask(model=str(model_folders["sdxl"]), width=32, height=32, frames=1)
-    (part,) = plan(sdxl).parts
+    (part,) = plan(ask(model=str(unknown_folder))).parts
     assert part.verdict == "refused" and part.speedup is None
-    assert json.loads(json.dumps(plan(sdxl).to_json()))["parts"][0]["verdict"] == "refused"
+    told = plan(ask(model=str(unknown_folder))).to_json()
+    assert json.loads(json.dumps(told))["parts"][0]["verdict"] == "refused"
+
+
+def test_a_dense_kernel_is_planned_refused_and_told(
+    ask: Ask, unknown_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baseline = ask(recipe="dense", settings=("dense_kernel=flash",))
+    (part,) = plan(baseline).parts
+    assert (part.part, part.asked, part.verdict) == ("dense kernel", "flash", "ok")
+    (output,) = finish(baseline)
+    receipt = output.receipt
+    assert receipt is not None and receipt.recipe["dense_kernel"] == "flash"
+    assert receipt.words()[:3] == [
+        "asked: attention by the flash kernel",
+        "ran: all 20 attention calls dense",
+        "20 calls dense as asked",
+    ]
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded"))
+    attention, kernel = plan(ask(settings=(*SPARSE, "dense_kernel=sage"))).parts
+    assert attention.verdict == "ok" and kernel.verdict == "refused"
+    with pytest.raises(RecipeError, match=r"sage cannot run on cpu: .*; available are sdpa, flash"):
+        finish(ask(recipe="dense", settings=("dense_kernel=sage",)))
+    with pytest.raises(RecipeError, match="PixArtTransformer2DModel cannot be accelerated yet"):
+        settings = ("dense_kernel=flash",)
+        finish(ask(model=str(unknown_folder), recipe="dense", settings=settings))
 
 
 def test_memory_of_sparse_attention_is_in_the_plan_and_in_the_check_of_a_run(

@@ -1,0 +1,152 @@
+"""One call of a denoiser while it runs: what its attention calls do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...kernels.attention import block_attention
+from ...kernels.backends import choose
+from ...kernels.problem import Problem
+from ..cost import problem_of, slower
+from ..errors import AccelerationError
+from ..method import AttentionMethod
+from ..recipe import Recipe
+from ..site import Site
+from .denoisers import Denoiser
+from .dense import by_kernel
+from .family import Arguments, Expected
+from .routes import Call
+from .run import Run
+from .sites import NoSiteError, everywhere, text_tokens, unmasked
+
+
+class Forward:
+    """Listens to the routes: calls come in the order in which the family expects them."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        run: Run,
+        given: Arguments,
+        recipe: Recipe,
+        *,
+        strict: bool,
+        seed: int,
+    ) -> None:
+        family = denoiser.family
+        self.denoiser, self.run, self.recipe = denoiser, run, recipe
+        self.strict, self.seed = strict, seed
+        try:
+            self.grid = family.grid(denoiser.inner.config, given)
+        except (LookupError, TypeError, ValueError):
+            self.grid = None
+        self.expected = family.expected(denoiser.attentions, given)
+        self._items = 1 + max(it.item for it in self.expected)
+        self._done = 0
+
+    def stock_backend(self) -> Any:
+        """See `routes.Listener`; only models that dispatch ask."""
+        return self.denoiser.stock[self._next.place]
+
+    def attend(self, call: Call) -> torch.Tensor:
+        """See `routes.Listener`."""
+        expected = self._next
+        self._done += 1
+        layer = self.denoiser.layers.get(expected.place)
+        if layer is None:
+            return call.dense()
+        method = self.recipe.attention
+        if method is None:
+            return self._dense(self.denoiser.offset + layer, call, "as asked")
+        return self._attended(call, method, expected, layer)
+
+    def check_complete(self) -> None:
+        """Raise AccelerationError where the denoiser ended and not all calls have come."""
+        if self._done != len(self.expected):
+            raise AccelerationError(
+                f"{self.denoiser.family.denoiser} attends {len(self.expected)} times a call, "
+                f"{self._done} of these reached the recipe: something else took the others over"
+            )
+
+    @property
+    def _next(self) -> Expected:
+        if self._done >= len(self.expected):
+            raise AccelerationError(
+                f"{self.denoiser.family.denoiser} attends more often than it has layers, as with "
+                f"an IP adapter: unload it, or use --recipe dense"
+            )
+        return self.expected[self._done]
+
+    def _attended(
+        self, call: Call, method: AttentionMethod, expected: Expected, layer: int
+    ) -> torch.Tensor:
+        """One self-attention, as the recipe wants it."""
+        run, family = self.run, self.denoiser.family
+        attention = self.denoiser.attentions[expected.place]
+        key = self.denoiser.offset + layer
+        grid = self.grid and self.grid.halved(attention.halvings)
+        try:
+            rows = unmasked(call)
+            text = text_tokens(call, rows, grid, expected.text, family.text_first)
+        except NoSiteError as refusal:
+            return self._dense(key, call, str(refusal), fallback=True)
+        assert grid is not None
+        site = Site(
+            grid=grid,
+            layer=layer,
+            layers=len(self.denoiser.layers),
+            step=run.first + run.done,
+            steps=run.steps,
+            text=text,
+            text_first=family.text_first,
+            # Items of a batch that are attended to alone are branches like those of guidance.
+            branch=run.branch * self._items + expected.item,
+            branches=run.branches * self._items,
+            expert=self.denoiser.number,
+            seed=self.seed,
+        )
+        density, precision = method.predict(site), method.precision()
+        if density >= 1:
+            return self._dense(key, call, method.why_dense(site))
+        if self.recipe.when == "faster":
+            problem = problem_of(
+                method.tiling(),
+                call.q.device.type,
+                call.q.dtype,
+                (*call.q.shape[:2], site.tokens, call.q.shape[3]),
+                precision=precision,
+                requires_grad=torch.is_grad_enabled() and call.q.requires_grad,
+            )
+            reason = slower(problem, density, method.beside())
+            if reason:
+                return self._dense(key, call, reason, fallback=True)
+        q, k, v = (x if rows is None else x[:, :, rows] for x in (call.q, call.k, call.v))
+        assert run.planner is not None
+        plan = run.planner(q, k, site)
+        if plan is None:
+            return self._dense(key, call, method.why_dense(site))
+        kernel = choose(Problem.of(q, k, v, plan, precision))
+        out, _ = block_attention(
+            q, k, v, plan, scale=call.scale, precision=precision, backend=kernel
+        )
+        run.ran(key, kernel, plan.density().mean(), pairs=site.tokens**2)
+        return call.laid_out(everywhere(call, rows, out))
+
+    def _dense(self, key: int, call: Call, reason: str, fallback: bool = False) -> torch.Tensor:
+        kernel, attend = self.recipe.dense_kernel, call.dense
+        if kernel != "stock":
+            try:
+                attend = by_kernel(call, kernel)
+            except NoSiteError as refusal:
+                reason = f"{reason}, not by the {kernel} kernel {refusal}"
+                fallback, kernel = True, "stock"
+        if fallback and self.strict:
+            raise AccelerationError(
+                f"strict: attention of layer {key} would run dense {reason}; "
+                f"change the recipe, or allow fallbacks (strict=False, --no-strict)"
+            )
+        pairs = call.q.shape[2] * call.k.shape[2]
+        self.run.ran_dense(key, reason, fallback=fallback, pairs=pairs, kernel=kernel)
+        return attend()
