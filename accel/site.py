@@ -31,6 +31,8 @@ class Site:
     branches: int = 1
     """Guidance branches one behind the other in the batch, the prompt's last, as far as is known:
     where a step is one call, that is told by the first step's sample."""
+    item: int = 0
+    """Which of the batch, in models that attend to each of its items alone."""
     expert: int = 0
     """Which denoiser, of models that have one for noise and one for detail."""
     seed: int = 0

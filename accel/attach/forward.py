@@ -101,9 +101,9 @@ class Forward:
             steps=run.steps,
             text=text,
             text_first=family.text_first,
-            # Items of a batch that are attended to alone are branches like those of guidance.
-            branch=run.branch * self._items + expected.item,
-            branches=run.branches * self._items,
+            branch=run.branch,
+            branches=run.branches if self._items == 1 else 1,
+            item=expected.item,
             expert=self.denoiser.number,
             seed=self.seed,
         )

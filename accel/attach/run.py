@@ -85,7 +85,7 @@ class Run:
             self._fallbacks[reason] = None
         self._calls.setdefault(layer, []).append((pairs, 1.0))
 
-    def receipt(self, asked: str, layers: list[str]) -> AttentionReceipt:
+    def receipt(self, asked: str, precision: str, layers: list[str]) -> AttentionReceipt:
         """What happened so far, in the attention modules of these names."""
         found = {
             layer: [(pairs, float(density)) for pairs, density in calls]
@@ -97,7 +97,7 @@ class Run:
             layers=len(layers),
             calls=self._kernels.total() + self._dense.total(),
             kernels=dict(self._kernels),
-            precision=str(method.precision()),
+            precision=precision,
             dense=dict(self._dense),
             fallbacks=list(self._fallbacks),
             density=_mean(every) if every else 1.0,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ...kernels.dense import DenseKernel, explain
+from ...kernels.precision import INPUT
 from ..errors import AccelerationError, RecipeError
 from ..receipt import Receipt
 from ..recipe import Recipe, find
@@ -79,7 +80,9 @@ class Session:
         if self.recipe.attends:
             names = [name for it in self._denoisers for name in it.layer_names()]
             asked = self.recipe.attention_words()
-            attention = (self._run or self._new_run(steps=1)).receipt(asked, names)
+            method = self.recipe.attention
+            precision = str(method.precision() if method else INPUT)
+            attention = (self._run or self._new_run(steps=1)).receipt(asked, precision, names)
         return Receipt(
             recipe=self._table,
             strict=self.strict,

@@ -9,13 +9,11 @@ import math
 import pytest
 import torch
 
-from kinora.accel.cost import Prediction, Shape, predict
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import Blade, blade
 from kinora.accel.methods.blade import sampled, scores
 from kinora.accel.site import Site
 from kinora.accel.tiles import forced, token_order
-from kinora.accel.wrappers import Within
 from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan, tile_lengths
 
@@ -280,18 +278,6 @@ def test_where_keys_are_alike_in_each_tile_the_tail_is_exact():
     torch.testing.assert_close(out, torch.softmax(q @ k.mT / 4, -1) @ v)
 
 
-def test_a_vector_added_to_all_keys_changes_nothing():
-    at, method = site(), Blade(tile="64x64")
-    q, k, v = tensors(at)
-    plan = planned(method, at, q, k)
-    moved = k + torch.linspace(-2, 2, 16, dtype=k.dtype)
-    other = planned(method, at, q, moved)
-    assert torch.equal(plan.mask(), other.mask())
-    torch.testing.assert_close(
-        block_attention(q, k, v, plan)[0], block_attention(q, moved, v, other)[0]
-    )
-
-
 def test_the_tiles_that_matter_are_found():
     at, method = site(), Blade(tile="64x64")
     q, k, _ = tensors(at)
@@ -375,53 +361,3 @@ def test_what_is_not_finite_still_makes_a_plan():
     q[0, 0, 3], k[1, 1, 5], q[0, 1, 4] = torch.nan, torch.nan, torch.inf
     plan = planned(Blade(samples=256, tile="64x64"), at, q, k)
     assert (plan.counts >= 1).all()
-
-
-# --- means of everything ----------------------------------------------------------------------
-
-
-def test_tail_double_adds_means_of_everything_to_the_same_tiles():
-    at = site(text=5)
-    q, k, v = smooth(at)
-    plain = planned(Blade(keep=0.2, tile="64x64", tail="none"), at, q, k)
-    double = planned(Blade(keep=0.2, tile="64x64", tail="double", pool=15), at, q, k)
-    assert (double.means, double.tail) == (15, "none") and plain.means == 0
-    assert torch.equal(double.mask(), plain.mask())
-    assert torch.equal(double.density(), plain.density())
-    dense = torch.softmax(q @ k.mT / 4, -1) @ v
-    errors = [float((block_attention(q, k, v, it)[0] - dense).norm()) for it in (plain, double)]
-    assert errors[1] < errors[0]
-
-
-def test_what_counts_twice_errs_more_than_what_counts_once():
-    """The more is kept, the more is counted twice; with all kept both are dense."""
-    at = site()
-    q, k, v = smooth(at)
-    dense = torch.softmax(q @ k.mT / 4, -1) @ v
-
-    def error(tail: str) -> float:
-        method = Blade(keep=0.8, mass=1, tile="64x64", tail=tail, pool=64)  # pyright: ignore[reportArgumentType]
-        return float((block_attention(q, k, v, planned(method, at, q, k))[0] - dense).norm())
-
-    assert error("double") > 2 * error("complement")
-    for tail in ("double", "complement"):
-        assert Blade(keep=1, keep_least=1, tail=tail).plan(q, k, at) is None
-
-
-def test_means_of_everything_cost_their_share():
-    method = Blade(tail="double", pool=20)
-    assert method.beside() == 0.05 and Blade().beside() == 0
-    assert method.tiling() == Blade(tail="none").tiling()
-    assert method.predict(site()) == Blade(tail="none").predict(site())
-    shape = Shape(2, 4, 64, 1024, text=0, text_first=False, cross_attention=True)
-
-    def predicted(tail: str) -> Prediction:
-        wrapped = Within(method=Blade(tail=tail, pool=20), from_step=0.2)  # pyright: ignore[reportArgumentType]
-        return predict(
-            wrapped, shape, TokenGrid(9, 32, 32), device="cpu", dtype=torch.float32, steps=5,
-            always=True,
-        )  # fmt: skip
-
-    none, double = predicted("none"), predicted("double")
-    assert double.density == none.density and double.speedup < none.speedup
-    assert double.workspace > none.workspace

@@ -193,25 +193,6 @@ def test_the_smallest_budgets_keep_what_is_always_kept(
         assert (kept <= planned(at, tile=tile, **budget).mask()).all()
 
 
-def test_where_text_and_the_tile_itself_are_all_it_is_dense():
-    at = Site(TokenGrid(1, 8, 8), layer=0, layers=1, step=0, steps=1, text=5)
-    method = ThresholdBlocks()
-    q, k = torch.randn(2, 1, 1, 69, 8, generator=torch.Generator().manual_seed(0))
-    assert method.plan(q, k, at) is None and method.predict(at) == 1
-    assert "text" in method.why_dense(at)
-
-
-@pytest.mark.parametrize("options", BUDGETS)
-@pytest.mark.parametrize("similar", [0, 0.55])
-def test_a_vector_added_to_all_keys_changes_no_plan(options: dict[str, Any], similar: float):
-    at, method = site(7), ThresholdBlocks(tile="64x64", similar=similar, **options)
-    q, k, _ = tensors(at)
-    shift = torch.randn(2, 3, 1, 16, generator=torch.Generator().manual_seed(5)) * 10
-    expected, found = method.plan(q, k, at), method.plan(q, k + shift, at)
-    assert expected is not None and found is not None
-    assert torch.equal(found.mask(), expected.mask())
-
-
 @pytest.mark.parametrize("options", BUDGETS)
 def test_the_order_of_tokens_within_a_tile_changes_no_plan(options: dict[str, Any]):
     at = site()
@@ -263,30 +244,6 @@ def test_the_kept_tiles_hold_the_mass_and_none_is_too_many():
     assert not enough.any()
     equal = heaviest(torch.ones(1, 1, 1, 8), 0.5, 0, torch.zeros(1, 8, dtype=torch.bool))
     assert equal[0, 0, 0].tolist() == [True] * 4 + [False] * 4
-
-
-@pytest.mark.parametrize("options", BUDGETS)
-def test_heads_and_batch_items_choose_for_themselves_and_always_the_same(options: dict[str, Any]):
-    at, method = site(7), ThresholdBlocks(tile="64x64", similar=0.55, **options)
-    q, k, _ = tensors(at)
-    whole, again = method.plan(q, k, at), method.plan(q, k, at)
-    one = method.plan(q[1:, 2:], k[1:, 2:], at)
-    assert whole is not None and again is not None and one is not None
-    assert torch.equal(whole.indices, again.indices) and torch.equal(whole.counts, again.counts)
-    assert torch.equal(whole.mask()[1:, 2:], one.mask())
-    assert not torch.equal(whole.mask()[0], whole.mask()[1])
-
-
-@pytest.mark.parametrize("options", BUDGETS)
-def test_half_precision_chooses_as_its_values_in_float64_do(options: dict[str, Any]):
-    at, method = site(7), ThresholdBlocks(tile="64x64", similar=0.55, **options)
-    q, k = (x.bfloat16() for x in tensors(at)[:2])
-    masks: list[torch.Tensor] = []
-    for dtype in (torch.bfloat16, torch.float32, torch.float64):
-        plan = method.plan(q.to(dtype), k.to(dtype), at)
-        assert plan is not None
-        masks.append(plan.mask())
-    assert torch.equal(masks[0], masks[2]) and torch.equal(masks[1], masks[2])
 
 
 @pytest.mark.parametrize("tile", TILES)

@@ -29,12 +29,12 @@ from kinora.kernels.plan import BlockPlan
 
 GRID = TokenGrid(6, 9, 20)  # 1080 tokens, 180 of a frame: ragged with every tile
 SMALL: list[TileMethod] = [
-    TopBlocks(keep=0.1, tile="64x64"),
-    TopBlocks(keep=0.1, tile="64x64", budget="by-head"),
+    TopBlocks(keep=0.2, tile="64x64"),
+    TopBlocks(keep=0.2, tile="64x64", budget="by-head"),
     ThresholdBlocks(beta=2, tile="64x64"),
     ThresholdBlocks(rule="top", keep=0.1, mass=0.2, tile="64x64"),
     XAttention(threshold=0.2, tile="64x64"),
-    Blade(keep=0.15, tile="64x64", tail="none"),
+    Blade(keep=0.25, tile="64x64", tail="none"),
     Hierarchical(blocks=2, branch=3, tile="64x64", tail="none"),
     PermutedBlocks(keep=0.1, segment="256", tile="64x64"),
     PermutedBlocks(keep=0.1, segment="clip", tile="64x64"),
@@ -149,6 +149,70 @@ def test_with_the_first_frame_the_whole_mask_is_dense_attention(method: TileMeth
     )  # fmt: skip
     dense = torch.softmax(q @ k.mT / 4, -1) @ v
     torch.testing.assert_close(block_attention(q, k, v, whole)[0], dense)
+
+
+MORE: list[TileMethod] = [
+    *SMALL,
+    ThresholdBlocks(beta=-0.3, similar=0.016, tile="64x64"),
+    ThresholdBlocks(rule="top", keep=0.3, mass=0.4, similar=0.016, tile="64x64"),
+    ThresholdBlocks(rule="top", keep=0.0, mass=0.6, tile="64x64"),
+    *(XAttention(threshold=0.6, stride=it, tile="64x64") for it in ("1", "4", "32")),
+    Blade(keep=0.4, mass=0.7, samples=64, tile="64x64"),
+]
+"""Other options too."""
+more = pytest.mark.parametrize("method", MORE, ids=lambda it: it.words())
+
+
+@more
+@pytest.mark.parametrize("text", [0, 7])
+def test_heads_and_batch_items_choose_for_themselves_and_always_the_same(
+    method: TileMethod, text: int
+):
+    at = site(text)
+    q, k, _ = tensors(at)
+    whole, again = planned(method, at), planned(method, at)
+    assert torch.equal(whole.indices, again.indices) and torch.equal(whole.counts, again.counts)
+    mask = whole.mask()
+    assert not torch.equal(mask[0], mask[1]) and not torch.equal(mask[:, 0], mask[:, 1])
+    if isinstance(method, Blade):
+        return  # what it draws goes by the place of item and head
+    # A budget by head is shared by all of them.
+    heads = slice(None) if getattr(method, "budget", "") == "by-head" else slice(2, 3)
+    one = method.plan(q[1:, heads], k[1:, heads], at)
+    assert one is not None and torch.equal(mask[1:, heads], one.mask())
+
+
+@more
+@pytest.mark.parametrize("text", [0, 7])
+def test_a_vector_added_to_all_keys_changes_no_plan(method: TileMethod, text: int):
+    at = site(text)
+    q, k, _ = tensors(at)
+    generator = torch.Generator().manual_seed(5)
+    shift = torch.randn(2, 3, 1, 16, generator=generator, dtype=torch.float64) * 3
+    expected, found = method.plan(q, k, at), method.plan(q, k + shift, at)
+    assert expected is not None and found is not None
+    assert torch.equal(found.mask(), expected.mask())
+
+
+@more
+def test_half_precision_chooses_as_its_values_in_float64_do(method: TileMethod):
+    at = site(7)
+    q, k = (x.bfloat16() for x in tensors(at)[:2])
+    masks: list[torch.Tensor] = []
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        plan = method.plan(q.to(dtype), k.to(dtype), at)
+        assert plan is not None
+        masks.append(plan.mask())
+    assert torch.equal(masks[0], masks[2]) and torch.equal(masks[1], masks[2])
+
+
+@small
+def test_where_text_and_the_tile_itself_are_all_it_is_dense(method: TileMethod):
+    at = site(5, grid=TokenGrid(1, 8, 8))
+    method = method.model_copy(update={"tile": "128x128"})
+    q, k, _ = tensors(at)
+    assert method.plan(q, k, at) is None and method.predict(at) == 1
+    assert "is the row's own or has text" in method.why_dense(at)
 
 
 DEFAULTS: tuple[AttentionMethod, ...] = (

@@ -113,17 +113,6 @@ def test_the_tiles_that_matter_are_found():
     assert plan is not None and plan.mask()[..., target].all()
 
 
-def test_heads_and_batch_items_choose_for_themselves():
-    at = site()
-    q, k, _ = tensors(at)
-    method = TopBlocks(keep=0.2, tile="64x64")
-    whole = method.plan(q, k, at)
-    one = method.plan(q[1:, 2:], k[1:, 2:], at)
-    assert whole is not None and one is not None
-    assert torch.equal(whole.mask()[1:, 2:], one.mask())
-    assert not torch.equal(whole.mask()[0], whole.mask()[1])
-
-
 def test_equal_scores_keep_the_tile_itself_and_the_first_ones():
     at = site()
     q = torch.zeros(1, 1, at.tokens, 8)

@@ -201,25 +201,6 @@ def test_what_is_always_kept_is_kept_at_any_budget(text: int, first: bool, tile:
         assert (kept <= more).all()
 
 
-def test_where_text_and_the_tile_itself_are_all_it_is_dense():
-    at = Site(TokenGrid(1, 8, 8), layer=0, layers=1, step=0, steps=1, text=5)
-    q, k = torch.randn(2, 1, 1, 69, 8, generator=torch.Generator().manual_seed(0))
-    method = XAttention()
-    assert method.plan(q, k, at) is None and method.predict(at) == 1
-    assert "text" in method.why_dense(at)
-
-
-@pytest.mark.parametrize("stride", STRIDES)
-@pytest.mark.parametrize("text", [0, 7])
-def test_a_vector_added_to_all_keys_changes_no_plan(stride: str, text: int):
-    at, method = site(text), XAttention(tile="64x64", threshold=0.6, stride=stride)  # pyright: ignore[reportArgumentType]
-    q, k, _ = tensors(at)
-    shift = torch.randn(2, 3, 1, 16, generator=torch.Generator().manual_seed(5)) * 10
-    expected, found = method.plan(q, k, at), method.plan(q, k + shift, at)
-    assert expected is not None and found is not None
-    assert torch.equal(found.mask(), expected.mask())
-
-
 @pytest.mark.parametrize("smooth", [True, False])
 @pytest.mark.parametrize("stride", ["1", "8"])
 def test_the_error_falls_as_more_is_kept_and_is_bounded_by_what_is_left_out(
@@ -260,25 +241,6 @@ def planned_of(q: torch.Tensor, k: torch.Tensor, at: Site, **options: Any) -> to
     plan = XAttention(**options).plan(q, k, at)
     assert plan is not None
     return plan.mask()
-
-
-def test_heads_and_batch_items_choose_for_themselves_and_always_the_same():
-    at, options = site(7), {"tile": "64x64", "threshold": 0.6}
-    q, k, _ = tensors(at)
-    whole = planned_of(q, k, at, **options)
-    assert torch.equal(whole, planned_of(q, k, at, **options))
-    assert torch.equal(whole[1:, 2:], planned_of(q[1:, 2:], k[1:, 2:], at, **options))
-    assert not torch.equal(whole[0], whole[1]) and not torch.equal(whole[:, 0], whole[:, 1])
-
-
-def test_half_precision_chooses_as_its_values_in_float64_do():
-    at = site()
-    q, k = (x.bfloat16() for x in tensors(at)[:2])
-    masks = [
-        planned_of(q.to(dtype), k.to(dtype), at, tile="64x64", stride="4")
-        for dtype in (torch.bfloat16, torch.float32, torch.float64)
-    ]
-    assert torch.equal(masks[0], masks[2]) and torch.equal(masks[1], masks[2])
 
 
 def test_it_is_predicted_between_smooth_and_random_tokens():
