@@ -25,6 +25,11 @@ class AttentionMethod(Options):
     name: ClassVar[str] = ""
     """As recipes spell it."""
     paper: ClassVar[str] = ""
+    """With its arXiv number; a docstring tells the rest, see `facts`."""
+    licence: ClassVar[str] = ""
+    """Of the authors' code, of which nothing is copied here; follows "theirs: "."""
+    use_when: ClassVar[str] = ""
+    """When to choose it, in words that follow "where "."""
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
         """The plan of one call, or None where it shall be dense.

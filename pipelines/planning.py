@@ -12,7 +12,7 @@ from .folder import ModelFolder
 from .request import Request, Resolved, resolve
 
 if TYPE_CHECKING:
-    from ..accel.attach.families import Family
+    from ..accel.cost import Shape
     from ..accel.recipe import Recipe
 
 Verdict = Literal["ok", "idle", "adjusted", "refused"]
@@ -129,12 +129,9 @@ def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
         return None
     asked = chosen.attention.words()
     try:
-        family = _family(folder)
-        shape = family.shape(folder.config("transformer"))
+        shape = shape_of(folder)
     except RecipeError as error:
         return Part("attention", asked, "refused", str(error), 1.0, None)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder.path} has a config of the wrong form: {error}") from error
     card = cards.find(resolved.model)
     predicted = predict(
         chosen.attention,
@@ -168,8 +165,13 @@ def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
     )
 
 
-def _family(folder: ModelFolder) -> Family:
-    """What is known of the denoiser in `folder`. Raises `RecipeError` where nothing is."""
+def shape_of(folder: ModelFolder) -> Shape:
+    """The denoiser in `folder`, by its config.
+
+    Raises:
+        RecipeError: one that cannot be accelerated.
+        ModelError: a config of the wrong form.
+    """
     from ..accel.attach.families import FAMILIES
 
     name = folder.parts.get("transformer") or folder.parts.get("unet") or "none"
@@ -178,4 +180,8 @@ def _family(folder: ModelFolder) -> Family:
             f"attention of {name} cannot be accelerated yet, only that of {', '.join(FAMILIES)}: "
             f"choose --recipe dense"
         )
-    return FAMILIES[name]
+    config = folder.config("transformer")
+    try:
+        return FAMILIES[name].shape(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder.path} has a config of the wrong form: {error}") from error

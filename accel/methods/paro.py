@@ -34,6 +34,13 @@ class Paro(AttentionMethod):
 
     name: ClassVar[str] = "paro"
     paper: ClassVar[str] = "arXiv 2506.16054"
+    licence: ClassVar[str] = (
+        "the authors' kernels are Apache-2.0; their calibration is not published"
+    )
+    use_when: ClassVar[str] = (
+        "many videos are made by one model at one size: all is decided beforehand, by `kinora "
+        "calibrate`, and choosing costs nothing."
+    )
 
     calibration: str = option("", "File made by `kinora calibrate` for this model and size")
     tail: Literal["none", "complement"] = option(
