@@ -47,6 +47,11 @@ class AttentionMethod(Options):
         """What its plans are made of."""
         raise NotImplementedError
 
+    def refuses(self, weights: Callable[[], str]) -> str | None:
+        """Why it cannot serve a model, or None; `weights` finds out the fingerprint of its own."""
+        del weights
+        return None
+
     def start(self) -> Planner:
         """A planner for one run."""
         return self.plan
@@ -79,6 +84,10 @@ class Wrapper(AttentionMethod):
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`."""
         return self.method.tiling()
+
+    def refuses(self, weights: Callable[[], str]) -> str | None:
+        """See `AttentionMethod`."""
+        return self.method.refuses(weights)
 
     def start(self) -> Planner:
         """See `AttentionMethod`."""

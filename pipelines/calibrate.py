@@ -55,7 +55,7 @@ def calibrate(
 
     report(f"loading {card.name}")
     with relayed(report):
-        pipe: Any = models.load(weights, place).pipe
+        loaded = models.load(weights, place)
     tally = Tally(keep=keep)
     observer = ParoObserver(tally)
     last = max(observed_steps(resolved.steps))
@@ -65,11 +65,11 @@ def calibrate(
         pipe._interrupt = step >= last  # what comes after it is not looked at
 
     recipe = Recipe(attention=observer, when="always")
-    with accelerate(pipe, recipe, seed=resolved.seed):
-        denoise(pipe, card, resolved, after_step)
+    with accelerate(loaded.pipe, recipe, seed=resolved.seed):
+        denoise(loaded.pipe, card, resolved, after_step)
     if observer.last is None:
         raise GenerationError(f"{card.pipeline} showed no attention that could be calibrated")
-    made = tally.finish(card.name, observer.last)
+    made = tally.finish(card.name, observer.last, weights=loaded.fingerprint)
     stem, suffix = output.stem, output.suffix
     (path,) = files.publish(output.absolute().parent, stem, {suffix: made.to_bytes()}).values()
     return Calibrated(path, made)

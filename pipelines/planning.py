@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import cards, memory, models
 from .errors import AccelerationError, ModelError, RecipeError
-from .folder import ModelFolder
+from .folder import ModelFolder, WeightFile, fingerprint
 from .request import Request, Resolved, resolve
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def plan(request: Request) -> Plan:
     if outline.absent is not None:
         asked = card.repo or card.name
         parts.append(Part("weights", asked, "refused", outline.absent, 1.0, None))
-    part = _attention(resolved, outline.folder)
+    part = _attention(resolved, outline.folder, outline.files)
     if part is not None:
         parts.append(part)
     estimate = memory.estimate(
@@ -104,21 +104,22 @@ def recipe(
     from ..accel.recipe import from_table
 
     chosen = from_table(resolved.recipe)
-    part = _attention(resolved, weights.folder)
+    part = _attention(resolved, weights.folder, weights.files)
     if part is not None and part.verdict == "refused":
         raise RecipeError(part.why)
-    if part is not None and part.verdict == "adjusted" and resolved.strict:
+    dense = part is not None and part.density >= 1
+    if part is not None and resolved.strict and (dense or part.verdict == "adjusted"):
         raise AccelerationError(
             f"strict: {part.part} would not run as asked, {part.why}; "
             f"change the recipe, or allow fallbacks (strict=False, --no-strict)"
         )
-    if part is not None and part.density >= 1:
+    if part is not None and dense:
         notice(f"the recipe accelerates nothing here: {part.why}")
     return chosen, 0 if part is None else part.workspace_bytes
 
 
-def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
-    """What the attention part would do."""
+def _attention(resolved: Resolved, folder: ModelFolder, files: Sequence[WeightFile]) -> Part | None:
+    """What the attention part would do; without `files` it is not known of which weights."""
     import torch
 
     from ..accel.cost import predict
@@ -132,6 +133,9 @@ def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
         shape = shape_of(folder)
     except RecipeError as error:
         return Part("attention", asked, "refused", str(error), 1.0, None)
+    refusal = chosen.attention.refuses(lambda: fingerprint(files)) if files else None
+    if refusal is not None:
+        return Part("attention", asked, "refused", refusal, 1.0, None)
     card = cards.find(resolved.model)
     predicted = predict(
         chosen.attention,
