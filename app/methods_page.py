@@ -86,6 +86,8 @@ def _method(method: Facts) -> Iterator[str]:
         yield ""
         yield f"![What {method.name} keeps in two heads of one call]({PICTURES.name}/{drawn.name})"
         yield ""
+        if any(it.name == "calibration" for it in method.options):
+            yield "`kinora calibrate kinora-tiny --size 256x256 --steps 10`, then"
         yield f"`kinora {shlex.join(picture_command(method))}`"
     source = re.sub(r"\b(\d{4}\.\d{4,5})\b", r"[\1](https://arxiv.org/abs/\1)", method.source)
     told = {
