@@ -23,7 +23,7 @@ TILE = 64
 """Queries and keys of a tile, as in the paper."""
 STARTS = (0.0, 0.125, 0.25, 0.5)
 """Shares of the steps from which on a mask serves; the last one serves the whole second half."""
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 256
 """Queries whose attention is written down at a time."""
 
@@ -33,6 +33,7 @@ class Calibration:
     """Orders and masks of one model at one size.
 
     Attributes:
+        weights: fingerprint of those that were seen; empty where that is not known.
         orders: `[layers, heads]` int64, places in `AXES`.
         masks: `[len(STARTS), layers, heads, T, T]` bool, T tiles of `TILE` tokens in the order of
             the head.
@@ -50,11 +51,12 @@ class Calibration:
     masks: torch.Tensor
     incoherence: torch.Tensor
     recall: float
+    weights: str = ""
 
     def to_bytes(self) -> bytes:
         """As a file of numpy arrays, masks by bits."""
         header = {
-            "format": _FORMAT, "model": self.model, "text": self.text,
+            "format": _FORMAT, "model": self.model, "weights": self.weights, "text": self.text,
             "text_first": self.text_first, "keep": self.keep, "recall": self.recall,
             "grid": [self.grid.frames, self.grid.height, self.grid.width],
             "shape": list(self.masks.shape), "starts": list(STARTS),
@@ -96,6 +98,7 @@ class Calibration:
                     masks=torch.from_numpy(bits.reshape(shape)).to(torch.bool),
                     incoherence=torch.from_numpy(arrays["incoherence"]),
                     recall=header["recall"],
+                    weights=header["weights"],
                 )
         except AccelerationError:
             raise
@@ -212,8 +215,10 @@ class Tally:
         heads = torch.arange(len(chosen))
         self.incoherence[site.layer] = torch.stack([roughness[0], roughness[chosen, heads]], -1)
 
-    def finish(self, model: str, site: Site) -> Calibration:
+    def finish(self, model: str, site: Site, *, weights: str = "") -> Calibration:
         """The calibration, once all layers have been seen at all observed steps.
+
+        `weights` is the fingerprint of the model's, if there is one.
 
         Raises:
             AccelerationError: not all were, as where a layer has run dense for a reason of its own.
@@ -237,6 +242,7 @@ class Tally:
             masks=torch.stack(masks),
             incoherence=torch.stack([self.incoherence[layer] for layer in layers]).float(),
             recall=sum(self.recalls.values()) / len(self.recalls),
+            weights=weights,
         )
 
 

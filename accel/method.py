@@ -26,6 +26,11 @@ class AttentionMethod(Options):
     name: ClassVar[str] = ""
     """As recipes spell it."""
     paper: ClassVar[str] = ""
+    """With its arXiv number; a docstring tells the rest, see `facts`."""
+    licence: ClassVar[str] = ""
+    """Of the authors' code, of which nothing is copied here; follows "theirs: "."""
+    use_when: ClassVar[str] = ""
+    """When to choose it, in words that follow "where "."""
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
         """The plan of one call, or None where it shall be dense.
@@ -55,6 +60,11 @@ class AttentionMethod(Options):
         """Plans of a layer held from step to step, for `batch` items in all guidance branches."""
         del batch
         return 0
+
+    def refuses(self, weights: Callable[[], str]) -> str | None:
+        """Why it cannot serve a model, or None; `weights` finds out the fingerprint of its own."""
+        del weights
+        return None
 
     def start(self) -> Planner:
         """A planner for one run."""
@@ -111,6 +121,10 @@ class Wrapper(AttentionMethod):
     def kept_plans(self, batch: int) -> int:
         """See `AttentionMethod`."""
         return self.method.kept_plans(batch)
+
+    def refuses(self, weights: Callable[[], str]) -> str | None:
+        """See `AttentionMethod`."""
+        return self.method.refuses(weights)
 
     def start(self) -> Planner:
         """See `AttentionMethod`."""

@@ -38,12 +38,12 @@ from .arguments import (
 )
 from .bench.command import bench_app
 from .calibrate import calibrate
-from .ending import EXIT_FAULT, Left, ended, print_json
+from .ending import EXIT_FAULT, Left, ended, print_json, stdout
+from .inspection import inspect
+from .listing import methods_app, models_app, recipes_app
 from .ui.command import ui
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ..pipelines.request import Request
     from ..pipelines.sidecar import Record
     from ..pipelines.worker import Event
@@ -55,6 +55,8 @@ _COMMANDS = (
     "calibrate",
     "models",
     "recipes",
+    "methods",
+    "inspect",
     "doctor",
     "ui",
     "bench",
@@ -67,19 +69,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-models_app = typer.Typer(
-    invoke_without_command=True,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.add_typer(models_app, name="models")
-recipes_app = typer.Typer(
-    help="The recipes that Kinora knows: what to accelerate, and how.",
-    invoke_without_command=True,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.add_typer(recipes_app, name="recipes")
 
 
 def _print_version(wanted: bool) -> None:
@@ -229,79 +218,7 @@ def plan(
     if as_json:
         print_json(predicted.to_json())
     else:
-        show_plan(predicted, _stdout())
-
-
-@recipes_app.callback()
-def recipes(context: typer.Context, as_json: Json = False) -> None:
-    """List the recipes that Kinora knows by name."""
-    if context.invoked_subcommand is not None:
-        return
-    from ..accel import recipe as known
-    from .terminal import show_recipes
-
-    found = [known.find(name) for name in known.names()]
-    if as_json:
-        print_json({"recipes": [{"name": it.name, **it.table()} for it in found]})
-    else:
-        show_recipes(found, _stdout())
-
-
-@recipes_app.command("show")
-def show_recipe(
-    name: Annotated[str, typer.Argument(help="A name, or the path of a TOML file.")],
-    settings: Settings = None,
-    as_json: Json = False,
-) -> None:
-    """Print one recipe as a TOML file, with every option's range and meaning."""
-    from ..accel import recipe as known
-
-    found = known.changed(known.find(name), settings or ())
-    if as_json:
-        print_json({"name": found.name, **found.table()})
-    else:
-        _stdout().print(found.to_toml(), markup=False, highlight=False, soft_wrap=True, end="")
-
-
-@models_app.callback()
-def models(context: typer.Context, as_json: Json = False) -> None:
-    """List the models that Kinora knows by name, or show one."""
-    if context.invoked_subcommand is not None:
-        return
-    from ..pipelines import cards
-    from .terminal import show_models
-
-    found = [cards.find(name) for name in cards.names()]
-    if as_json:
-        print_json({"models": [card.model_dump(mode="json") for card in found]})
-    else:
-        show_models(found, _stdout())
-
-
-@models_app.command()
-def show(
-    name: Annotated[str, typer.Argument(help="Name from `kinora models`, or a diffusers folder.")],
-    as_json: Json = False,
-) -> None:
-    """Show rules, defaults, licence and words of one model, and where its weights are."""
-    from ..pipelines import cards, models, vocabulary
-    from ..pipelines.errors import ModelError
-    from .terminal import show_card
-
-    card = cards.find(name)
-    words = vocabulary.words(card)
-    try:
-        folder = models.locate(card).folder.path
-        where = f"here: {folder}"
-    except ModelError as error:
-        folder, where = None, str(error)
-    if as_json:
-        weights = None if folder is None else str(folder)
-        print_json({"model": card.model_dump(mode="json"), "words": words, "weights": weights})
-        return
-    absent = card.folder is not None and not card.folder.is_dir()
-    remark = "unknown without the weights" if absent else "any"
-    show_card(card, remark if words is None else words, where, _stdout())
+        show_plan(predicted, stdout())
 
 
 @app.command()
@@ -314,11 +231,15 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print_json(to_json(findings))
     else:
-        show_findings([(it.verdict, it.subject, it.text) for it in findings], _stdout())
+        show_findings([(it.verdict, it.subject, it.text) for it in findings], stdout())
     if not works(findings):
         raise typer.Exit(EXIT_FAULT)
 
 
+app.add_typer(models_app, name="models")
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(methods_app, name="methods")
+app.command()(inspect)
 app.command()(ui)
 app.command()(calibrate)
 app.add_typer(bench_app, name="bench")
@@ -332,7 +253,7 @@ def _follow(start: Any, as_json: bool) -> None:
 
     with closing(start()) as events:
         run = follow(events, Console(stderr=True))
-    show_run(run, Console(stderr=True) if as_json else _stdout())
+    show_run(run, Console(stderr=True) if as_json else stdout())
     if as_json:
         print_json({"status": "done", **run.to_json()})
 
@@ -367,12 +288,6 @@ def _default_output() -> str:
     from ..pipelines.request import DEFAULT_OUTPUT
 
     return DEFAULT_OUTPUT
-
-
-def _stdout() -> Console:
-    from rich.console import Console
-
-    return Console()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,6 +20,8 @@ import typer
 from ..pipelines.errors import KinoraError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..pipelines.run import Output
     from ..pipelines.saving import Kept
 
@@ -45,6 +47,13 @@ class Left:
 def print_json(content: dict[str, Any]) -> None:
     """One line of JSON on stdout; ASCII, so that any stdout takes it."""
     print(json.dumps(content), flush=True)
+
+
+def stdout() -> Console:
+    """Where results are drawn."""
+    from rich.console import Console
+
+    return Console()
 
 
 def ended(run: Callable[[], object], *, as_json: bool, hint: str, left: Left) -> int:

@@ -1,4 +1,4 @@
-"""Writes the reference page from the definitions: commands with their options, recipes with theirs.
+"""Writes the reference page from the definitions: commands with their options, recipes.
 
     python -m kinora.app.reference > docs/reference.md
 
@@ -14,7 +14,6 @@ from typing import Any
 import typer
 
 from ..accel import recipe as recipes
-from ..accel.methods import METHODS
 from ..accel.options import Option, options_of
 from .cli import app
 
@@ -64,24 +63,16 @@ def _recipes() -> Iterator[str]:
     for name in recipes.names():
         found = recipes.find(name)
         yield f"| `{name}` | {_cell(found.title)} | {_cell(found.words())} |"
-    yield from _options("Of a recipe", options_of(recipes.Recipe))
-    for name, method in METHODS.items():
-        sentence = (method.__doc__ or "").strip().partition("\n")[0]
-        yield from _options(f"`[attention]` by `{name}`", options_of(method), sentence)
-    for wrapper in recipes.WRAPPERS:
-        sentence = (wrapper.__doc__ or "").strip().partition("\n")[0]
-        yield from _options(
-            f"`[attention]` by any method: {wrapper.name}", options_of(wrapper), sentence
-        )
+    yield ""
+    yield "### Of a recipe"
+    yield ""
+    yield from option_table(options_of(recipes.Recipe))
+    yield ""
+    yield "The options under `[attention]` are those of its method: [methods.md](methods.md)."
 
 
-def _options(title: str, options: tuple[Option, ...], sentence: str = "") -> Iterator[str]:
-    yield ""
-    yield f"### {title}"
-    if sentence:
-        yield ""
-        yield sentence
-    yield ""
+def option_table(options: tuple[Option, ...]) -> Iterator[str]:
+    """A table of options with defaults and ranges, in lines of Markdown."""
     yield "| option | default | allowed | what |"
     yield "|---|---|---|---|"
     for it in options:

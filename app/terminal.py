@@ -17,6 +17,7 @@ from ..pipelines.memory import amount
 from ..pipelines.run import Run
 
 if TYPE_CHECKING:
+    from ..accel.facts import Facts
     from ..accel.recipe import Recipe
     from ..pipelines.planning import Plan
 
@@ -129,6 +130,36 @@ def show_recipes(recipes: list[Recipe], console: Console) -> None:
         _row(table, recipe.name, recipe.title, recipe.words())
     console.print(table)
     console.print("`kinora recipes show NAME` prints one as a file to change.", style="dim")
+
+
+def show_methods(methods: list[Facts], console: Console) -> None:
+    """The attention methods as a table."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("name", "arXiv", "what"):
+        table.add_column(heading, no_wrap=heading == "name")
+    for method in methods:
+        _row(table, method.name, "\n".join(method.papers), method.short)
+    console.print(table)
+    console.print("`kinora methods show NAME` tells more.", style="dim")
+
+
+def show_facts(method: Facts, console: Console) -> None:
+    """Everything written about one method."""
+    rows = {
+        "method": method.name,
+        "rule": "\n".join(method.rule),
+        "paper": ", ".join(f"https://arxiv.org/abs/{it}" for it in method.papers),
+        "source": method.source,
+        **{f"not as {name}": told for name, told in method.differs.items()},
+        "licence": f"written anew from the mathematics; theirs: {method.licence}",
+        "use it": f"where {method.use_when}",
+    }
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, told in rows.items():
+        _row(table, name, told)
+    for it in method.options:
+        _row(table, it.name, f"{it.help}: {it.allowed()} [default: {it.default!r}]")
+    console.print(table, highlight=False)
 
 
 def show_models(cards: list[Card], console: Console) -> None:

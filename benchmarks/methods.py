@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -32,18 +31,16 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kinora.accel.calibration import TILE, Calibration
 from kinora.accel.grid import TokenGrid
+from kinora.accel.inspection import tile_mass
 from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import METHODS
 from kinora.accel.site import Site
 from kinora.kernels.attention import block_attention
-from kinora.kernels.lists import permuted
 from kinora.kernels.plan import BlockPlan
 from kinora.pipelines.tiny.recording import Recording, recording
 
 GRID = TokenGrid(9, 32, 32)
 LAYERS, STEPS = 10, 10
-CHUNK = 512
-"""Queries whose attention is written down at a time."""
 SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
     "top-blocks": [
         *({"keep": keep} for keep in (0.125, 0.25, 0.5)),
@@ -95,25 +92,6 @@ class Row:
     error_random: float
     error_oracle: float
     plan_ms: float
-
-
-def tile_mass(q: torch.Tensor, k: torch.Tensor, plan: BlockPlan) -> torch.Tensor:
-    """Attention mass of each tile of keys, mean over the queries of a tile, `[1, H, Q, K]`."""
-    order, key_order = plan.orders
-    q = q if order is None else permuted(q, order)
-    k = k if key_order is None else permuted(k, key_order)
-    rows, columns, tile = plan.rows, plan.columns, plan.tile
-    mass = torch.zeros(*q.shape[:2], rows, columns)
-    column = torch.arange(plan.keys) // tile.key
-    for start in range(0, plan.queries, CHUNK):
-        part = q[:, :, start : start + CHUNK]
-        weights = (part @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
-        by_tile = torch.zeros(*weights.shape[:3], columns).index_add_(3, column, weights)
-        row = torch.arange(start, start + part.shape[2]) // tile.query
-        mass.index_add_(2, row, by_tile)
-    lengths = torch.full((rows,), float(tile.query))
-    lengths[-1] = plan.queries - (rows - 1) * tile.query
-    return mass / lengths[:, None]
 
 
 def with_scores(plan: BlockPlan, scores: torch.Tensor) -> BlockPlan:

@@ -89,7 +89,7 @@ def _attend_to_means(
     backend: str | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention to one token for every `plan.means` keys, each weighing as many as it has."""
-    keys, values = (_means(x, plan.means, plan.order) for x in (k, v))
+    keys, values = (_means(x, plan.means, plan.orders[1]) for x in (k, v))
     whole, rest = divmod(plan.keys, plan.means)
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []
     if whole:

@@ -213,12 +213,15 @@ class BlockPlan:
         def several(x: torch.Tensor) -> torch.Tensor:
             return x if x.shape[0] == 1 else x.repeat(times, *[1] * (x.ndim - 1))
 
-        order = self.order
+        order, key_order = (
+            it if it is None or it.ndim == 1 else several(it) for it in (self.order, self.key_order)
+        )
         return replace(
             self,
             indices=several(self.indices),
             counts=several(self.counts),
-            order=order if order is None or order.ndim == 1 else several(order),
+            order=order,
+            key_order=key_order,
             bias=None if self.bias is None else several(self.bias),
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..accel.calibration import Calibration
 from . import cards, files, models
-from .errors import GenerationError, OutputError, RequestError
+from .errors import GenerationError, RequestError
 from .request import Request, resolve
 
 
@@ -40,10 +40,7 @@ def calibrate(
     """
     if not 0 < keep <= 1:
         raise RequestError(f"keep must be above 0 and at most 1, not {keep:g}")
-    if output.exists():
-        raise OutputError(f"{output} is there already: name another file, or remove it")
-    if not output.absolute().parent.is_dir():
-        raise OutputError(f"there is no folder {output.absolute().parent}: make it first")
+    files.check_new(output)
     card = cards.find(request.model)
     resolved = resolve(request, card)
     weights = models.locate(card)
@@ -54,42 +51,25 @@ def calibrate(
     from ..accel.methods.paro import ParoObserver
     from ..accel.recipe import Recipe
     from .chatter import relayed
-    from .taps import without_progress_bar
+    from .denoise import denoise
 
     report(f"loading {card.name}")
     with relayed(report):
-        pipe: Any = models.load(weights, place).pipe
+        loaded = models.load(weights, place)
     tally = Tally(keep=keep)
     observer = ParoObserver(tally)
     last = max(observed_steps(resolved.steps))
 
-    def on_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        del timestep
+    def after_step(pipe: Any, step: int) -> None:
         report(f"step {step + 1}/{last + 1}")
         pipe._interrupt = step >= last  # what comes after it is not looked at
-        return tensors
 
-    import torch
-
-    wanted: dict[str, Any] = {
-        "prompt": resolved.prompt,
-        "height": resolved.height,
-        "width": resolved.width,
-        "num_frames": resolved.frames,
-        "num_inference_steps": resolved.steps,
-        "guidance_scale": resolved.guidance,
-        "generator": torch.Generator("cpu").manual_seed(resolved.seed),
-        "output_type": "latent",
-        "callback_on_step_end": on_step,
-        **card.call,
-    }
-    accepted = models.call_parameters(type(pipe))
     recipe = Recipe(attention=observer, when="always")
-    with without_progress_bar(pipe), accelerate(pipe, recipe, seed=resolved.seed):
-        pipe(**{name: value for name, value in wanted.items() if name in accepted})
+    with accelerate(loaded.pipe, recipe, seed=resolved.seed):
+        denoise(loaded.pipe, card, resolved, after_step)
     if observer.last is None:
         raise GenerationError(f"{card.pipeline} showed no attention that could be calibrated")
-    made = tally.finish(card.name, observer.last)
+    made = tally.finish(card.name, observer.last, weights=loaded.fingerprint)
     stem, suffix = output.stem, output.suffix
     (path,) = files.publish(output.absolute().parent, stem, {suffix: made.to_bytes()}).values()
     return Calibrated(path, made)

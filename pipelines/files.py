@@ -105,6 +105,14 @@ def free_disk_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def check_new(path: Path) -> None:
+    """Raise `OutputError` where `path` is there already, or its folder is not."""
+    if os.path.lexists(path):
+        raise OutputError(f"{path} is there already: name another file, or remove it")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"there is no folder {path.absolute().parent}: make it first")
+
+
 def publish(folder: Path, stem: str, contents: Mapping[str, bytes]) -> dict[str, Path]:
     """Write `contents` (suffix → bytes) under one common, unused stem; all of them or none.
 

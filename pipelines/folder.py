@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,7 +207,7 @@ def read_header(part: str, path: Path) -> WeightFile:
     return WeightFile(part, path, numel, end, hashlib.sha256(raw).hexdigest())
 
 
-def fingerprint(files: list[WeightFile]) -> str:
+def fingerprint(files: Sequence[WeightFile]) -> str:
     """A name for the weights: of every byte up to 256 MiB in all, above that of the headers.
 
     `sha256:…` or `headers-sha256:…`; the second does not see values that changed in place.

@@ -43,7 +43,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What predictions need of a model: its configs, and numbers of weights by part.
+    """What predictions need of a model: its configs, numbers of weights by part, and their files.
 
     `absent` says why it could not run: its weights are not here.
     """
@@ -51,6 +51,7 @@ class Outline:
     folder: ModelFolder
     numel: dict[str, int]
     absent: str | None
+    files: tuple[WeightFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ def outline(card: Card) -> Outline:
         if not folder.bare():
             raise
         return Outline(folder, _counted(folder), absent)
-    return Outline(weights.folder, weights.numel, None)
+    return Outline(weights.folder, weights.numel, None, tuple(weights.files))
 
 
 def _told_by(card: Card, absent: str) -> Outline:

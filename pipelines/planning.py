@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import cards, memory, models
 from .errors import AccelerationError, ModelError, RecipeError
-from .folder import ModelFolder
+from .folder import ModelFolder, WeightFile, fingerprint
 from .request import Request, Resolved, resolve
 
 if TYPE_CHECKING:
     from ..accel.attach.family import Family
+    from ..accel.cost import Shape
     from ..accel.recipe import Recipe
 
 Verdict = Literal["ok", "idle", "adjusted", "refused"]
@@ -74,7 +75,7 @@ def plan(request: Request) -> Plan:
     if outline.absent is not None:
         asked = card.repo or card.name
         parts.append(Part("weights", asked, "refused", outline.absent, 1.0, None))
-    parts += _parts(resolved, outline.folder)
+    parts += _parts(resolved, outline.folder, outline.files)
     estimate = memory.estimate(
         outline.folder,
         outline.numel,
@@ -101,26 +102,28 @@ def recipe(
     """
     from ..accel.recipe import from_table
 
-    parts = _parts(resolved, weights.folder)
+    parts = _parts(resolved, weights.folder, weights.files)
     for part in parts:
         if part.verdict == "refused":
             raise RecipeError(part.why)
-        if part.verdict == "adjusted" and resolved.strict:
+        dense = part.part == "attention" and part.density >= 1
+        if resolved.strict and (dense or part.verdict == "adjusted"):
             raise AccelerationError(
                 f"strict: {part.part} would not run as asked, {part.why}; "
                 f"change the recipe, or allow fallbacks (strict=False, --no-strict)"
             )
-        if part.part == "attention" and part.density >= 1:
+        if dense:
             notice(f"the recipe accelerates nothing here: {part.why}")
     return from_table(resolved.recipe), sum(part.workspace_bytes for part in parts)
 
 
-def _parts(resolved: Resolved, folder: ModelFolder) -> list[Part]:
-    """What the parts of the recipe would do."""
-    return [part for it in (_attention, _dense_kernel) if (part := it(resolved, folder))]
+def _parts(resolved: Resolved, folder: ModelFolder, files: Sequence[WeightFile]) -> list[Part]:
+    """What the parts of the recipe would do; without `files` it is not known of which weights."""
+    parts = (_attention(resolved, folder, files), _dense_kernel(resolved, folder))
+    return [part for part in parts if part]
 
 
-def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
+def _attention(resolved: Resolved, folder: ModelFolder, files: Sequence[WeightFile]) -> Part | None:
     """What the attention part would do."""
     import torch
 
@@ -132,14 +135,12 @@ def _attention(resolved: Resolved, folder: ModelFolder) -> Part | None:
         return None
     asked = chosen.attention.words()
     try:
-        part = _denoiser(folder)
-        shape = _family(folder, part).shape(folder.config(part))
-        if not shape.layers:
-            raise RecipeError(f"{folder.parts[part]} of {folder.path} has no self-attention")
+        shape = shape_of(folder)
     except RecipeError as error:
         return Part("attention", asked, "refused", str(error), 1.0, None)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder.path} has a config of the wrong form: {error}") from error
+    refusal = chosen.attention.refuses(lambda: fingerprint(files)) if files else None
+    if refusal is not None:
+        return Part("attention", asked, "refused", refusal, 1.0, None)
     card = cards.find(resolved.model)
     predicted = predict(
         chosen.attention,
@@ -191,6 +192,24 @@ def _dense_kernel(resolved: Resolved, folder: ModelFolder) -> Part | None:
     refusal = explain(name, device=resolved.device, dtype=getattr(torch, resolved.dtype))
     why = refusal or "self-attention that stays dense runs by it"
     return Part("dense kernel", name, "refused" if refusal else "ok", why, 1.0, None)
+
+
+def shape_of(folder: ModelFolder) -> Shape:
+    """The denoiser in `folder`, by its config.
+
+    Raises:
+        RecipeError: one that cannot be accelerated.
+        ModelError: a config of the wrong form.
+    """
+    part = _denoiser(folder)
+    family = _family(folder, part)
+    try:
+        shape = family.shape(folder.config(part))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder.path} has a config of the wrong form: {error}") from error
+    if not shape.layers:
+        raise RecipeError(f"{folder.parts[part]} of {folder.path} has no self-attention")
+    return shape
 
 
 def _denoiser(folder: ModelFolder) -> str:

@@ -26,7 +26,7 @@ LIBRARIES = {
     },
     "eval": {"torch", "numpy", "cv2", "av"},
     "app/bench": {"triton"},
-    "app": {"typer", "rich", "gradio", "fastapi", "uvicorn", "torch", "numpy"},
+    "app": {"typer", "rich", "gradio", "fastapi", "uvicorn", "torch", "numpy", "PIL"},
 }
 
 

@@ -47,6 +47,11 @@ class Hierarchical(TileMethod):
 
     name: ClassVar[str] = "hierarchical"
     paper: ClassVar[str] = "arXiv 2512.16615"
+    licence: ClassVar[str] = "the repository's is S-Lab License 1.0, which is non-commercial"
+    use_when: ClassVar[str] = (
+        "there are so many tokens, from about 100,000 on, that scoring all pairs of tiles takes a "
+        "share of the time; below that `top-blocks` chooses at least as well."
+    )
 
     blocks: int = option(
         32,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -34,6 +35,13 @@ class Paro(AttentionMethod):
 
     name: ClassVar[str] = "paro"
     paper: ClassVar[str] = "arXiv 2506.16054"
+    licence: ClassVar[str] = (
+        "the authors' kernels are Apache-2.0; their calibration is not published"
+    )
+    use_when: ClassVar[str] = (
+        "many videos are made by one model at one size: all is decided beforehand, by `kinora "
+        "calibrate`, and choosing costs nothing."
+    )
 
     calibration: str = option("", "File made by `kinora calibrate` for this model and size")
     tail: Literal["none", "complement"] = option(
@@ -59,6 +67,18 @@ class Paro(AttentionMethod):
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`."""
         return Tile(TILE, TILE), self.tail
+
+    def refuses(self, weights: Callable[[], str]) -> str | None:
+        """See `AttentionMethod`."""
+        if not self.calibration:
+            return None  # told with what to do, where a plan is made
+        found = _read(self.calibration, _stamp(self.calibration))
+        if not found.weights or found.weights == weights():
+            return None
+        return (
+            f"{self.calibration} was calibrated with other weights, of {found.model}: make one for "
+            f"this model with `kinora calibrate`"
+        )
 
     def _at(self, site: Site) -> tuple[str, int, tuple[int, int], Site]:
         """All that a plan depends on: steps of a window share it."""

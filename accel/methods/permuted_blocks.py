@@ -57,6 +57,11 @@ class PermutedBlocks(TileMethod):
 
     name: ClassVar[str] = "permuted-blocks"
     paper: ClassVar[str] = "arXiv 2510.21270"
+    licence: ClassVar[str] = "not looked at"
+    use_when: ClassVar[str] = (
+        "many queries want the same few keys that lie scattered over the clip; where attention is "
+        "local, methods that keep neighbours in a tile choose better."
+    )
 
     keep: float = option(
         0.25, "Share of the key tiles that each query tile keeps at most", above=0, most=1

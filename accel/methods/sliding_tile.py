@@ -53,6 +53,11 @@ class SlidingTile(AttentionMethod):
 
     name: ClassVar[str] = "sliding-tile"
     paper: ClassVar[str] = "arXiv 2502.04507"
+    licence: ClassVar[str] = "FastVideo, which held the method, is Apache-2.0"
+    use_when: ClassVar[str] = (
+        "attention is local, or plans must not depend on what is shown: a plan is made once and "
+        "its density is exact before a run. It loses most where heads look far."
+    )
 
     frames: float = option(
         0.6,

@@ -43,6 +43,13 @@ class ThresholdBlocks(TileMethod):
 
     name: ClassVar[str] = "threshold-blocks"
     paper: ClassVar[str] = "arXiv 2607.24027, 2602.13515, 2502.18137"
+    licence: ClassVar[str] = (
+        "Sol-Attn and SpargeAttn are Apache-2.0; SpargeAttention2 was read in the paper alone"
+    )
+    use_when: ClassVar[str] = (
+        "rows differ in how many tiles they need and choosing must stay cheap: `sigma` needs no "
+        "sort. The density is known only after a run."
+    )
 
     rule: Literal["sigma", "top"] = option(
         "sigma", "Threshold of a row: mean and deviation of its scores, or its best tiles"

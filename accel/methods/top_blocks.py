@@ -41,6 +41,11 @@ class TopBlocks(TileMethod):
 
     name: ClassVar[str] = "top-blocks"
     paper: ClassVar[str] = "arXiv 2505.13389, 2509.24006 (the selection only)"
+    licence: ClassVar[str] = "FastVideo (VSA) and SLA are Apache-2.0"
+    use_when: ClassVar[str] = (
+        "choosing must cost next to nothing and the density be known before: it is the simplest "
+        "choice by content. Take small tiles; large ones cost videos."
+    )
 
     keep: float = option(0.25, "Share of the key tiles that each query tile keeps", above=0, most=1)
     budget: Literal["equal", "by-head"] = option(

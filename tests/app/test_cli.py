@@ -30,6 +30,11 @@ FLAGS = {
         "model", "recipe", "set", "size", "frames", "steps", "device", "dtype", "json",
     },
     "recipes": {"json"},
+    "methods": {"json"},
+    "inspect": {
+        "prompt", "model", "recipe", "set", "layer", "step", "head", "query", "output", "size",
+        "frames", "steps", "guidance", "negative-prompt", "seed", "device", "dtype", "json",
+    },
     "doctor": {"json"},
     "models": {"json"},
     "ui": {"output", "port", "open"},
@@ -44,6 +49,7 @@ FLAGS = {
 @pytest.mark.parametrize(
     "args",
     [["--help"], ["generate", "--help"], ["decode", "-h"], ["models", "show", "--help"],
+     ["inspect", "--help"],
      ["doctor", "--help"], ["--version"], ["models"], ["models", "show", "kinora-tiny"],
      ["generate", ""], ["decode", "nowhere"]],
 )  # fmt: skip

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 COLUMNS = 110
 FREE_BYTES = 24_600_000_000
-TELLING = ("plan", "recipes", "models")
+TELLING = ("plan", "recipes", "models", "methods")
 """Commands that only tell something: fast, and the same everywhere."""
 
 
@@ -81,7 +81,12 @@ def test_a_page_shows_what_the_command_prints(
 
 def test_the_pages_show_each_of_these_commands() -> None:
     with_output = {command.arguments[:2] for command in SHOWN if command.output}
-    assert with_output >= {("plan", "--recipe"), ("recipes", "show"), ("models", "show")}
+    assert with_output >= {
+        ("plan", "--recipe"),
+        ("recipes", "show"),
+        ("models", "show"),
+        ("methods",),
+    }
 
 
 def test_the_guide_has_the_predicted_gain(cli: Cli) -> None:

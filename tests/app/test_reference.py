@@ -17,8 +17,8 @@ def test_the_reference_page_is_up_to_date() -> None:
 
 def test_it_names_every_option_with_its_range() -> None:
     for told in (
-        "`keep`",
-        "a number above 0 to 1",
+        "`when`",
+        "one of faster, always",
         "`--recipe`",
         "kinora recipes show",
         "`--json`",

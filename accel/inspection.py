@@ -1,0 +1,250 @@
+"""What a method keeps at one attention call, and what it misses there."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from pydantic import PrivateAttr
+
+from ..kernels.lists import permuted
+from ..kernels.plan import BlockPlan, Tail, Tile, tile_lengths
+from ..kernels.precision import Precision
+from .errors import AccelerationError
+from .method import AttentionMethod, Planner
+from .site import Site
+
+_CHUNK = 512
+"""Queries whose attention is written down at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One attention call with the plan that a method has made for it.
+
+    Attributes:
+        q, k: `[1, H, L, D]`, those of the prompt, after norms and rotary embedding.
+        plan: of one batch item.
+    """
+
+    site: Site
+    q: torch.Tensor
+    k: torch.Tensor
+    plan: BlockPlan
+
+    @property
+    def heads(self) -> int:
+        """`H`."""
+        return self.q.shape[1]
+
+    @cached_property
+    def mask(self) -> torch.Tensor:
+        """Tiles that are kept, `[H, Q, K]` bool."""
+        return self.plan.mask()[0].expand(self.heads, -1, -1)
+
+    @cached_property
+    def mass(self) -> torch.Tensor:
+        """Dense attention on each tile, mean over the queries of a row, `[H, Q, K]`."""
+        return tile_mass(self.q, self.k, self.plan)[0]
+
+    @cached_property
+    def density(self) -> torch.Tensor:
+        """Share of the pairs of tokens that are kept, `[H]`."""
+        return self.plan.density()[0].expand(self.heads)
+
+    @cached_property
+    def recall(self) -> torch.Tensor:
+        """Share of the dense attention that falls on kept tiles, `[H]`."""
+        return self._held(self.mass * self.mask)
+
+    @cached_property
+    def recall_at_best(self) -> torch.Tensor:
+        """The same, were the tiles of each row the heaviest of it and as many, `[H]`."""
+        heaviest = self.mass.sort(-1, descending=True).values
+        counts = self.mask.sum(-1, keepdim=True)
+        return self._held(heaviest * (torch.arange(self.plan.columns).to(counts) < counts))
+
+    @cached_property
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where each query and each key stands in the order they are cut in, `[H, L]` int64."""
+        as_they_come = torch.arange(self.site.tokens, device=self.q.device)
+        orders = (as_they_come if it is None else it for it in self.plan.orders)
+        queries, keys = (it if it.ndim == 1 else it[0] for it in orders)
+        at = self.heads, -1
+        return queries.expand(*at).argsort(-1), keys.expand(*at).argsort(-1)
+
+    def row(self, token: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Dense attention of one query, `[H, L]`, and which keys are in kept tiles, bool.
+
+        Both by the tokens' own numbers; `token` is one of these.
+        """
+        logits = (self.q[0, :, token, None].float() * self.k[0].float()).sum(-1)
+        weights = (logits * self.q.shape[-1] ** -0.5).softmax(-1)
+        tile, (queries, keys) = self.plan.tile, self.places
+        head = torch.arange(self.heads, device=self.q.device)
+        kept = self.mask[head, queries[:, token] // tile.query]
+        return weights, kept.gather(-1, keys // tile.key)
+
+    def token(self, frame: int, row: int, column: int) -> int:
+        """The number of a token of the picture."""
+        grid, first = self.site.grid, self.site.text if self.site.text_first else 0
+        return first + (frame * grid.height + row) * grid.width + column
+
+    def picture(self, x: torch.Tensor) -> torch.Tensor:
+        """Of values by token, `[..., L]`, those of the picture, `[..., frames, height, width]`."""
+        grid, first = self.site.grid, self.site.text if self.site.text_first else 0
+        sides = (grid.frames, grid.height, grid.width)
+        return x[..., first : first + grid.tokens].unflatten(-1, sides)
+
+    def text(self, x: torch.Tensor) -> torch.Tensor:
+        """Of values by token, `[..., L]`, those of the text, `[..., text]`."""
+        return x[..., : self.site.text] if self.site.text_first else x[..., self.site.grid.tokens :]
+
+    def _held(self, mass: torch.Tensor) -> torch.Tensor:
+        lengths = tile_lengths(self.plan.queries, self.plan.tile.query, mass.device)
+        return (mass.sum(-1) * lengths).sum(-1) / self.plan.queries
+
+
+class Caught(Exception):  # noqa: N818 - not an error: the caller asked for it
+    """Ends a run at the call that a `Lens` was to look at."""
+
+    def __init__(self, view: View) -> None:
+        super().__init__("the call was looked at")
+        self.view = view
+
+
+class Lens(AttentionMethod):
+    """Another method, up to one call: where that is planned, `Caught` is raised with it.
+
+    The call is the first of its step and layer, of the last item of its batch: in all pipelines
+    the one that sees the prompt.
+
+    Raises AccelerationError at the beginning of a run that has no such call, or where the method is
+    dense there, with the nearest one where it is not.
+    """
+
+    name: ClassVar[str] = "lens"
+
+    _method: AttentionMethod = PrivateAttr()
+    _layer: int = PrivateAttr()
+    _step: int = PrivateAttr()
+
+    def __init__(self, method: AttentionMethod, *, layer: int, step: int) -> None:
+        super().__init__()
+        self._method, self._layer, self._step = method, layer, step
+
+    def start(self) -> Planner:
+        """See `AttentionMethod`."""
+        inner = self._method.start()
+
+        def plan(q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+            made = inner(q, k, site)
+            if (site.layer, site.step, site.branch) != (self._layer, self._step, 0):
+                return made
+            if made is None:
+                raise AccelerationError(_dense(self._method, site))
+            raise Caught(View(site, q[-1:].detach(), k[-1:].detach(), _last(made)))
+
+        return plan
+
+    def predict(self, site: Site) -> float:
+        """See `AttentionMethod`."""
+        if site.layer == 0 and site.branch == 0:
+            self._check(site)
+        return self._method.predict(site)
+
+    def tiling(self) -> tuple[Tile, Tail]:
+        """See `AttentionMethod`."""
+        return self._method.tiling()
+
+    def beside(self) -> float:
+        """See `AttentionMethod`."""
+        return self._method.beside()
+
+    def precision(self) -> Precision:
+        """See `AttentionMethod`."""
+        return self._method.precision()
+
+    def kept_plans(self, batch: int) -> int:
+        """See `AttentionMethod`."""
+        return self._method.kept_plans(batch)
+
+    def why_dense(self, site: Site) -> str:
+        """See `AttentionMethod`."""
+        return self._method.why_dense(site)
+
+    def _check(self, site: Site) -> None:
+        for what, asked, count in (
+            ("layer", self._layer, site.layers),
+            ("step", self._step, site.steps),
+        ):
+            if not 0 <= asked < count:
+                raise AccelerationError(
+                    f"there is no {what} {asked}: this run has 0 to {count - 1}"
+                )
+        wanted = dataclasses.replace(site, layer=self._layer, step=self._step)
+        if self._method.predict(wanted) >= 1:
+            raise AccelerationError(_dense(self._method, wanted))
+
+
+def tile_mass(q: torch.Tensor, k: torch.Tensor, plan: BlockPlan) -> torch.Tensor:
+    """Dense attention on each tile of a plan, kept or not, `[B, H, Q, K]` float32.
+
+    Mean over the queries of a row, so that each row sums to 1.
+
+    Args:
+        q, k: `[B, H, L, D]`, not yet in the order of the plan.
+    """
+    q, k = (x if it is None else permuted(x, it) for x, it in zip((q, k), plan.orders, strict=True))
+    mass = torch.zeros(*q.shape[:2], plan.rows, plan.columns, device=q.device)
+    column = torch.arange(plan.keys, device=q.device) // plan.tile.key
+    for head in range(q.shape[1]):  # logits of all would take much memory
+        keys = k[:, head].float().mT * q.shape[-1] ** -0.5
+        for start in range(0, plan.queries, _CHUNK):
+            part = q[:, head, start : start + _CHUNK].float()
+            weights = (part @ keys).softmax(-1)
+            tiles = weights.new_zeros(*weights.shape[:2], plan.columns)
+            tiles.index_add_(2, column, weights)
+            row = torch.arange(start, start + part.shape[1], device=q.device) // plan.tile.query
+            mass[:, head].index_add_(1, row, tiles)
+    return mass / tile_lengths(plan.queries, plan.tile.query, q.device)[:, None]
+
+
+def _last(plan: BlockPlan) -> BlockPlan:
+    """The plan of the last batch item."""
+    order, key_order = (
+        it if it is None or it.ndim == 1 else it[-1:] for it in (plan.order, plan.key_order)
+    )
+    return dataclasses.replace(
+        plan,
+        indices=plan.indices[-1:],
+        counts=plan.counts[-1:],
+        order=order,
+        key_order=key_order,
+        bias=None if plan.bias is None else plan.bias[-1:],
+    )
+
+
+def _dense(method: AttentionMethod, site: Site) -> str:
+    near = next((it for it in _nearest_first(site) if method.predict(it) < 1), None)
+    remedy = (
+        "nowhere in this run is it sparse"
+        if near is None
+        else f"the nearest sparse one is layer {near.layer} at step {near.step}"
+    )
+    why = method.why_dense(site)
+    return f"layer {site.layer} at step {site.step} runs dense {why}; {remedy}"
+
+
+def _nearest_first(site: Site) -> Iterator[Site]:
+    """The calls of a run, those of the same layer first."""
+    calls = itertools.product(range(site.layers), range(site.steps))
+    for layer, step in sorted(
+        calls, key=lambda it: (abs(it[0] - site.layer), abs(it[1] - site.step))
+    ):
+        yield dataclasses.replace(site, layer=layer, step=step)

@@ -1,0 +1,114 @@
+"""The page of methods is what the definitions say, and no method keeps anything to itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from PIL import Image
+
+from kinora.accel.facts import facts, papers_of
+from kinora.accel.method import AttentionMethod
+from kinora.accel.methods import METHODS
+from kinora.accel.options import option, options_of
+from kinora.app.methods_page import PICTURES, page
+
+Cli = Callable[..., Any]
+DOCS = Path(__file__).parents[2] / "docs"
+MOST_BYTES = 100_000
+
+
+def test_the_page_of_methods_is_up_to_date() -> None:
+    assert (DOCS / "methods.md").read_text(encoding="utf-8") == page(), (
+        "make it again: python -m kinora.app.methods_page > docs/methods.md"
+    )
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=str)
+def test_every_method_says_what_it_is(method: type[AttentionMethod]) -> None:
+    found = facts(method)
+    assert found.name == method.name and found.short.endswith(".") and found.papers
+    assert all(paper in found.source for paper in found.papers), "Source names the papers"
+    assert {it.name for it in found.options} == {it.name for it in options_of(method)}
+    told = page().partition(f"\n## {method.name}\n")[2].partition("\n## ")[0]
+    for part in (*found.rule, *found.differs.values(), found.licence, found.use_when):
+        assert part in told
+    for it in found.options:
+        assert f"| `{it.name}` |" in told and it.allowed() in told
+    for paper in found.papers:
+        assert f"(https://arxiv.org/abs/{paper})" in told
+
+
+class Whole(AttentionMethod):
+    """Everything is kept.
+
+    As it always was.
+
+    Source: A Paper (arXiv 2401.00001), where
+    a line ends. Differs from the paper: it is: shorter. Differs from the authors' code: `x = 1`
+    there.
+
+    It differs from others too.
+    """
+
+    name: ClassVar[str] = "whole"
+    paper: ClassVar[str] = "arXiv 2401.00001"
+    licence: ClassVar[str] = "MIT"
+    use_when: ClassVar[str] = "all else fails"
+    keep: float = option(0.5, "Share", above=0, most=1)
+
+
+def test_facts_are_read_from_the_docstring() -> None:
+    found = facts(Whole)
+    assert found.rule == ("Everything is kept.", "As it always was.")
+    assert found.source == "A Paper (arXiv 2401.00001), where a line ends."
+    assert found.differs == {
+        "the paper": "it is: shorter.",
+        "the authors' code": "`x = 1` there. It differs from others too.",
+    }
+    assert found.to_json()["options"]["keep"]["allowed"] == "a number above 0 to 1"
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"licence": ""}, "Lacking lacks `licence`"),
+        ({"use_when": ""}, "`use_when`"),
+        ({"paper": "to appear"}, "an arXiv number"),
+        ({"__doc__": "A rule."}, "`Source: …` in a paragraph after the rule"),
+        ({"__doc__": "Source: it."}, "`Source: …` in a paragraph after the rule"),
+        ({"__doc__": "A rule.\n\nSource: it."}, "does not say how it differs"),
+    ],
+)
+def test_a_method_without_its_facts_is_refused(changed: dict[str, str], told: str) -> None:
+    lacking = type("Lacking", (Whole,), {"__doc__": Whole.__doc__, **changed})
+    with pytest.raises(ValueError, match=re.escape(told)):
+        facts(lacking)
+
+
+def test_papers_are_arxiv_numbers() -> None:
+    assert papers_of(METHODS["top-blocks"]) == ("2505.13389", "2509.24006")
+
+
+def test_pictures_are_small_and_of_methods_that_there_are() -> None:
+    pictures = list(PICTURES.iterdir())
+    assert {it.stem for it in pictures} <= set(METHODS) and pictures
+    for path in pictures:
+        assert path.stat().st_size < MOST_BYTES and f"plans/{path.name})" in page()
+        with Image.open(path) as image:
+            assert image.format == "PNG" and image.width > 600
+
+
+def test_the_command_line_tells_the_same(cli: Cli) -> None:
+    every = cli("methods", "--json").last["methods"]
+    assert [it["name"] for it in every] == list(METHODS)
+    one = cli("methods", "show", "blade", "--json").last["method"]
+    assert one == next(it for it in every if it["name"] == "blade")
+    shown = cli("methods", "show", "blade").out
+    for told in ("https://arxiv.org/abs/2508.10774", "not as the paper", "keep_least", "licence"):
+        assert told in shown
+    refused = cli("methods", "show", "balde")
+    assert refused.status == 2 and "did you mean blade" in refused.complaint
