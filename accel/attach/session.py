@@ -165,7 +165,7 @@ class Session:
         if run.forwards == 0:
             run.first = _first_step(self._scheduler, given)
         if run.branch == 0:
-            run.batch = given["hidden_states"].shape[0]
+            run.batch = given[denoiser.family.latents].shape[0]
         decision = run.decide()
         if isinstance(decision, Skip) and denoiser.kind is None:
             # The other denoiser's history says nothing of this one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kinora.accel.cost import Prediction, Shape, predict
+from kinora.accel.cost import Prediction, Shape, predict, transformer_layer
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import Blade
 from kinora.accel.site import Site
@@ -69,7 +69,7 @@ def test_means_of_everything_cost_their_share():
     assert method.beside() == 0.05 and Blade().beside() == 0
     assert method.tiling() == Blade(tail="none").tiling()
     assert method.predict(site()) == Blade(tail="none").predict(site())
-    shape = Shape(2, 4, 64, 1024, text=0, text_first=False, cross_attention=True)
+    shape = Shape((transformer_layer(4, 64, 1024, text=0, cross_attention=True),) * 2)
 
     def predicted(tail: str) -> Prediction:
         wrapped = Within(method=Blade(tail=tail, pool=20), from_step=0.2)  # pyright: ignore[reportArgumentType]

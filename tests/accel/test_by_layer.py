@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kinora.accel.attach import accelerate
-from kinora.accel.cost import Shape, predict
+from kinora.accel.cost import Shape, predict, transformer_layer
 from kinora.accel.errors import RecipeError
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import SlidingTile, ThresholdBlocks, TopBlocks
@@ -111,7 +111,7 @@ def test_a_run_is_sparser_where_the_curve_is_lower_and_the_receipt_says_so(build
 
 
 def test_the_prediction_is_the_mean_of_the_layers():
-    shape = Shape(3, 4, 64, 1024, text=0, text_first=False, cross_attention=True)
+    shape = Shape((transformer_layer(4, 64, 1024, text=0, cross_attention=True),) * 3)
 
     def density(method: Any) -> float:
         return predict(

@@ -11,9 +11,9 @@ import torch
 from kinora.accel import recipe as recipes
 from kinora.accel.attach import accelerate, dense
 from kinora.accel.errors import AccelerationError, RecipeError
-from kinora.accel.method import Within
 from kinora.accel.methods import TopBlocks
 from kinora.accel.recipe import Recipe
+from kinora.accel.wrappers import Within
 from kinora.kernels.dense import DENSE_KERNELS
 
 Build = Callable[[str], Any]

@@ -10,10 +10,10 @@ import torch
 
 from kinora.accel.attach import accelerate
 from kinora.accel.grid import TokenGrid
-from kinora.accel.method import Reuse
 from kinora.accel.methods import TopBlocks
 from kinora.accel.recipe import Recipe
 from kinora.accel.site import Site
+from kinora.accel.wrappers import Reuse
 
 Build = Callable[[str], Any]
 

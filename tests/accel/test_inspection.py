@@ -12,11 +12,11 @@ from kinora.accel.attach import accelerate
 from kinora.accel.errors import AccelerationError
 from kinora.accel.grid import TokenGrid
 from kinora.accel.inspection import Caught, Lens, View, tile_mass
-from kinora.accel.method import Within
 from kinora.accel.methods import TopBlocks
 from kinora.accel.order import AXES, axes
 from kinora.accel.recipe import Recipe
 from kinora.accel.site import Site
+from kinora.accel.wrappers import Within
 from kinora.kernels.plan import BlockPlan, Tile
 
 GRID = TokenGrid(3, 4, 5)

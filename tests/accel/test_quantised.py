@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kinora.accel.attach import accelerate
-from kinora.accel.cost import Shape, predict
+from kinora.accel.cost import Shape, predict, transformer_layer
 from kinora.accel.errors import AccelerationError
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import TopBlocks
@@ -20,9 +20,7 @@ from kinora.accel.wrappers import Quantised, Reuse, Within
 from kinora.kernels.precision import INPUT, Precision
 
 Build = Callable[[str], Any]
-SHAPE = Shape(
-    layers=2, heads=4, head_dim=64, middle=1024, text=0, text_first=False, cross_attention=True
-)
+SHAPE = Shape((transformer_layer(4, 64, 1024, cross_attention=True),) * 2)
 
 
 def recipe(*settings: str) -> Recipe:
@@ -55,16 +53,16 @@ def test_what_runs_is_computed_so_and_the_receipt_says_it(
 
 
 def test_the_operator_is_asked_for_it(build: Build, monkeypatch: pytest.MonkeyPatch):
-    from kinora.accel.attach import session
+    from kinora.accel.attach import forward
 
     asked: list[Precision] = []
-    stock = session.block_attention
+    stock = forward.block_attention
 
     def spy(*tensors: Any, precision: Precision, **given: Any) -> Any:
         asked.append(precision)
         return stock(*tensors, precision=precision, **given)
 
-    monkeypatch.setattr(session, "block_attention", spy)
+    monkeypatch.setattr(forward, "block_attention", spy)
     _, told = ran(build("wan"), "qk=int4", "from_step=0.5")
     assert asked == [Precision("int4")] * sum(told.kernels.values()) and asked
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kinora.accel.attach import accelerate
-from kinora.accel.cost import Shape, predict
+from kinora.accel.cost import Shape, predict, transformer_layer
 from kinora.accel.grid import TokenGrid
 from kinora.accel.method import Planner
 from kinora.accel.methods import TopBlocks, XAttention
@@ -228,7 +228,7 @@ def test_pipelines_with_guidance_in_calls_and_in_batches(build: Build, branches:
 
 @pytest.mark.parametrize("branches", ["own", "shared"])
 def test_the_memory_of_kept_plans_is_predicted(branches: Any):
-    shape = Shape(3, 4, 64, 1024, text=0, text_first=False, cross_attention=True)
+    shape = Shape((transformer_layer(4, 64, 1024, text=0, cross_attention=True),) * 3)
     grid = TokenGrid(9, 16, 16)
 
     def workspace(method: Any) -> int:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from kinora.accel.attach import accelerate
-from kinora.accel.method import Reuse, Within
 from kinora.accel.methods import TopBlocks
 from kinora.accel.recipe import Recipe
 from kinora.accel.site import Site
+from kinora.accel.wrappers import Reuse, Within
 
 Build = Callable[[str], Any]
 GRID = 3 * 16 * 16
