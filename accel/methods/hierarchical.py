@@ -110,7 +110,7 @@ class Hierarchical(TileMethod):
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""
         columns = tiles_of(site.tokens, tile_of(self.tile).key)
-        if self.blocks >= columns:
+        if self.blocks >= columns and not Spans.of(*self.at(site)).forces_all():
             return f"because {self.blocks} of {columns} tiles is all"
         frame = " or the first frame" if self.first_frame else ""
         return f"because each of {columns} tiles is the row's own or has text{frame}"

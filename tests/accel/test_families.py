@@ -89,7 +89,7 @@ def test_text_is_where_the_site_says(build: Build, family: str) -> None:
 def test_mochi_attends_for_each_item_alone_and_without_padding(build: Build) -> None:
     model = build("mochi")
     seen = sites(model, steps=2)
-    told = [(site.step, site.layer, site.branch, site.text, len(q)) for site, q in seen]
+    told = [(site.step, site.layer, site.item, site.text, len(q)) for site, q in seen]
     assert told == [
         (step, layer, item, text, 1)
         for step in range(2)

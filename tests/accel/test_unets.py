@@ -79,7 +79,10 @@ def test_layers_with_few_tokens_stay_dense_and_say_why(build: Build) -> None:
     assert dense == [level > 0 for level in levels]
     (slow,) = ran.fallbacks
     assert "predicted to take" in slow and "at 512 tokens" in slow
-    assert ran.dense == {slow: 2 * levels.count(1), "because 0.3 of 2 tiles is all": 2}
+    assert ran.dense == {
+        slow: 2 * levels.count(1),
+        "because each of 2 tiles is the row's own or has text": 2,
+    }
 
 
 def test_a_loop_of_numbers_that_begins_in_the_middle_is_followed(build: Build) -> None:

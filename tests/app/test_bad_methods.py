@@ -139,8 +139,10 @@ def test_an_option_out_of_range(method: str, option: str, value: str) -> None:
 
 @pytest.mark.usefixtures("unloaded")
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "paro"])
-def test_no_method_serves_a_unet_yet(cli: Cli, model_folders: dict[str, Path], method: str) -> None:
-    given = ("--model", model_folders["sdxl"], "--size", "32x32", "--set")
+def test_no_method_serves_a_model_of_which_nothing_is_known(
+    cli: Cli, unknown_folder: Path, method: str
+) -> None:
+    given = ("--model", unknown_folder, "--size", "32x32", "--frames", "5", "--set")
     called = cli("generate", "a", *given, f"attention.method={method}", "--strict")
     assert called.status == 2 and "choose --recipe dense" in called.complaint
     assert cli("generate", "a", *given, f"attention.method={method}").complaint == called.complaint
