@@ -82,7 +82,7 @@ class Paro(AttentionMethod):
 
     def _at(self, site: Site) -> tuple[str, int, tuple[int, int], Site]:
         """All that a plan depends on: steps of a window share it."""
-        alike = dataclasses.replace(site, step=0, steps=1, branch=0, branches=1, seed=0)
+        alike = dataclasses.replace(site, step=0, steps=1, branch=0, branches=1, item=0, seed=0)
         return self.calibration, _stamp(self.calibration), (window(site), site.layer), alike
 
     def _fitting(self, site: Site) -> Calibration:
