@@ -181,12 +181,16 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.2), layout="constrained")
+    for axis in axes:
+        axis.set_prop_cycle(color=matplotlib.colormaps["tab20"](range(20)))
     named: dict[str, list[tuple[float, float, float]]] = {}
     for (method, setting), group in grouped(rows):
         of = f"tile {TILE}x{TILE}" if method == "paro" else "tile 256x128"
-        tile = next((it for it in setting.split(", ") if it.startswith("tile ")), of)
-        named.setdefault(f"{method}, {tile.partition(' ')[2]}", []).append(
+        parts = setting.split(", ")
+        tile = next((it for it in parts if it.startswith("tile ")), of)
+        ways = [it for it in parts if it.startswith(("order ", "segment "))]
+        named.setdefault(", ".join([method, tile.partition(" ")[2], *ways]), []).append(
             (mean(group, "density"), mean(group, "recall"), mean(group, "error"))
         )
     for name, points in sorted(named.items()):
@@ -201,8 +205,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             axis.plot(*zip(*shown, strict=True), style, color="gray", label=beside)
         axis.set(xlabel="density", ylabel=kind)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     figure.savefig(path, dpi=110)
 
 

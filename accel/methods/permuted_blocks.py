@@ -57,7 +57,7 @@ class PermutedBlocks(TileMethod):
 
     name: ClassVar[str] = "permuted-blocks"
     paper: ClassVar[str] = "arXiv 2510.21270"
-    licence: ClassVar[str] = "not looked at"
+    licence: ClassVar[str] = "no licence file was found in the repository"
     use_when: ClassVar[str] = (
         "many queries want the same few keys that lie scattered over the clip; where attention is "
         "local, methods that keep neighbours in a tile choose better."
