@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 
@@ -12,7 +11,6 @@ from .backends import attend, checked
 from .lists import permuted, tile_means
 from .plan import BlockPlan
 from .precision import INPUT, Precision
-from .problem import Problem
 from .reference import pool
 
 
@@ -46,7 +44,7 @@ def block_attention(
         Output like q, and the log-sum-exp of its logits `[B, H, L]`, float32 or, for float64,
         float64. A query without any key, or with biases of minus infinity alone, gets output 0
         and minus infinity. What is in the keys and values of a tile that is left out without a
-        tail, NaN too, reaches nothing.
+        tail, NaN too, reaches nothing, unless `precision` takes a mean or a scale of all of them.
 
     Raises:
         ValueError: tensors that do not fit the plan, or a backend that refuses, with its reason;
@@ -57,9 +55,8 @@ def block_attention(
     which computes two attentions and joins them by their log-sum-exp, as this does.
     """
     if plan.means:
-        near = replace(plan, means=0)
         given = scale, precision, backend
-        return merge(_attend(q, k, v, near, *given), _attend_to_means(q, k, v, plan, *given))
+        return merge(_attend(q, k, v, plan, *given), _attend_to_means(q, k, v, plan, *given))
     return _attend(q, k, v, plan, scale, precision, backend)
 
 
@@ -72,10 +69,10 @@ def _attend(
     precision: Precision,
     backend: str | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `block_attention`; without means."""
+    """See `block_attention`; of the kept tiles alone, whatever means the plan has."""
     if torch.compiler.is_compiling():
         return compiled.block_attention((q, k, v), plan, scale, precision, backend or "")
-    name = checked(q, k, v, plan, Problem.of(q, k, v, plan, precision), backend)
+    name = checked(q, k, v, plan, precision, backend)
     return attend(q, k, v, plan, scale, precision, name)
 
 
@@ -127,9 +124,7 @@ def merge(
     empty = (lse_a == -torch.inf) & (lse_b == -torch.inf)
     lse_a, lse_b = lse_a.masked_fill(empty, 0), lse_b.masked_fill(empty, 0)
     lse = torch.logaddexp(lse_a, lse_b)
-    out = sum(
-        part * (part_lse - lse).exp().masked_fill(empty, 0)[..., None].to(part.dtype)
-        for part, part_lse in ((a, lse_a), (b, lse_b))
-    )
-    assert isinstance(out, torch.Tensor)
+    shares = ((it - lse).exp().masked_fill(empty, 0)[..., None] for it in (lse_a, lse_b))
+    # Rounded once, at the end: shares are of the precision of the log-sum-exp.
+    out = (a * next(shares) + b * next(shares)).to(a.dtype)
     return out, lse.masked_fill(empty, -torch.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from types import ModuleType
 
 import torch
@@ -40,17 +41,23 @@ def checked(
     k: torch.Tensor,
     v: torch.Tensor,
     plan: BlockPlan,
-    problem: Problem,
+    precision: Precision,
     backend: str | None,
+    *,
+    wants: bool | None = None,
 ) -> str:
     """The backend, or the fastest that can; ValueError where that one, or anything, does not fit.
 
+    `wants`: whether gradients are; None: as the tensors say.
     With `KINORA_CHECK=1` in the environment the plan's numbers are looked at too, which waits for
     the device.
     """
     _fit(q, k, v, plan)
     if os.environ.get("KINORA_CHECK") == "1":
         plan.check()
+    problem = Problem.of(q, k, v, plan, precision)
+    if wants is not None:
+        problem = replace(problem, requires_grad=wants)
     name = backend or choose(problem)
     reason = refuses(problem, name)
     if reason:
@@ -109,9 +116,21 @@ def _fit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan) -> 
             f"q on {q.device}, k on {k.device}, v on {v.device}, the plan on "
             f"{plan.indices.device}; all must be on one device"
         )
-    shapes = {"plan": plan.indices, "plan's order": plan.order, "plan's key_order": plan.key_order}
-    for name, tensor in shapes.items():
-        if tensor is None or tensor.ndim == 1:
+    tensors = {
+        "plan": plan.indices,
+        "plan's counts": plan.counts,
+        "plan's order": plan.order,
+        "plan's key_order": plan.key_order,
+        "plan's bias": plan.bias,
+    }
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.device != q.device:
+            raise ValueError(
+                f"the {name}: on {tensor.device}, q on {q.device}; all must be on one device"
+            )
+        if tensor.ndim == 1:
             continue
         for what, given, whole in zip(("B", "H"), tensor.shape, q.shape, strict=False):
             if given not in (1, whole):

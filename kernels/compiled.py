@@ -40,7 +40,7 @@ def block_attention(
     tensors: _Tensors, plan: BlockPlan, scale: float | None, precision: Precision, backend: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `attention.block_attention`; `backend` "" is the fastest that can."""
-    sizes = [plan.tile.query, plan.tile.key, plan.queries, plan.keys]
+    sizes = [plan.tile.query, plan.tile.key, plan.queries, plan.keys, plan.means]
     wants = wants_gradients(*tensors, plan.bias)
     return torch.ops.kinora.block_attention(
         *tensors, plan.indices, plan.counts, plan.order, plan.key_order, plan.bias, sizes,
@@ -51,10 +51,10 @@ def block_attention(
 def _plan(tensors: tuple[Any, ...], settings: _Settings) -> BlockPlan:
     """The plan from indices, counts, both orders and bias."""
     indices, counts, order, key_order, bias = tensors
-    tile_q, tile_k, queries, keys = settings.sizes
+    tile_q, tile_k, queries, keys, means = settings.sizes
     tail: Any = settings.tail
     tile = Tile(tile_q, tile_k)
-    return BlockPlan(indices, counts, tile, queries, keys, tail, order, key_order, bias)
+    return BlockPlan(indices, counts, tile, queries, keys, tail, order, key_order, bias, means)
 
 
 def _precision(settings: _Settings) -> Precision:
@@ -83,8 +83,7 @@ def _forward(
     settings = _Settings(sizes, tail, scale, qk, pv, backend)
     plan = _plan((indices, counts, order, key_order, bias), settings)
     precision = _precision(settings)
-    problem = replace(Problem.of(q, k, v, plan, precision), requires_grad=wants_gradients)
-    name = checked(q, k, v, plan, problem, backend or None)
+    name = checked(q, k, v, plan, precision, backend or None, wants=wants_gradients)
     out, lse = attend(q, k, v, plan, scale, precision, name)
     return out.contiguous(), lse.contiguous()
 

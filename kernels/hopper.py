@@ -199,26 +199,35 @@ def _loadable(x: torch.Tensor) -> torch.Tensor:
 
 
 def workspace(problem: Problem) -> int:
-    """Pooled tokens and a bit a tile for the tail, operands in 8 bits; else nothing.
+    """Pooled tokens and a bit a tile for the tail, operands in 8 bits, numbers of query tiles.
 
-    Tensors whose strides the copy engine cannot take are copied too; models have none.
+    Tensors whose strides the copy engine cannot take are copied too, and queries where the scale is
+    not above 0; models have neither.
     """
     pairs = problem.batch * problem.heads
     columns, rows = (
         tiles_of(problem.keys, problem.tile.key),
         tiles_of(problem.queries, problem.tile.query),
     )
+    dim, tail = problem.head_dim, problem.tail == "complement"
     size = triton_backward.workspace(problem) if problem.requires_grad else 0
-    # The list of the tiles of queries that are done again.
-    size += 4 + 4 * pairs * tiles_of(problem.queries, 64)
-    if problem.tail == "complement":
+    if problem.precision.pv == "input" and problem.dtype == torch.bfloat16:
+        # What the second pass does: at the most all.
+        size += 4 * (1 + pairs * (tiles_of(problem.queries, 128) * 2))
+    if tail:
         # In float32, and in the dtype of the tensors.
-        size += 2 * pairs * columns * problem.head_dim * (4 + problem.dtype.itemsize)
+        size += 2 * pairs * columns * dim * (4 + problem.dtype.itemsize)
         size += 16 * pairs * rows * tiles_of(columns, 128)
+    if problem.precision != INPUT:
+        # A mean, in parts, and the largest values.
+        size += 4 * pairs * (quantise.PARTS + 1) * dim
     if problem.precision.qk == "int8":
-        size += pairs * (problem.queries + problem.keys) * (problem.head_dim + 4)
+        # A scale for some tokens; a shift for each query.
+        size += pairs * (problem.queries * (dim + 4) + problem.keys * dim)
+        size += 4 * pairs * (tiles_of(problem.queries, quantise.QUERIES) + columns + columns * tail)
     if problem.precision.pv == "fp8":
-        size += pairs * 128 * tiles_of(problem.keys, 128) * problem.head_dim
+        tokens = 128 * (tiles_of(problem.keys, 128) + tail * tiles_of(columns, 128))
+        size += pairs * tokens * dim
     return size
 
 

@@ -178,11 +178,10 @@ def _compute(
             step += 1
             weight = gl.convert_layout(gl.sum(parts, 1), gl.SliceLayout(1, LOGITS))
             if PASS == 1:
-                # Not so where it is no number.
-                within = (weight <= 1.2676506e30) & gl.convert_layout(
-                    gl.max(gl.abs(out), 1) < float("inf"), gl.SliceLayout(1, LOGITS)
-                )
-                if gl.max(gl.where(within, 0, 1), 0) != 0:
+                # No number is neither; a maximum of the channels would pass over it.
+                beyond = gl.max(gl.where(gl.abs(out) < float("inf"), 0, 1), 1)
+                beyond = gl.convert_layout(beyond, gl.SliceLayout(1, LOGITS))
+                if gl.max(gl.where(weight <= 1.2676506e30, beyond, 1), 0) != 0:
                     place = gl.atomic_add(again_ptr, 1)
                     gl.store(again_ptr + 1 + place, at)
         mbarrier.arrive(free_q, count=1)

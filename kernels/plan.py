@@ -93,6 +93,8 @@ class BlockPlan:
             raise ValueError(
                 f"bias {tuple(self.bias.shape)} does not fit indices {tuple(self.indices.shape)}"
             )
+        if self.bias is not None and not self.bias.dtype.is_floating_point:
+            raise ValueError(f"bias {self.bias.dtype}; a floating dtype is needed")
         if self.tail not in ("none", "complement"):
             raise ValueError(f"tail {self.tail!r}; it can be none or complement")
         if self.means < 0 or (self.means and self.tail != "none"):
@@ -107,11 +109,12 @@ class BlockPlan:
                 f"an order of {tuple(self.order.shape)} tokens for {self.queries} queries and "
                 f"{self.keys} keys; it must be one permutation of "
                 + ("both, or there must be a key_order" if shared else "the queries")
+                + f", int64, not {self.order.dtype}"
             )
         if self.key_order is not None and not _permutes(self.key_order, self.keys):
             raise ValueError(
                 f"a key_order of {tuple(self.key_order.shape)} tokens for {self.keys} keys; it "
-                "must be one permutation of them"
+                f"must be one permutation of them, int64, not {self.key_order.dtype}"
             )
 
     @property
@@ -272,5 +275,5 @@ class BlockPlan:
 
 
 def _permutes(order: torch.Tensor, tokens: int) -> bool:
-    """Whether its shape is that of a permutation of `tokens`, or of one for each head."""
-    return order.ndim in (1, 3) and order.shape[-1] == tokens
+    """Whether it looks like a permutation of `tokens`, or like one for each head."""
+    return order.ndim in (1, 3) and order.shape[-1] == tokens and order.dtype == torch.int64

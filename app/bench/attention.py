@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
+from math import isfinite
 from typing import Any, cast
 
 import torch
@@ -88,8 +89,12 @@ class Row:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, without those that are not known."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, "")}
+        """Plain values, without those that are not known or, as JSON has none, not finite."""
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if value not in (None, "") and not (isinstance(value, float) and not isfinite(value))
+        }
 
 
 def machine(device: str) -> dict[str, str]:
@@ -97,7 +102,7 @@ def machine(device: str) -> dict[str, str]:
     cuda = device.startswith("cuda")
     name = torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu"
     told = {"machine": name, "torch": torch.__version__}
-    for library in ("triton", "sageattention", "fastvideo-kernel", "flash-attn-4"):
+    for library in ("triton", "sageattention", "xformers", "fastvideo-kernel", "flash-attn-4"):
         try:
             told[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
@@ -140,19 +145,23 @@ def _of_shape(shape: Shape, wanted: Wanted) -> Iterator[Row]:
     whole = Tile(128, 128)
     every = PATTERNS["random"](shape, whole, 0.1, wanted.device, wanted.dtype)
     begin = Row("", str(shape), "all", "dense", "none", str(INPUT), 1.0, machine=about)
-    dense: dict[str, float] = {}
     # On a CPU the backends of torch other than flash write down all logits.
     kinds = [it for it, peer in PEERS.items() if peer.dense]
     if not wanted.device.startswith("cuda"):
         kinds = ["sdpa-flash", *(it for it in kinds if it in wanted.peers)]
-    for name in dict.fromkeys(kinds):
-        row = _timed(dataclasses.replace(begin, name=name), every, PEERS[name].prepare, wanted)
-        if row.ms is not None and name.startswith("sdpa"):
-            dense[name] = row.ms
-        yield row
+    found = [
+        _timed(dataclasses.replace(begin, name=name), every, PEERS[name].prepare, wanted)
+        for name in dict.fromkeys(kinds)
+    ]
+    dense = {it.name: it.ms for it in found if it.ms is not None and it.name.startswith("sdpa")}
     if not dense:
+        yield from found
         return
     fastest = min(dense, key=lambda it: dense[it])
+    for row in found:
+        if row.ms is not None:
+            row = dataclasses.replace(row, dense_ms=dense[fastest], e=dense[fastest] / row.ms)
+        yield row
     combinations = itertools.product(wanted.patterns, wanted.tiles, wanted.densities, wanted.tails)
     for pattern, tile, density, tail in combinations:
         if pattern == "recorded" and shape != RECORDED:

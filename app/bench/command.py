@@ -98,6 +98,12 @@ def attention(
         dtype=dtype,
         repeats=repeats or 5,
     )
+    if json_file:
+        try:
+            json_file.write_text("")
+        except OSError as error:
+            told = f"{str(json_file)!r}; {error.strerror}"
+            raise typer.BadParameter(told, param_hint="--json") from None
     lines: list[str] = []
     for row in rows(wanted):
         typer.echo(f"{row.shape:14} {row}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,35 @@ def test_no_time_where_it_errs(monkeypatch: pytest.MonkeyPatch):
     assert found["fastvideo"].refused == "no such device"
 
 
+def test_no_number_stays_out_of_json(monkeypatch: pytest.MonkeyPatch):
+    def nothing(case: Case) -> peers.Call:
+        return lambda: case.tensors[2] * torch.nan
+
+    monkeypatch.setitem(peers.PEERS, "flex", peers.Peer(nothing))
+    *_, row = rows(Wanted([SHAPE], [TILE], [0.3], peers=["flex"], repeats=1))
+    assert row.refused == "it errs by nan"
+    assert "error" not in json.loads(json.dumps(row.to_json(), allow_nan=False))
+
+
+def test_a_slower_dense_kernel_is_told_by_how_much(monkeypatch: pytest.MonkeyPatch):
+    right = peers.PEERS["sdpa-flash"].prepare
+
+    def slow(case: Case) -> peers.Call:
+        call = right(case)
+
+        def twice() -> torch.Tensor:
+            time.sleep(0.05)
+            return call()
+
+        return twice
+
+    monkeypatch.setitem(peers.PEERS, "sage", peers.Peer(slow, dense=True))
+    fast, slower = rows(Wanted([SHAPE], [TILE], [], peers=["sage"], repeats=1))
+    assert fast.ms and slower.ms and fast.e == 1
+    assert slower.dense_ms == fast.ms and slower.e == pytest.approx(fast.ms / slower.ms)
+    assert fast.ms < slower.ms
+
+
 def test_a_precision_that_a_backend_lacks_is_told(capsys: pytest.CaptureFixture[str]):
     given = (*SMALL, "--peer", "sage", "--precision", "int8.input")
     assert main(["bench", "attention", *given]) == 0
@@ -117,6 +147,7 @@ def test_a_precision_that_a_backend_lacks_is_told(capsys: pytest.CaptureFixture[
         (("--precision", "int3.input"), "qk 'int3'; it can be input, int8, int4"),
         (("--density", "1.5"), "--density"),
         (("--repeats", "0"), "--repeats"),
+        (("--json", "/nowhere/rows.jsonl"), "--json: '/nowhere/rows.jsonl'; No such file"),
     ],
 )
 def test_bad_input(given: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]):

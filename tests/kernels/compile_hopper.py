@@ -75,7 +75,7 @@ VARIANTS: list[tuple[int, int, dict[str, Any]]] = [
 if __name__ == "__main__":
     for dim, key, more in VARIANTS:
         kernel = compiled(dim, key, **more)
-        # Of a processor; and no register spilled into memory.
+        # Of a processor; and no register spilled into memory, which only the assembler does.
         assert kernel.metadata.shared <= 227 * 1024, (dim, key, more)
-        assert "st.local" not in kernel.asm["ptx"], (dim, key, more)
+        assert "STL" not in kernel.asm["sass"], (dim, key, more)
         assert "wgmma" in kernel.asm["ptx"], (dim, key, more)

@@ -83,7 +83,10 @@ def _plan(**changes: object) -> BlockPlan:
         ({"indices": torch.zeros(1, 1, 2, 1)}, "must be int32"),
         ({"counts": torch.ones(1, 2, 2, dtype=torch.int32)}, "do not fit indices"),
         ({"bias": torch.zeros(1, 1, 2, 3)}, "bias (1, 1, 2, 3) does not fit"),
+        ({"bias": torch.zeros(1, 1, 2, 1, dtype=torch.int64)}, "bias torch.int64; a floating"),
         ({"tail": "pooled"}, "none or complement"),
+        ({"order": torch.arange(8, dtype=torch.int32)}, "int64, not torch.int32"),
+        ({"key_order": torch.arange(8.0)}, "int64, not torch.float32"),
         ({"order": torch.arange(7)}, "one permutation of both"),
         (
             {"order": torch.arange(7), "key_order": torch.arange(8)},

@@ -151,7 +151,7 @@ def test_the_fake_tells_shapes_dtypes_and_strides(compiled: Any):
     del compiled
     tensors, plan = _case(0, dtype=torch.float32, keys=52)
     q, k, v = tensors
-    sizes = [plan.tile.query, plan.tile.key, plan.queries, plan.keys]
+    sizes = [plan.tile.query, plan.tile.key, plan.queries, plan.keys, plan.means]
     args = (
         q.mT.contiguous().mT, k, v, plan.indices, plan.counts, plan.order, plan.key_order, None,
         sizes, "none", None, "input", "input", "", False,

@@ -111,6 +111,7 @@ def test_no_key_at_all_is_refused():
     ("change", "told"),
     [
         (lambda q, k, v: (q[0], k, v), "[B, H, L, D] is needed"),
+        (lambda q, k, v: (q[0, 0, :, 0], k, v), "[B, H, L, D] is needed"),
         (lambda q, k, v: (q, k[:, :2], v[:, :2]), "B, H and D of all alike"),
         (lambda q, k, v: (q[:, :, :39], k, v), "the plan is for 40 queries and 40 keys"),
         (lambda q, k, v: (q, k.float(), v), "one floating dtype is needed"),
@@ -122,3 +123,18 @@ def test_what_does_not_fit_is_refused(change: Callable[..., Tensors], told: str)
     q, k, v = change(*tensors())
     with pytest.raises(ValueError, match=re.escape(told)):
         block_attention(q, k, v, plan_of(some()))
+
+
+@pytest.mark.parametrize("name", ["counts", "order", "key_order", "bias"])
+def test_a_plan_of_two_devices_is_refused_by_the_name_of_what_is_elsewhere(name: str):
+    plan = plan_of(some())
+    parts = {
+        "counts": plan.counts,
+        "order": torch.arange(40),
+        "key_order": torch.arange(40),
+        "bias": torch.zeros(plan.indices.shape),
+    }
+    elsewhere = {name: parts[name].to("meta")}
+    plan = dataclasses.replace(plan, **elsewhere)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=f"the plan's {name}: on meta, q on cpu; all must be on"):
+        block_attention(*tensors(), plan)

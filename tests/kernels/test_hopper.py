@@ -207,6 +207,27 @@ def test_a_later_key_may_be_higher_than_all_before_by_any_amount(
     assert lse_error <= 1.3 * allowed_lse + 1e-3 * higher
 
 
+@pytest.mark.gpu
+def test_products_may_overflow_to_both_sides_in_one_channel_alone(on_hopper: None):
+    """Infinity less infinity is no number, which a maximum over the channels does not see."""
+    q, k, v, plan = _case(700, 777, 128, Tile(128, 64), torch.bfloat16, 0.6)
+    q, k, v = (x.nan_to_num().clone() for x in (q, k, v))
+    q[..., 0] = 16.0
+    k[..., 0] = 0.0
+    k[:, :, 500:, 0] = 20 * 128**0.5 / 16
+    v[:, :, ::2, 0], v[:, :, 1::2, 0] = 1e34, -1e34
+    out, lse = block_attention(q, k, v, plan, backend="hopper")
+    exact, exact_lse = block_attention(
+        q.double(), k.double(), v.double(), plan, backend="reference"
+    )
+    assert out.isfinite().all()
+    some = exact_lse.isfinite()
+    for channels in (slice(0, 1), slice(1, None)):
+        error = (out.double() - exact)[..., channels].norm() / exact[..., channels].norm()
+        assert error <= 1e-2
+    assert float((lse.double() - exact_lse)[some].abs().max()) <= 1e-2
+
+
 TAILS: tuple[Tail, ...] = ("none", "complement")
 
 
