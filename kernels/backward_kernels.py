@@ -160,12 +160,13 @@ def queries(
     if TAIL:
         pooled_k_ptr += pair * columns * DIM
         pooled_v_ptr += pair * columns * DIM
-        left_out_ptr += in_plan * columns
+        left_out_ptr += in_plan * ((columns + 31) // 32)
         for start in range(0, columns, SUB_K):
             tile = start + inside
             at_k = tl.minimum(tile, columns - 1)
             k = _rows(pooled_k_ptr, at_k, DIM, dims, in_dim, WHOLE)
-            stands = tl.load(left_out_ptr + tile, mask=tile < columns, other=0) != 0
+            bits = tl.load(left_out_ptr + tile // 32, mask=tile < columns, other=0)
+            stands = ((bits >> (tile % 32)) & 1) != 0
             length = tl.minimum(keys - at_k * TILE_K, TILE_K)
             weight = tl.math.log2(length.to(tl.float32))
             logits = _dot(q, tl.trans(k), WIDE) * factor + (weight[None] - lse2[:, None])
@@ -331,7 +332,8 @@ def pooled(
     k = _rows(pooled_k_ptr + pair * columns * DIM, at, DIM, dims, in_dim, WHOLE)
     v = _rows(pooled_v_ptr + pair * columns * DIM, at, DIM, dims, in_dim, WHOLE)
     weight = tl.math.log2(tl.minimum(keys - at * TILE_K, TILE_K).to(tl.float32))
-    left_out_ptr += (batch * plan_b + head * plan_h) * rows * columns
+    words = (columns + 31) // 32
+    left_out_ptr += (batch * plan_b + head * plan_h) * rows * words
     factor = scale * LOG2_E
     dk = tl.zeros([SUB_K, PADDED_DIM], tl.float32)
     dv = tl.zeros([SUB_K, PADDED_DIM], tl.float32)
@@ -343,7 +345,8 @@ def pooled(
         at_q = tl.minimum(tokens_q, queries - 1)
         q = _rows(q_ptr, at_q, q_l, across_q, in_dim, WHOLE)
         row = step * SUB_Q // TILE_Q
-        stands = tl.load(left_out_ptr + row * columns + tiles, mask=is_tile, other=0) != 0
+        bits = tl.load(left_out_ptr + row * words + tiles // 32, mask=is_tile, other=0)
+        stands = ((bits >> (tiles % 32)) & 1) != 0
         shift = tl.load(lse2_ptr + tokens_q)
         logits = _dot(k, tl.trans(q), WIDE) * factor + (weight[:, None] - shift[None])
         weights = tl.math.exp2(tl.where(stands[:, None], logits, -float("inf")))

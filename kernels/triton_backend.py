@@ -144,7 +144,7 @@ def _forward(
 
 
 def workspace(problem: Problem) -> int:
-    """Pooled keys and values, in float32 first, and a byte a tile for the tail.
+    """Pooled keys and values, in float32 first, and a bit a tile for the tail.
 
     With gradients also what the backward pass needs, at the same time at the most.
     """
@@ -159,9 +159,8 @@ def workspace(problem: Problem) -> int:
     size = backward
     pooled = columns if problem.tail == "complement" else 0
     if pooled:
-        size += (
-            2 * pairs * columns * dim * (4 + problem.dtype.itemsize) + 2 * pairs * rows * columns
-        )
+        size += 2 * pairs * columns * dim * (4 + problem.dtype.itemsize)
+        size += 4 * pairs * rows * tiles_of(columns, 32)
     if problem.precision.bits("qk"):
         # Whole numbers, packed or not, and at the most a scale and a shift for each token.
         size += pairs * (problem.queries + problem.keys + pooled) * (dim + 8)

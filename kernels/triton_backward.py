@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from .lists import pair_means
+from .lists import left_out, pair_means
 from .plan import BlockPlan, Tile, tiles_of
 from .problem import Problem
 from .triton_support import interpreted, on_device, padded
@@ -177,9 +177,9 @@ def transpose(plan: BlockPlan) -> Transposed:
 def summarize(
     k: torch.Tensor, v: torch.Tensor, plan: BlockPlan
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the tail needs: pooled keys and values, and which tiles are left out, all contiguous."""
+    """What the tail needs: pooled keys and values, and bits of the tiles that are left out."""
     keys, values = pair_means(k, v, Tile(plan.tile.key, plan.tile.key))
-    return keys.to(k.dtype), values.to(v.dtype), plan.mask().logical_not_().to(torch.int8)
+    return keys.to(k.dtype), values.to(v.dtype), left_out(plan.indices, plan.counts, plan.columns)
 
 
 def gradients(

@@ -111,7 +111,8 @@ def forward(
 
     q, k, v `[B, H, L, DIM]` by their strides; out contiguous in its last dimension; lse
     `[B, H, queries]`, indices, counts, bias and left_out contiguous with strides `plan_b` and
-    `plan_h` in rows; pooled keys and values `[B, H, columns, DIM]` contiguous.
+    `plan_h` in rows, left_out with a bit a tile; pooled keys and values `[B, H, columns, DIM]`
+    contiguous.
 
     `QK`, `PV`: 8 or 4 where q and k, or v, are whole numbers of so many bits, else 0; those of 4
     bits are packed, all as `quantise.whole_numbers` makes them, pooled ones too. Scales of q, k and
@@ -172,7 +173,8 @@ def forward(
             logits = _logits(
                 q, k, q_scale, pooled_k_scale_ptr, at, is_tile, SHARE_POOLED, WIDE
             ) * factor  # fmt: skip
-            stands = tl.load(left_out_ptr + in_plan * columns + at, mask=is_tile, other=0) != 0
+            words = left_out_ptr + in_plan * ((columns + 31) // 32)
+            stands = ((tl.load(words + at // 32, mask=is_tile, other=0) >> (at % 32)) & 1) != 0
             length = tl.minimum(keys - at * TILE_K, TILE_K)
             weight = tl.math.log2(tl.maximum(length, 1).to(tl.float32))
             logits = tl.where(stands[None], logits + weight[None], -float("inf"))
