@@ -221,6 +221,6 @@ def slower(problem: Problem, density: float, beside: float = 0.0) -> str | None:
     if ratio < 1:
         return None
     return (
-        f"because the {kernel} kernel is predicted to take {ratio:.1f} times as long at "
+        f"because the {kernel} kernel is predicted to take {ratio:.2f} times as long at "
         f"{problem.keys:,} tokens and density {density:.2f}"
     )

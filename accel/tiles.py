@@ -16,6 +16,7 @@ from .method import AttentionMethod
 from .options import option
 from .order import ORDERS, TokenOrder, first_frame_apart
 from .site import Site
+from .spans import Spans
 
 At = tuple[Tile, str, TokenGrid, int, bool, bool]
 """Tile, name of the order, grid, tokens of text, whether these are first, and whether the first
@@ -94,7 +95,7 @@ class TileMethod(AttentionMethod):
 
     def forces_all(self, site: Site) -> bool:
         """Whether every tile is kept always, so that there is nothing to choose."""
-        return bool(forced(*self.at(site)).all())
+        return Spans.of(*self.at(site)).forces_all()
 
     def why_forced(self, site: Site) -> str:
         """Where `forces_all`: why it is dense, in words that follow "dense …"."""
@@ -185,12 +186,13 @@ def kept_of(keep: float, columns: int) -> int:
     return max(1, math.ceil(round(keep * columns, 6)))
 
 
-@lru_cache(maxsize=64)
 def density_of(keep: float, *at: *At) -> float:
-    """Of plans that keep the share `keep` of each row, with what is kept always; asked often."""
-    tile, _, grid, text, *_ = at
-    always = forced(*at)
-    return density_with(always, kept_of(keep, always.shape[1]), tile, grid.tokens + text)
+    """Of plans that keep the share `keep` of each row, with what is kept always; asked often.
+
+    By ranges: of a large picture a mask of all pairs of tiles would not fit anywhere.
+    """
+    spans = Spans.of(*at)
+    return spans.density(kept_of(keep, tiles_of(spans.tokens, spans.tile.key)))
 
 
 def density_with(always: torch.Tensor, kept: int, tile: Tile, tokens: int) -> float:
@@ -205,14 +207,9 @@ def density_with(always: torch.Tensor, kept: int, tile: Tile, tokens: int) -> fl
     return float(heights @ held) / tokens**2
 
 
-@lru_cache(maxsize=64)
 def density_beside(share: float, *at: *At) -> float:
     """Of plans that keep `share` of the pairs that are not kept always; asked often."""
-    tile, _, grid, text, *_ = at
-    always = forced(*at).double()
-    tokens = grid.tokens + text
-    heights, widths = (tile_lengths(tokens, size).double() for size in (tile.query, tile.key))
-    kept = float(heights @ always @ widths) / tokens**2
+    kept = Spans.of(*at).density(0)
     return kept + share * (1 - kept)
 
 

@@ -165,6 +165,11 @@ def _of_shape(shape: Shape, wanted: Wanted) -> Iterator[Row]:
     combinations = itertools.product(wanted.patterns, wanted.tiles, wanted.densities, wanted.tails)
     for pattern, tile, density, tail in combinations:
         if pattern == "recorded" and shape != RECORDED:
+            told = f"recorded queries and keys have the shape {RECORDED}"
+            yield Row(
+                "all", str(shape), f"{tile.query}x{tile.key}", pattern, tail, str(INPUT), density,
+                refused=told, machine=about,
+            )  # fmt: skip
             continue
         made = PATTERNS[pattern](shape, tile, density, wanted.device, wanted.dtype)
         case = Case(made.tensors, dataclasses.replace(made.plan, tail=tail))

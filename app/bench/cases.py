@@ -99,11 +99,13 @@ def by_means(q: torch.Tensor, k: torch.Tensor, tile: Tile, density: float) -> Bl
 
 def first(case: Case, tokens: int) -> Case:
     """The first `tokens` of a case of one tile's heads, everything kept, for comparisons."""
-    q, k, v = (x[:, :2, :tokens] for x in case.tensors)
+    heads = min(2, case.tensors[0].shape[1])
+    q, k, v = (x[:, :heads, :tokens] for x in case.tensors)
     dense = BlockPlan.dense(tile=case.plan.tile, queries=tokens, keys=tokens, device=q.device)
     half = max(1, dense.columns // 2)
     shifted = (dense.indices + torch.arange(dense.rows, device=q.device)[:, None]) % dense.columns
-    indices = shifted[..., :half].sort(-1).values.to(torch.int32).expand(1, 2, -1, -1).contiguous()
+    lists = shifted[..., :half].sort(-1).values.to(torch.int32)
+    indices = lists.expand(1, heads, -1, -1).contiguous()
     counts = torch.full_like(indices[..., 0], half)
     return Case((q, k, v), replace(dense, indices=indices, counts=counts, tail=case.plan.tail))
 

@@ -69,6 +69,8 @@ def _flex(case: Case) -> Call:
     plan = case.plan
     if plan.tail != "none":
         raise Absent("it has no tail")
+    if min(plan.queries, plan.keys) < max(plan.tile.query, plan.tile.key):
+        raise Absent("on fewer tokens than a tile it ends the process")
 
     def inside(b: Any, h: Any, i: Any, j: Any) -> Any:
         del b, h
