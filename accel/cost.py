@@ -140,16 +140,16 @@ def predict(
                 text=layer.text,
                 text_first=shape.text_first,
             )
-            density = method.predict(site)
+            density, tiles = method.predict(site), method.tile_density(site)
             if density >= 1:
                 own[method.why_dense(site)] = None
-            reason = None if always or density >= 1 else slower(problems[layer], density, beside)
+            reason = None if always or density >= 1 else slower(problems[layer], tiles, beside)
             if reason:
                 dense[reason], density = None, 1.0
             ratio = 1.0
             if density < 1:
-                sparse[layer] = max(density, sparse.get(layer, 0.0))
-                ratio = (density + beside) / efficiency(problems[layer], kernels[layer])
+                sparse[layer] = max(tiles, sparse.get(layer, 0.0))
+                ratio = (tiles + beside) / efficiency(problems[layer], kernels[layer])
             pairs += site.tokens**2
             kept += density * site.tokens**2
             dense_cost += layer.attention(grid)
@@ -214,7 +214,7 @@ def plan_bytes(problem: Problem, share: float) -> int:
 def slower(problem: Problem, density: float, beside: float = 0.0) -> str | None:
     """Why attention at `density` is predicted to lose, in words that follow "dense …", or None.
 
-    `beside`: see `AttentionMethod`.
+    `density`: of the tiles that plans list, `AttentionMethod.tile_density`; `beside`: see there.
     """
     kernel = choose(problem)
     ratio = (density + beside) / efficiency(problem, kernel)

@@ -227,6 +227,7 @@ def _last(plan: BlockPlan) -> BlockPlan:
         order=order,
         key_order=key_order,
         bias=None if plan.bias is None else plan.bias[-1:],
+        within=None if plan.within is None else plan.within[-1:],
     )
 
 

@@ -44,6 +44,13 @@ class AttentionMethod(Options):
         """The density that `plan` will execute there; 1 where it is dense."""
         raise NotImplementedError
 
+    def tile_density(self, site: Site) -> float:
+        """Density of the tiles that its plans list there, which a kernel's time follows.
+
+        More than `predict` where plans mask tokens within tiles.
+        """
+        return self.predict(site)
+
     def tiling(self) -> tuple[Tile, Tail]:
         """What its plans are made of."""
         raise NotImplementedError
@@ -105,6 +112,10 @@ class Wrapper(AttentionMethod):
     def predict(self, site: Site) -> float:
         """See `AttentionMethod`."""
         return self.method.predict(site)
+
+    def tile_density(self, site: Site) -> float:
+        """See `AttentionMethod`."""
+        return self.method.tile_density(site)
 
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`."""

@@ -71,6 +71,12 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
         {"keep": 0.25},
         {"keep": 0.25, "order": "raster"},
     ],
+    # Chance, oracle and tail are of whole tiles: so are plans here.
+    "vmoba": [
+        *({"keep": keep, "shared": True, "tile": "64x64"} for keep in (0.06, 0.125, 0.25)),
+        {"rule": "similarity", "scope": "head", "shared": True, "tile": "64x64"},
+        {"rule": "softmax", "mass": 0.5, "shared": True, "tile": "64x64"},
+    ],
 }
 """What is tried where nothing is said; a method without an entry is tried with its defaults."""
 
@@ -114,6 +120,10 @@ def measured(
         plan_ms = 1e3 * (time.perf_counter() - began)
         if plan is None:
             continue
+        if plan.within is not None:
+            raise SystemExit(
+                f"{method.words()} masks tokens within tiles; only plans of whole tiles are compared"
+            )
         dense = scaled_dot_product_attention(q, k, v)
         # Orders that the numbers or a calibration make are those of a setting.
         order = None if plan.key_order is not None else getattr(method, "order", None)

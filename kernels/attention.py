@@ -44,7 +44,8 @@ def block_attention(
         Output like q, and the log-sum-exp of its logits `[B, H, L]`, float32 or, for float64,
         float64. A query without any key, or with biases of minus infinity alone, gets output 0
         and minus infinity. What is in the keys and values of a tile that is left out without a
-        tail, NaN too, reaches nothing, unless `precision` takes a mean or a scale of all of them.
+        tail, NaN too, reaches nothing, unless `precision` takes a mean or a scale of all of them;
+        those that a mask leaves out of a kept tile weigh nothing, but must be finite.
 
     Raises:
         ValueError: tensors that do not fit the plan, or a backend that refuses, with its reason;

@@ -43,18 +43,20 @@ def block_attention(
     sizes = [plan.tile.query, plan.tile.key, plan.queries, plan.keys, plan.means]
     wants = wants_gradients(*tensors, plan.bias)
     return torch.ops.kinora.block_attention(
-        *tensors, plan.indices, plan.counts, plan.order, plan.key_order, plan.bias, sizes,
-        plan.tail, scale, precision.qk, precision.pv, backend, wants,
+        *tensors, plan.indices, plan.counts, plan.order, plan.key_order, plan.bias, plan.within,
+        sizes, plan.tail, scale, precision.qk, precision.pv, backend, wants,
     )  # fmt: skip
 
 
 def _plan(tensors: tuple[Any, ...], settings: _Settings) -> BlockPlan:
-    """The plan from indices, counts, both orders and bias."""
-    indices, counts, order, key_order, bias = tensors
+    """The plan from indices, counts, both orders, bias and mask of tokens."""
+    indices, counts, order, key_order, bias, within = tensors
     tile_q, tile_k, queries, keys, means = settings.sizes
     tail: Any = settings.tail
-    tile = Tile(tile_q, tile_k)
-    return BlockPlan(indices, counts, tile, queries, keys, tail, order, key_order, bias, means)
+    return BlockPlan(
+        indices, counts, Tile(tile_q, tile_k), queries, keys, tail,
+        order, key_order, bias, means, within,
+    )  # fmt: skip
 
 
 def _precision(settings: _Settings) -> Precision:
@@ -72,6 +74,7 @@ def _forward(
     order: torch.Tensor | None,
     key_order: torch.Tensor | None,
     bias: torch.Tensor | None,
+    within: torch.Tensor | None,
     sizes: list[int],
     tail: str,
     scale: float | None,
@@ -81,7 +84,7 @@ def _forward(
     wants_gradients: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     settings = _Settings(sizes, tail, scale, qk, pv, backend)
-    plan = _plan((indices, counts, order, key_order, bias), settings)
+    plan = _plan((indices, counts, order, key_order, bias, within), settings)
     precision = _precision(settings)
     name = checked(q, k, v, plan, precision, backend or None, wants=wants_gradients)
     out, lse = attend(q, k, v, plan, scale, precision, name)
@@ -108,6 +111,7 @@ def _backward(
     order: torch.Tensor | None,
     key_order: torch.Tensor | None,
     bias: torch.Tensor | None,
+    within: torch.Tensor | None,
     sizes: list[int],
     tail: str,
     scale: float | None,
@@ -118,7 +122,7 @@ def _backward(
 ) -> list[torch.Tensor]:
     """Gradients of q, k, v and the bias; of those that nobody wants, nothing, `[0]`."""
     settings = _Settings(sizes, tail, scale, qk, pv, backend)
-    plan = _plan((indices, counts, order, key_order, bias), settings)
+    plan = _plan((indices, counts, order, key_order, bias, within), settings)
     precision = _precision(settings)
     problem = replace(Problem.of(q, k, v, plan, precision), requires_grad=True)
     name = backend or choose(problem)
@@ -200,19 +204,19 @@ def _by_autograd(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    q, k, v, indices, counts, order, key_order, bias, *settings, _ = inputs
-    ctx.save_for_backward(q, k, v, indices, counts, order, key_order, bias, *output)
-    ctx.settings = settings
+    *tensors, sizes, tail, scale, qk, pv, backend, _ = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.settings = sizes, tail, scale, qk, pv, backend
 
 
 def _differentiate(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor) -> tuple[Any, ...]:
-    q, k, v, *lists, bias, out, lse = ctx.saved_tensors
+    q, k, v, *plan, out, lse = ctx.saved_tensors
     wanted = [ctx.needs_input_grad[i] for i in (0, 1, 2, 7)]
     found = torch.ops.kinora.block_attention_backward(
-        [dout, dlse], q, k, v, [out, lse], *lists, bias, *ctx.settings, wanted
+        [dout, dlse], q, k, v, [out, lse], *plan, *ctx.settings, wanted
     )
     dq, dk, dv, dbias = (x if want else None for x, want in zip(found, wanted, strict=True))
-    return dq, dk, dv, None, None, None, None, dbias, *(None for _ in range(7))
+    return dq, dk, dv, None, None, None, None, dbias, *(None for _ in range(8))
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

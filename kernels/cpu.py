@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from . import bits
 from .plan import BlockPlan, Tail, tile_lengths
 from .precision import INPUT, Precision
 from .problem import Problem
@@ -33,6 +34,9 @@ The lower ones of those measured beside torch's dense attention on two cores wit
 of 64, density 1/4, planning included. Few queries a tile mean that tiles are gathered more often;
 the tail needs masks and copies.
 """
+
+_MASK_BYTES = 9
+"""Of a pair of tokens in a plan that masks them: bits spread out in int32, a bool and a float32."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
@@ -61,7 +65,7 @@ def attend(
     """See `block_attention`; q, k, v are already in the order of the plan."""
     del precision  # `refuses` let pass what it can do
     batch, heads, _, dim = q.shape
-    if plan.bias is None and bool((plan.counts == plan.columns).all()):
+    if plan.bias is None and plan.within is None and bool((plan.counts == plan.columns).all()):
         # torch's kernel reads rows of D numbers side by side, whatever the last stride says.
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         return _flash(q, k, v, 0.0, False, scale=scale)
@@ -77,6 +81,8 @@ def attend(
     out = torch.zeros(total, plan.tile.query, dim, dtype=q.dtype)
     lse = torch.full((total, plan.tile.query), -torch.inf, dtype=torch.float32)
     bytes_per_tile = 2 * size * dim * q.element_size()
+    if plan.within is not None:
+        bytes_per_tile += _MASK_BYTES * size * plan.tile.query
     order = counts.argsort(stable=True, descending=True)
     if plan.tail == "none":
         order = order[counts[order] > 0]
@@ -100,12 +106,12 @@ def attend(
             *(x[:, None] for x in (tiles_q[chosen], keys, values)),
             0.0,
             False,
-            attn_mask=None if mask is None else mask[:, None, None],
+            attn_mask=None if mask is None else mask[:, None],
             scale=scale,
         )
-        if plan.bias is not None and mask is not None:
-            # torch says 0 where biases of minus infinity have left no key.
-            empty = (mask == -torch.inf).all(1)[:, None, None]
+        if mask is not None and (plan.bias is not None or plan.within is not None):
+            # torch says 0 where biases of minus infinity, or a mask, have left no key.
+            empty = (mask == -torch.inf).all(-1)[:, None]
             part_lse = part_lse.masked_fill(empty, -torch.inf)
         out[chosen], lse[chosen] = part[:, 0], part_lse[:, 0]
         del keys, values, mask  # before the next chunk gathers as much
@@ -134,6 +140,8 @@ class _Extras:
     """`[B * H * Q, width]`."""
     pooled: tuple[torch.Tensor, torch.Tensor] | None
     """Mean key and value of each tile, `[B * H, K, D]`, where the plan has a tail."""
+    within: tuple[torch.Tensor, torch.Tensor] | None
+    """The plan's, `[rows of the plan, width, tile.query, words]`, and where in it a row is."""
 
     @classmethod
     def of(cls, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan) -> _Extras:
@@ -142,14 +150,23 @@ class _Extras:
             bias = bias.expand(*k.shape[:2], -1, -1).reshape(-1, bias.shape[-1])
         if plan.tail == "complement":
             pooled = (pool(k, size).flatten(0, 1), pool(v, size).flatten(0, 1))
-        return cls(tile_lengths(plan.keys, size), size, bias, pooled)
+        within = None
+        if plan.within is not None:
+            source = torch.arange(plan.counts.numel()).view(plan.counts.shape)
+            source = source.expand(*k.shape[:2], -1).flatten()
+            within = plan.within.flatten(0, 2), source
+        return cls(tile_lengths(plan.keys, size), size, bias, pooled, within)
 
     def mask(
         self, chosen: torch.Tensor, places: torch.Tensor, kept: torch.Tensor
     ) -> torch.Tensor | None:
-        """What is added to the logits of a chunk, `[rows, keys]` float32; None where it is 0."""
+        """What is added to the logits of a chunk, float32; None where it is 0.
+
+        `[rows, 1 or tile.query, keys]`: where tokens are masked, queries of a tile differ.
+        """
         ragged = bool((self.lengths[places] < self.size).any())
-        if kept.all() and not ragged and self.bias is None and self.pooled is None:
+        plain = self.bias is None and self.pooled is None and self.within is None
+        if kept.all() and not ragged and plain:
             return None
         tokens = torch.arange(self.size) < self.lengths[places][..., None]
         mask = torch.zeros(*places.shape, self.size, dtype=torch.float32)
@@ -162,7 +179,11 @@ class _Extras:
             beyond = F.pad(tail, (0, 1))
             beyond.scatter_(1, torch.where(kept, places, tail.shape[1]), -torch.inf)
             mask = torch.cat([mask, beyond[:, :-1]], dim=1)
-        return mask
+        if self.within is None:
+            return mask[:, None]
+        words, source = self.within
+        attended = bits.unpack(words[:, : places.shape[1]][source[chosen]], self.size)
+        return mask[:, None].where(attended.transpose(1, 2).flatten(2), -torch.inf)
 
 
 def efficiency(problem: Problem) -> float:
@@ -178,5 +199,7 @@ def workspace(problem: Problem) -> int:
     """
     tiles = problem.tensor_bytes(problem.queries + 2 * problem.keys)
     one_row = 2 * problem.keys * problem.head_dim * problem.dtype.itemsize
+    if problem.masked:
+        one_row += _MASK_BYTES * problem.keys * problem.tile.query
     gathered = max(GATHERED_BYTES, one_row)
     return tiles + gathered * (2 if problem.tail == "complement" else 1)

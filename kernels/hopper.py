@@ -62,6 +62,8 @@ def refuses(problem: Problem) -> str | None:
         return f"it takes tiles of 32, 64 or 128 keys, not {problem.tile.key}"
     if problem.tile.query == 64 and problem.tile.key == 128:
         return "it takes tiles of 128 keys with 128 or 256 queries only"
+    if problem.masked:
+        return "it has no masks of tokens within tiles; triton has"
     return machine()
 
 

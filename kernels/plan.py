@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from . import bits
+
 Tail = Literal["none", "complement"]
 
 
@@ -58,6 +60,10 @@ class BlockPlan:
         means: tokens of a mean; above 0, one token for every so many, in the plan's order, is
             attended to by all queries, weighing as much as its number of tokens. Tokens of kept
             tiles are in them too and so count twice; hence not beside a tail. 0: none.
+        within: `[B or 1, H or 1, Q, width, tile.query, tile.key / 32 rounded up]` int32, with the
+            first dimensions of `indices`: a mask of the tokens of each entry's tile. Bit c % 32 of
+            word c // 32 says that a query attends to key c of the tile; bits of tokens behind the
+            last are ignored. None: queries attend to whole tiles. Not beside a tail or means.
 
     Raises:
         ValueError: shapes, dtypes or lengths that do not fit together.
@@ -73,6 +79,7 @@ class BlockPlan:
     key_order: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     means: int = 0
+    within: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         rows = tiles_of(self.queries, self.tile.query)
@@ -101,6 +108,8 @@ class BlockPlan:
             raise ValueError(
                 f"means of {self.means} tokens with tail {self.tail}; they need 1 or more and none"
             )
+        if self.within is not None:
+            self._check_within(self.within)
         shared = self.key_order is None
         if self.order is not None and (
             (shared and self.queries != self.keys) or not _permutes(self.order, self.queries)
@@ -115,6 +124,20 @@ class BlockPlan:
             raise ValueError(
                 f"a key_order of {tuple(self.key_order.shape)} tokens for {self.keys} keys; it "
                 f"must be one permutation of them, int64, not {self.key_order.dtype}"
+            )
+
+    def _check_within(self, within: torch.Tensor) -> None:
+        words = bits.words_of(self.tile.key)
+        shape = (*self.indices.shape, self.tile.query, words)
+        if within.shape != shape or within.dtype != torch.int32:
+            raise ValueError(
+                f"within {tuple(within.shape)} of {within.dtype}; {shape} of torch.int32 is "
+                f"needed: {self.tile.query} queries by {words} words for every entry of indices"
+            )
+        if self.tail != "none" or self.means:
+            raise ValueError(
+                f"within, a mask of tokens, with tail {self.tail} and means of {self.means}; "
+                "it needs tail none and means 0, since a tile kept in part has no mean of its own"
             )
 
     @property
@@ -139,12 +162,30 @@ class BlockPlan:
         return places < self.counts[..., None]
 
     def mask(self) -> torch.Tensor:
-        """`[B or 1, H or 1, Q, K]` bool, true where a tile is kept."""
+        """`[B or 1, H or 1, Q, K]` bool, true where a tile is kept, in whole or in part."""
         shape = (*self.indices.shape[:3], self.columns + 1)
         mask = torch.zeros(shape, dtype=torch.bool, device=self.indices.device)
         # What does not count goes into one column too many.
         places = torch.where(self.kept, self.indices, self.columns).long()
         return mask.scatter_(-1, places, True)[..., :-1]
+
+    def token_mask(self, queries: torch.Tensor | None = None) -> torch.Tensor:
+        """`[B or 1, H or 1, queries, keys]` bool, true where a query attends to a key.
+
+        Args:
+            queries: `[N]` int64, places in the plan's order; the mask is of these. None: of all.
+        """
+        if queries is None:
+            queries = torch.arange(self.queries, device=self.indices.device)
+        row, size = queries // self.tile.query, self.tile.key
+        if self.within is None:
+            return self.mask()[:, :, row].repeat_interleave(size, dim=-1)[..., : self.keys]
+        # [B, H, N, width, words], then words where their tile is; see `mask`.
+        words = self.within[:, :, row, :, queries % self.tile.query].movedim(0, 2)
+        places = torch.where(self.kept, self.indices, self.columns)[:, :, row].long()
+        found = words.new_zeros(*places.shape[:3], self.columns + 1, words.shape[-1])
+        found.scatter_(3, places[..., None].expand_as(words), words)
+        return bits.unpack(found[..., :-1, :], size).flatten(-2)[..., : self.keys]
 
     def tile_bias(self) -> torch.Tensor | None:
         """`bias` by tile, `[B or 1, H or 1, Q, K]`, 0 where a tile is left out."""
@@ -163,8 +204,21 @@ class BlockPlan:
         height = tile_lengths(self.queries, self.tile.query, device)
         width = tile_lengths(self.keys, self.tile.key, device)
         # Counted in whole numbers: exact, and MPS has no float64.
-        pairs = ((self.mask() * width).sum(-1) * height).sum(-1)
+        if self.within is None:
+            pairs = ((self.mask() * width).sum(-1) * height).sum(-1)
+        else:
+            pairs = self._attended(self.within).sum((2, 3))
         return pairs.to(torch.float32) / (self.queries * self.keys)
+
+    def _attended(self, within: torch.Tensor) -> torch.Tensor:
+        """Keys of each query, `[B or 1, H or 1, Q, tile.query]` int64; 0 behind the last one."""
+        device, words = within.device, within.shape[-1]
+        valid = bits.first(tile_lengths(self.keys, self.tile.key, device), words)
+        places = torch.where(self.kept, self.indices, 0).long()
+        valid = torch.where(self.kept[..., None], valid[places], 0)[..., None, :]
+        attended = bits.ones(within & valid).sum((3, 5))
+        here = torch.arange(self.tile.query, device=device)
+        return attended * (here < tile_lengths(self.queries, self.tile.query, device)[:, None])
 
     def check(self) -> None:
         """Look at the numbers, which waits for the device; construction looks at shapes alone.
@@ -172,7 +226,7 @@ class BlockPlan:
         Raises:
             ValueError: counts below 0 or above the width; a kept entry that is no tile of keys or
                 is on its list twice; an order that is no permutation; a row that keeps nothing and
-                has no tail, which would get output 0.
+                has no tail, or a query whose mask does, which would get output 0.
         """
         width, columns, kept = self.indices.shape[-1], self.columns, self.kept
         low, high = int(self.counts.min()), int(self.counts.max())
@@ -192,6 +246,13 @@ class BlockPlan:
             )
         if bool((self.mask().sum(-1) != self.counts).any()):
             raise ValueError("indices hold a tile twice in one row; each may be kept once")
+        if self.within is not None:
+            attended = self._attended(self.within).flatten(2)[..., : self.queries]
+            if bool((attended == 0).any()):
+                empty = int((attended == 0).sum())
+                raise ValueError(
+                    f"within leaves {empty} queries without a key; they would attend to nothing"
+                )
         for name, order in (("order", self.order), ("key_order", self.key_order)):
             if order is not None and not torch.equal(
                 order.sort().values,
@@ -208,6 +269,7 @@ class BlockPlan:
             order=None if self.order is None else self.order.to(device),
             key_order=None if self.key_order is None else self.key_order.to(device),
             bias=None if self.bias is None else self.bias.to(device),
+            within=None if self.within is None else self.within.to(device),
         )
 
     def repeated(self, times: int) -> BlockPlan:
@@ -226,6 +288,7 @@ class BlockPlan:
             order=order,
             key_order=key_order,
             bias=None if self.bias is None else several(self.bias),
+            within=None if self.within is None else several(self.within),
         )
 
     @classmethod
@@ -261,6 +324,43 @@ class BlockPlan:
             order=order,
             key_order=key_order,
         )
+
+    @classmethod
+    def from_tokens(
+        cls,
+        mask: torch.Tensor,
+        *,
+        tile: Tile,
+        order: torch.Tensor | None = None,
+        key_order: torch.Tensor | None = None,
+    ) -> BlockPlan:
+        """The plan of a mask of tokens that is written down, which large grids have no memory for.
+
+        Args:
+            mask: `[B or 1, H or 1, queries, keys]` bool, in the orders of the plan.
+
+        Returns:
+            The tiles in which any query attends to any key, `within` where they are not whole.
+        """
+        if mask.dtype != torch.bool or mask.ndim != 4:
+            raise ValueError(
+                f"a mask {tuple(mask.shape)} of {mask.dtype}; [B or 1, H or 1, queries, keys] of "
+                "torch.bool is needed"
+            )
+        queries, keys = mask.shape[2:]
+        padded = torch.nn.functional.pad(mask, (0, -keys % tile.key, 0, -queries % tile.query))
+        tiles = padded.unflatten(3, (-1, tile.key)).unflatten(2, (-1, tile.query)).transpose(3, 4)
+        some = tiles.any(-1).any(-1)
+        plan = cls.from_mask(
+            some, tile=tile, queries=queries, keys=keys, order=order, key_order=key_order
+        )
+        heights, widths = tile_lengths(queries, tile.query), tile_lengths(keys, tile.key)
+        whole = tiles.sum((-2, -1)) == (heights[:, None] * widths).to(mask.device)
+        if bool((whole | ~some).all()):
+            return plan
+        words = bits.pack(tiles)
+        places = plan.indices.long()[..., None, None].expand(*plan.indices.shape, *words.shape[4:])
+        return replace(plan, within=words.gather(3, places))
 
     @classmethod
     def dense(

@@ -15,7 +15,8 @@ class Problem:
     """An attention call without its numbers.
 
     `batch` and `heads` are those of the tensors. `requires_grad`: any of queries, keys, values and
-    the plan's bias does. `biased`: the plan weights its tiles.
+    the plan's bias does. `biased`: the plan weights its tiles. `masked`: it masks tokens within
+    tiles.
     """
 
     device: str
@@ -30,6 +31,7 @@ class Problem:
     biased: bool
     requires_grad: bool
     precision: Precision = INPUT
+    masked: bool = False
 
     @classmethod
     def of(
@@ -54,6 +56,7 @@ class Problem:
             biased=plan.bias is not None,
             requires_grad=wants_gradients(q, k, v, plan.bias),
             precision=precision,
+            masked=plan.within is not None,
         )
 
     def tensor_bytes(self, tokens: int) -> int:

@@ -66,7 +66,10 @@ def attend(
         logits = queries @ keys.mT * scale
         if bias is not None:
             logits = logits + _by_token(bias[:, :, row], plan)
-        logits = logits.masked_fill(~_by_token(kept, plan), -torch.inf)
+        attended = _by_token(kept, plan)
+        if plan.within is not None:
+            attended = plan.token_mask(torch.arange(start, start + len(row), device=q.device))
+        logits = logits.masked_fill(~attended, -torch.inf)
         if pooled is not None:
             weights = tile_lengths(plan.keys, plan.tile.key, q.device).to(dtype).log()
             tail = queries @ pooled[0].mT * scale + weights

@@ -39,6 +39,8 @@ def refuses(problem: Problem) -> str | None:
         return "it has no fp8; hopper has"
     if problem.requires_grad and problem.precision != INPUT:
         return f"it has no backward pass of {problem.precision}; the reference has"
+    if problem.requires_grad and problem.masked:
+        return "it has no backward pass of masks of tokens within tiles; the reference has"
     if problem.precision.bits("pv") and problem.tile.key < 32:
         return f"whole numbers of values need tiles of 32 keys or more, not {problem.tile.key}"
     if problem.head_dim > 256:
@@ -117,6 +119,7 @@ def _forward(
         kernels.forward[(rows, batch * heads)](
             q, k, v, out, lse, indices, counts,
             counts if plan.bias is None else plan.bias.contiguous(),
+            counts if plan.within is None else plan.within.contiguous(),
             pooled_k, pooled_v, left_out,
             q_scale, k_scale, v_scale, pooled_k_scale, pooled_v_scale, shift,
             *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3],
@@ -130,6 +133,7 @@ def _forward(
             TILE_K=plan.tile.key,
             TILE_POOLED=TILE_POOLED,
             BIASED=plan.bias is not None,
+            MASKED=plan.within is not None,
             TAIL=tail,
             WIDE=interpreted(),
             QK=qk or 0,

@@ -82,6 +82,7 @@ def forward(
     indices_ptr,
     counts_ptr,
     bias_ptr,
+    within_ptr,
     pooled_k_ptr,
     pooled_v_ptr,
     left_out_ptr,
@@ -99,6 +100,7 @@ def forward(
     TILE_K: tl.constexpr,
     TILE_POOLED: tl.constexpr,
     BIASED: tl.constexpr,
+    MASKED: tl.constexpr,
     TAIL: tl.constexpr,
     WIDE: tl.constexpr,
     QK: tl.constexpr,
@@ -111,8 +113,8 @@ def forward(
 
     q, k, v `[B, H, L, DIM]` by their strides; out contiguous in its last dimension; lse
     `[B, H, queries]`, indices, counts, bias and left_out contiguous with strides `plan_b` and
-    `plan_h` in rows, left_out with a bit a tile; pooled keys and values `[B, H, columns, DIM]`
-    contiguous.
+    `plan_h` in rows, left_out with a bit a tile; so is within, `TILE_Q` times `TILE_K / 32` words
+    of an entry of indices; pooled keys and values `[B, H, columns, DIM]` contiguous.
 
     `QK`, `PV`: 8 or 4 where q and k, or v, are whole numbers of so many bits, else 0; those of 4
     bits are packed, all as `quantise.whole_numbers` makes them, pooled ones too. Scales of q, k and
@@ -125,7 +127,10 @@ def forward(
     in_plan = batch * plan_b + head * plan_h + row
 
     in_head = batch * heads + head
-    tokens = row * TILE_Q + tl.arange(0, TILE_Q)
+    line = tl.arange(0, TILE_Q)
+    inside = tl.arange(0, TILE_K)
+    WORDS: tl.constexpr = (TILE_K + 31) // 32
+    tokens = row * TILE_Q + line
     is_query = tokens < queries
     # Folded, so that the softmax works with powers of two.
     factor = scale * LOG2_E
@@ -147,13 +152,19 @@ def forward(
     count = tl.load(counts_ptr + in_plan)
     for place in range(count):
         tile = tl.load(indices_ptr + in_plan * width + place)
-        at = tile * TILE_K + tl.arange(0, TILE_K)
+        at = tile * TILE_K + inside
         is_key = at < keys
         k = _load(k_ptr, at, is_key, k_l, k_d, DIM, PADDED_DIM, QK == 4)
         logits = _logits(q, k, q_scale, k_scale_ptr, at, is_key, SHARE_K, WIDE) * factor
         if BIASED:
             logits += tl.load(bias_ptr + in_plan * width + place) * LOG2_E
         logits = tl.where(is_key[None], logits, -float("inf"))
+        if MASKED:
+            # Tokens that share a word load it from one place.
+            entry = within_ptr + (in_plan * width + place) * (TILE_Q * WORDS)
+            words = tl.load(entry + (line * WORDS)[:, None] + (inside // 32)[None])
+            attended = ((words >> (inside % 32)[None]) & 1) != 0
+            logits = tl.where(attended, logits, -float("inf"))
         v = _load(v_ptr, at, is_key, v_l, v_d, DIM, PADDED_DIM, PV == 4)
         best, total, out = _join(
             logits, v, v_scale_ptr + tile * DIM, best, total, out, DIM, PADDED_DIM, MOST, WIDE

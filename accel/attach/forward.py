@@ -119,7 +119,7 @@ class Forward:
                 precision=precision,
                 requires_grad=torch.is_grad_enabled() and call.q.requires_grad,
             )
-            reason = slower(problem, density, method.beside())
+            reason = slower(problem, method.tile_density(site), method.beside())
             if reason:
                 return self._dense(key, call, reason, fallback=True)
         q, k, v = (x if rows is None else x[:, :, rows] for x in (call.q, call.k, call.v))

@@ -10,6 +10,7 @@ from .permuted_blocks import PermutedBlocks
 from .sliding_tile import SlidingTile
 from .threshold_blocks import ThresholdBlocks
 from .top_blocks import TopBlocks
+from .vmoba import VMoBA
 from .x_attention import XAttention
 
 METHODS: dict[str, type[AttentionMethod]] = {
@@ -23,6 +24,7 @@ METHODS: dict[str, type[AttentionMethod]] = {
         Hierarchical,
         Paro,
         PermutedBlocks,
+        VMoBA,
     )
 }
 
@@ -35,5 +37,6 @@ __all__ = [
     "SlidingTile",
     "ThresholdBlocks",
     "TopBlocks",
+    "VMoBA",
     "XAttention",
 ]

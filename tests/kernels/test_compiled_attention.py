@@ -154,7 +154,7 @@ def test_the_fake_tells_shapes_dtypes_and_strides(compiled: Any):
     sizes = [plan.tile.query, plan.tile.key, plan.queries, plan.keys, plan.means]
     args = (
         q.mT.contiguous().mT, k, v, plan.indices, plan.counts, plan.order, plan.key_order, None,
-        sizes, "none", None, "input", "input", "", False,
+        None, sizes, "none", None, "input", "input", "", False,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.kinora.block_attention.default, args)
 
