@@ -44,6 +44,13 @@ class AttentionMethod(Options):
         """The density that `plan` will execute there; 1 where it is dense."""
         raise NotImplementedError
 
+    def computed(self, site: Site) -> float:
+        """The share of the pairs of tokens in tiles that are computed there.
+
+        More than `predict` where plans mask tokens within tiles, and only there.
+        """
+        return self.predict(site)
+
     def tiling(self) -> tuple[Tile, Tail]:
         """What its plans are made of."""
         raise NotImplementedError
@@ -105,6 +112,10 @@ class Wrapper(AttentionMethod):
     def predict(self, site: Site) -> float:
         """See `AttentionMethod`."""
         return self.method.predict(site)
+
+    def computed(self, site: Site) -> float:
+        """See `AttentionMethod`."""
+        return self.method.computed(site)
 
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`."""

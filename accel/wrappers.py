@@ -49,6 +49,10 @@ class ByLayer(Wrapper):
         """See `AttentionMethod`."""
         return self.at(site).predict(site)
 
+    def computed(self, site: Site) -> float:
+        """See `AttentionMethod`."""
+        return self.at(site).computed(site)
+
     def start(self) -> Planner:
         """See `AttentionMethod`."""
         planners: dict[tuple[int, int], Planner] = {}
@@ -172,6 +176,10 @@ class Within(Wrapper):
     def predict(self, site: Site) -> float:
         """See `AttentionMethod`."""
         return self.method.predict(site) if self.covers(site) else 1.0
+
+    def computed(self, site: Site) -> float:
+        """See `AttentionMethod`."""
+        return self.method.computed(site) if self.covers(site) else 1.0
 
     @classmethod
     def check(cls, method: type[AttentionMethod], values: Mapping[str, Any]) -> None:

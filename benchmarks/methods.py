@@ -56,6 +56,11 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
         {"tile": "64x64"},
         {"tile": "64x64", "frames": 1.0, "height": 0.3, "width": 0.3},
     ],
+    "neighborhood": [
+        {"tile": "64x64"},
+        {"tile": "64x64", "frames": 1.0, "height": 0.3, "width": 0.3},
+        {"tile": "64x64", "stride_frames": 1, "stride_height": 1, "stride_width": 1},
+    ],
     "blade": [{"keep": it, "tile": "64x64"} for it in (0.125, 0.25, 0.5)],
     "hierarchical": [
         # Of 144 tiles: one, two and three levels.
