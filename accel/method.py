@@ -44,10 +44,10 @@ class AttentionMethod(Options):
         """The density that `plan` will execute there; 1 where it is dense."""
         raise NotImplementedError
 
-    def tile_density(self, site: Site) -> float:
-        """Density of the tiles that its plans list there, which a kernel's time follows.
+    def computed(self, site: Site) -> float:
+        """The share of the pairs of tokens in tiles that are computed there.
 
-        More than `predict` where plans mask tokens within tiles.
+        More than `predict` where plans mask tokens within tiles, and only there.
         """
         return self.predict(site)
 
@@ -113,9 +113,9 @@ class Wrapper(AttentionMethod):
         """See `AttentionMethod`."""
         return self.method.predict(site)
 
-    def tile_density(self, site: Site) -> float:
+    def computed(self, site: Site) -> float:
         """See `AttentionMethod`."""
-        return self.method.tile_density(site)
+        return self.method.computed(site)
 
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`."""

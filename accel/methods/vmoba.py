@@ -139,11 +139,11 @@ class VMoBA(AttentionMethod):
         """See `AttentionMethod`; exact for rule top where the blocks are of one size, else a guess.
 
         Of `similarity` 0.77 of `mass` is taken, as the paper measured; of `softmax` see
-        `likely_share`. With `shared` it is `tile_density`.
+        `likely_share`. With `shared` it is `computed`.
         """
         return 1.0 if self._whole(site) else self._density(site, spread=self.shared)
 
-    def tile_density(self, site: Site) -> float:
+    def computed(self, site: Site) -> float:
         """See `AttentionMethod`; a guess from what was measured on `kinora-tiny`."""
         return 1.0 if self._whole(site) else self._density(site, spread=True)
 

@@ -7,7 +7,7 @@ import torch
 
 from kinora.accel.grid import TokenGrid
 from kinora.accel.spans import Spans
-from kinora.accel.tiles import density_of, forced, kept_of, tile_of
+from kinora.accel.tiles import density_with, forced, kept_of, tile_of
 from kinora.kernels.plan import Tile, tile_lengths, tiles_of
 
 TILES = ("64x64", "128x64", "128x128", "256x128")
@@ -17,9 +17,10 @@ GRIDS = (TokenGrid(5, 9, 20), TokenGrid(1, 1, 1), TokenGrid(4, 16, 16))
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("text", [0, 1, 70, 226, 1000])
 @pytest.mark.parametrize("first", [True, False])
-def test_they_are_the_mask(tile: str, text: int, first: bool):
+@pytest.mark.parametrize("frame", [True, False])
+def test_they_are_the_mask(tile: str, text: int, first: bool, frame: bool):
     for grid in GRIDS:
-        at = tile_of(tile), "gilbert", grid, text, first
+        at = tile_of(tile), "gilbert", grid, text, first, frame
         spans, expected = Spans.of(*at), forced(*at)
         rows, columns = (torch.arange(it) for it in expected.shape)
         held = spans.holds(rows[:, None], columns)
@@ -31,7 +32,9 @@ def test_they_are_the_mask(tile: str, text: int, first: bool):
         assert spans.forces_all() == bool(expected.all())
         for keep in (1e-9, 0.3, 1):
             kept = kept_of(keep, len(columns))
-            assert spans.density(kept) == pytest.approx(density_of(keep, *at), abs=1e-12)
+            assert spans.density(kept) == pytest.approx(
+                density_with(expected, kept, at[0], spans.tokens), abs=1e-12
+            )
 
 
 @pytest.mark.parametrize("branch", [2, 5])
