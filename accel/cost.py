@@ -120,14 +120,18 @@ def predict(
     """
     sizes = {it: (batch, it.heads, it.tokens(grid), it.head_dim) for it in shape.layers}
     precision, beside = method.precision(), method.beside()
+    # By whether plans mask tokens within tiles, which not every kernel can.
     problems = {
-        it: problem_of(method.tiling(), device, dtype, sizes[it], precision=precision)
+        (it, masked): problem_of(
+            method.tiling(), device, dtype, sizes[it], precision=precision, masked=masked
+        )
         for it in sizes
+        for masked in (False, True)
     }
-    kernels = {it: choose(problems[it]) for it in sizes}
+    kernels = {key: choose(it) for key, it in problems.items()}
     pairs = kept = dense_cost = cost = 0.0
-    # The densest of each kind of layer that is sparse.
-    sparse: dict[LayerShape, float] = {}
+    # The most that is computed of each kind of layer that is sparse.
+    sparse: dict[tuple[LayerShape, bool], float] = {}
     dense, own = dict[str, None](), dict[str, None]()
     for step in range(steps):
         for number, layer in enumerate(shape.layers):
@@ -140,31 +144,38 @@ def predict(
                 text=layer.text,
                 text_first=shape.text_first,
             )
-            density, tiles = method.predict(site), method.tile_density(site)
+            density = method.predict(site)
+            computed = method.computed(site)
+            key = layer, computed > density
             if density >= 1:
                 own[method.why_dense(site)] = None
-            reason = None if always or density >= 1 else slower(problems[layer], tiles, beside)
+            reason = None if always or density >= 1 else slower(problems[key], computed, beside)
             if reason:
                 dense[reason], density = None, 1.0
             ratio = 1.0
             if density < 1:
-                sparse[layer] = max(tiles, sparse.get(layer, 0.0))
-                ratio = (tiles + beside) / efficiency(problems[layer], kernels[layer])
+                sparse[key] = max(computed, sparse.get(key, 0.0))
+                ratio = (computed + beside) / efficiency(problems[key], kernels[key])
             pairs += site.tokens**2
             kept += density * site.tokens**2
             dense_cost += layer.attention(grid)
             cost += ratio * layer.attention(grid)
     share = shape.attention_share(grid)
-    used = dict.fromkeys(kernels[layer] for layer in sparse or problems)
+    used = dict.fromkeys(kernels[key] for key in sparse or ((it, False) for it in sizes))
     needed = plans = 0
-    for layer, density in sparse.items():
-        problem = problems[layer]
+    for (layer, masked), computed in sparse.items():
+        problem = problems[layer, masked]
         # Of text every tile of keys is listed, and all lists are as long as the longest.
-        one = plan_bytes(problem, 1.0 if layer.text else density)
-        plans += shape.layers.count(layer) * method.kept_plans(batch) * one
+        listed = 1.0 if layer.text else computed
+        one = plan_bytes(problem, listed)
+        kept_plans = shape.layers.count(layer) * method.kept_plans(batch)
+        plans += kept_plans * one
+        if masked:  # a bit for each pair of tokens in the tiles of a list
+            masks = max(batch, kept_plans) * method.masks(layer.heads) or 1
+            plans += round(masks * listed * problem.queries * problem.keys / 8)
         # With means a second output, and both once more while they are merged.
         merging = 3 * problem.tensor_bytes(problem.keys) if beside else 0
-        needed = max(needed, workspace(problem, kernels[layer]) + merging)
+        needed = max(needed, workspace(problem, kernels[layer, masked]) + merging)
     return Prediction(
         share=share,
         density=kept / pairs,
@@ -185,6 +196,7 @@ def problem_of(
     *,
     precision: Precision = INPUT,
     requires_grad: bool = False,
+    masked: bool = False,
 ) -> Problem:
     """Self-attention over tensors of `size` `[B, H, L, D]` by plans of `tiling`."""
     (batch, heads, tokens, head_dim), (tile, tail) = size, tiling
@@ -201,6 +213,7 @@ def problem_of(
         biased=False,
         requires_grad=requires_grad,
         precision=precision,
+        masked=masked,
     )
 
 
@@ -214,7 +227,7 @@ def plan_bytes(problem: Problem, share: float) -> int:
 def slower(problem: Problem, density: float, beside: float = 0.0) -> str | None:
     """Why attention at `density` is predicted to lose, in words that follow "dense …", or None.
 
-    `density`: of the tiles that plans list, `AttentionMethod.tile_density`; `beside`: see there.
+    `density`: of all pairs that are computed, masked or not; `beside`: see `AttentionMethod`.
     """
     kernel = choose(problem)
     ratio = (density + beside) / efficiency(problem, kernel)

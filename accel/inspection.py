@@ -59,14 +59,19 @@ class View:
 
     @cached_property
     def recall(self) -> torch.Tensor:
-        """Share of the dense attention that falls on kept tiles, `[H]`."""
-        return self._held(self.mass * self.mask)
+        """Share of the dense attention that falls on what is kept, `[H]`."""
+        if self.plan.within is None:
+            return self._held(self.mass * self.mask)
+        return self._held(tile_mass(self.q, self.k, self.plan, kept=True)[0])
 
     @cached_property
     def recall_at_best(self) -> torch.Tensor:
-        """The same, were the tiles of each row the heaviest of it and as many, `[H]`."""
+        """The same, were the tiles of each row the heaviest of it and as many, `[H]`.
+
+        Where tokens in tiles are masked: as many as have its pairs of tokens.
+        """
         heaviest = self.mass.sort(-1, descending=True).values
-        counts = self.mask.sum(-1, keepdim=True)
+        counts = self.plan.tiles_as_many()[0, ..., None]
         return self._held(heaviest * (torch.arange(self.plan.columns).to(counts) < counts))
 
     @cached_property
@@ -79,16 +84,18 @@ class View:
         return queries.expand(*at).argsort(-1), keys.expand(*at).argsort(-1)
 
     def row(self, token: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Dense attention of one query, `[H, L]`, and which keys are in kept tiles, bool.
+        """Dense attention of one query, `[H, L]`, and which keys are kept, bool.
 
         Both by the tokens' own numbers; `token` is one of these.
         """
         logits = (self.q[0, :, token, None].float() * self.k[0].float()).sum(-1)
         weights = (logits * self.q.shape[-1] ** -0.5).softmax(-1)
-        tile, (queries, keys) = self.plan.tile, self.places
-        head = torch.arange(self.heads, device=self.q.device)
-        kept = self.mask[head, queries[:, token] // tile.query]
-        return weights, kept.gather(-1, keys // tile.key)
+        queries, keys = self.places
+        kept = [
+            self.plan.token_mask(place[None])[0].expand(self.heads, -1, -1)[head, 0]
+            for head, place in enumerate(queries[:, token])
+        ]
+        return weights, torch.stack(kept).gather(-1, keys)
 
     def token(self, frame: int, row: int, column: int) -> int:
         """The number of a token of the picture."""
@@ -162,6 +169,10 @@ class Lens(AttentionMethod):
         """See `AttentionMethod`."""
         return self._method.tiling()
 
+    def computed(self, site: Site) -> float:
+        """See `AttentionMethod`."""
+        return self._method.computed(site)
+
     def beside(self) -> float:
         """See `AttentionMethod`."""
         return self._method.beside()
@@ -192,13 +203,16 @@ class Lens(AttentionMethod):
             raise AccelerationError(_dense(self._method, wanted))
 
 
-def tile_mass(q: torch.Tensor, k: torch.Tensor, plan: BlockPlan) -> torch.Tensor:
+def tile_mass(
+    q: torch.Tensor, k: torch.Tensor, plan: BlockPlan, *, kept: bool = False
+) -> torch.Tensor:
     """Dense attention on each tile of a plan, kept or not, `[B, H, Q, K]` float32.
 
     Mean over the queries of a row, so that each row sums to 1.
 
     Args:
         q, k: `[B, H, L, D]`, not yet in the order of the plan.
+        kept: only what falls on pairs of tokens that the plan keeps; rows then sum to less.
     """
     q, k = (x if it is None else permuted(x, it) for x, it in zip((q, k), plan.orders, strict=True))
     mass = torch.zeros(*q.shape[:2], plan.rows, plan.columns, device=q.device)
@@ -208,6 +222,10 @@ def tile_mass(q: torch.Tensor, k: torch.Tensor, plan: BlockPlan) -> torch.Tensor
         for start in range(0, plan.queries, _CHUNK):
             part = q[:, head, start : start + _CHUNK].float()
             weights = (part @ keys).softmax(-1)
+            if kept:
+                queries = torch.arange(start, start + part.shape[1], device=q.device)
+                by_head = plan.token_mask(queries).expand(-1, q.shape[1], -1, -1)
+                weights = weights * by_head[:, head]
             tiles = weights.new_zeros(*weights.shape[:2], plan.columns)
             tiles.index_add_(2, column, weights)
             row = torch.arange(start, start + part.shape[1], device=q.device) // plan.tile.query

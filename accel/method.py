@@ -44,10 +44,10 @@ class AttentionMethod(Options):
         """The density that `plan` will execute there; 1 where it is dense."""
         raise NotImplementedError
 
-    def tile_density(self, site: Site) -> float:
-        """Density of the tiles that its plans list there, which a kernel's time follows.
+    def computed(self, site: Site) -> float:
+        """The share of the pairs of tokens in tiles that are computed there.
 
-        More than `predict` where plans mask tokens within tiles.
+        More than `predict` where plans mask tokens within tiles, and only there.
         """
         return self.predict(site)
 
@@ -62,6 +62,14 @@ class AttentionMethod(Options):
     def precision(self) -> Precision:
         """In which its plans are computed; calls that run dense are the model's own."""
         return INPUT
+
+    def masks(self, heads: int) -> int:
+        """Masks of tokens that a plan holds for each item of a batch; 0: one for all that there is.
+
+        Counted where `computed` says that there are any.
+        """
+        del heads
+        return 0
 
     def kept_plans(self, batch: int) -> int:
         """Plans of a layer held from step to step, for `batch` items in all guidance branches."""
@@ -113,9 +121,9 @@ class Wrapper(AttentionMethod):
         """See `AttentionMethod`."""
         return self.method.predict(site)
 
-    def tile_density(self, site: Site) -> float:
+    def computed(self, site: Site) -> float:
         """See `AttentionMethod`."""
-        return self.method.tile_density(site)
+        return self.method.computed(site)
 
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`."""
@@ -128,6 +136,10 @@ class Wrapper(AttentionMethod):
     def precision(self) -> Precision:
         """See `AttentionMethod`."""
         return self.method.precision()
+
+    def masks(self, heads: int) -> int:
+        """See `AttentionMethod`."""
+        return self.method.masks(heads)
 
     def kept_plans(self, batch: int) -> int:
         """See `AttentionMethod`."""

@@ -49,9 +49,9 @@ class ByLayer(Wrapper):
         """See `AttentionMethod`."""
         return self.at(site).predict(site)
 
-    def tile_density(self, site: Site) -> float:
+    def computed(self, site: Site) -> float:
         """See `AttentionMethod`."""
-        return self.at(site).tile_density(site)
+        return self.at(site).computed(site)
 
     def start(self) -> Planner:
         """See `AttentionMethod`."""
@@ -177,9 +177,9 @@ class Within(Wrapper):
         """See `AttentionMethod`."""
         return self.method.predict(site) if self.covers(site) else 1.0
 
-    def tile_density(self, site: Site) -> float:
+    def computed(self, site: Site) -> float:
         """See `AttentionMethod`."""
-        return self.method.tile_density(site) if self.covers(site) else 1.0
+        return self.method.computed(site) if self.covers(site) else 1.0
 
     @classmethod
     def check(cls, method: type[AttentionMethod], values: Mapping[str, Any]) -> None:

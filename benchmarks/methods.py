@@ -56,6 +56,11 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
         {"tile": "64x64"},
         {"tile": "64x64", "frames": 1.0, "height": 0.3, "width": 0.3},
     ],
+    "neighborhood": [
+        {"tile": "64x64"},
+        {"tile": "64x64", "frames": 1.0, "height": 0.3, "width": 0.3},
+        {"tile": "64x64", "stride_frames": 1, "stride_height": 1, "stride_width": 1},
+    ],
     "blade": [{"keep": it, "tile": "64x64"} for it in (0.125, 0.25, 0.5)],
     "hierarchical": [
         # Of 144 tiles: one, two and three levels.
@@ -71,11 +76,11 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
         {"keep": 0.25},
         {"keep": 0.25, "order": "raster"},
     ],
-    # Chance, oracle and tail are of whole tiles: so are plans here.
     "vmoba": [
-        *({"keep": keep, "shared": True, "tile": "64x64"} for keep in (0.06, 0.125, 0.25)),
-        {"rule": "similarity", "scope": "head", "shared": True, "tile": "64x64"},
-        {"rule": "softmax", "mass": 0.5, "shared": True, "tile": "64x64"},
+        *({"keep": keep, "tile": "64x64"} for keep in (0.125, 0.25)),
+        *({"keep": keep, "tile": "64x64", "shared": True} for keep in (0.125, 0.25)),
+        {"rule": "similarity", "scope": "head", "tile": "64x64"},
+        {"rule": "softmax", "mass": 0.5, "tile": "64x64"},
     ],
 }
 """What is tried where nothing is said; a method without an entry is tried with its defaults."""
@@ -83,7 +88,10 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One setting on one recording, mean over heads; errors are of the whole output."""
+    """One setting on one recording, mean over heads; errors are of the whole output.
+
+    `error_tail` of plans that can have no tail, since they mask tokens, is `error`.
+    """
 
     method: str
     setting: str
@@ -101,8 +109,11 @@ class Row:
 
 
 def with_scores(plan: BlockPlan, scores: torch.Tensor) -> BlockPlan:
-    """A plan that keeps as many tiles in each row as `plan`, those of the largest scores."""
-    counts = plan.counts.expand(*scores.shape[:3])
+    """A plan that keeps as many tiles in each row as `plan`, those of the largest scores.
+
+    Where it masks tokens within tiles: as many as have its pairs of tokens.
+    """
+    counts = plan.tiles_as_many().expand(*scores.shape[:3])
     ranks = scores.argsort(-1, descending=True).argsort(-1)
     mask = ranks < counts[..., None]
     made = BlockPlan.from_mask(mask, tile=plan.tile, queries=plan.queries, keys=plan.keys)
@@ -120,10 +131,6 @@ def measured(
         plan_ms = 1e3 * (time.perf_counter() - began)
         if plan is None:
             continue
-        if plan.within is not None:
-            raise SystemExit(
-                f"{method.words()} masks tokens within tiles; only plans of whole tiles are compared"
-            )
         dense = scaled_dot_product_attention(q, k, v)
         # Orders that the numbers or a calibration make are those of a setting.
         order = None if plan.key_order is not None else getattr(method, "order", None)
@@ -147,17 +154,23 @@ def measured(
         )
         oracle = with_scores(plan, mass)
         plain = dataclasses.replace(plan, tail="none")
+        masked = plan.within is not None  # a plan that has no tail
+        held = tile_mass(q, k, plan, kept=True) if masked else mass
+        error_plain = error(plain, q, k, v, dense)
+        error_tail = error_plain
+        if not masked:
+            error_tail = error(dataclasses.replace(plan, tail="complement"), q, k, v, dense)
         yield Row(
             method=method.name,
             setting=setting,
             layer=layer,
             step=step,
             density=float(plan.density().mean()),
-            recall=recall(plan, mass, heights),
+            recall=recall(plan, held, heights),
             recall_random=recall(chance, mass, heights),
             recall_oracle=recall(oracle, mass, heights),
-            error=error(plain, q, k, v, dense),
-            error_tail=error(dataclasses.replace(plan, tail="complement"), q, k, v, dense),
+            error=error_plain,
+            error_tail=error_tail,
             error_random=error(chance, q, k, v, dense),
             error_oracle=error(oracle, q, k, v, dense),
             plan_ms=plan_ms,

@@ -197,15 +197,26 @@ class BlockPlan:
 
         Pooled tokens of the tail, and means, do not count.
         """
+        # Counted in whole numbers: exact, and MPS has no float64.
+        pairs = self.pairs().sum(-1)
+        return pairs.to(torch.float32) / (self.queries * self.keys)
+
+    def pairs(self) -> torch.Tensor:
+        """Pairs of valid tokens that each row attends to, `[B or 1, H or 1, Q]` int64."""
+        if self.within is not None:
+            return self._attended(self.within).sum(-1)
         device = self.indices.device
         height = tile_lengths(self.queries, self.tile.query, device)
         width = tile_lengths(self.keys, self.tile.key, device)
-        # Counted in whole numbers: exact, and MPS has no float64.
+        return (self.mask() * width).sum(-1) * height
+
+    def tiles_as_many(self) -> torch.Tensor:
+        """Tiles of each row that have as many pairs as it attends to, rounded up; like `counts`."""
         if self.within is None:
-            pairs = ((self.mask() * width).sum(-1) * height).sum(-1)
-        else:
-            pairs = self._attended(self.within).sum((2, 3))
-        return pairs.to(torch.float32) / (self.queries * self.keys)
+            return self.counts
+        height = tile_lengths(self.queries, self.tile.query, self.indices.device)
+        tiles = -(-self.pairs() // (height * self.tile.key))
+        return tiles.to(torch.int32)
 
     def _attended(self, within: torch.Tensor) -> torch.Tensor:
         """Keys of each query, `[B or 1, H or 1, Q, tile.query]` int64; 0 behind the last one."""

@@ -111,6 +111,7 @@ class Forward:
         if density >= 1:
             return self._dense(key, call, method.why_dense(site))
         if self.recipe.when == "faster":
+            computed = method.computed(site)
             problem = problem_of(
                 method.tiling(),
                 call.q.device.type,
@@ -118,8 +119,9 @@ class Forward:
                 (*call.q.shape[:2], site.tokens, call.q.shape[3]),
                 precision=precision,
                 requires_grad=torch.is_grad_enabled() and call.q.requires_grad,
+                masked=computed > density,
             )
-            reason = slower(problem, method.tile_density(site), method.beside())
+            reason = slower(problem, computed, method.beside())
             if reason:
                 return self._dense(key, call, reason, fallback=True)
         q, k, v = (x if rows is None else x[:, :, rows] for x in (call.q, call.k, call.v))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..method import AttentionMethod
 from .blade import Blade
 from .hierarchical import Hierarchical
+from .neighborhood import Neighborhood
 from .paro import Paro
 from .permuted_blocks import PermutedBlocks
 from .sliding_tile import SlidingTile
@@ -20,6 +21,7 @@ METHODS: dict[str, type[AttentionMethod]] = {
         ThresholdBlocks,
         XAttention,
         SlidingTile,
+        Neighborhood,
         Blade,
         Hierarchical,
         Paro,
@@ -32,6 +34,7 @@ __all__ = [
     "METHODS",
     "Blade",
     "Hierarchical",
+    "Neighborhood",
     "Paro",
     "PermutedBlocks",
     "SlidingTile",

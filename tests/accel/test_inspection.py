@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,31 @@ def slowly(it: View) -> tuple[torch.Tensor, torch.Tensor]:
             for j, key in enumerate(own.tolist()):
                 kept[head, query, key] = mask[head, i // TILE.query, j // TILE.key]
     return weights, kept
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+def test_shares_are_of_tokens_where_a_plan_masks_them(by_head: bool):
+    it = view(by_head=by_head)
+    shape = (*it.plan.indices.shape, TILE.query, 1)
+    words = torch.randint(1, 2**TILE.key, shape, generator=torch.Generator().manual_seed(3))
+    plan = dataclasses.replace(it.plan, within=words.to(torch.int32))
+    it = dataclasses.replace(it, plan=plan)
+    weights = (it.q[0] @ it.k[0].mT * 8**-0.5).softmax(-1)
+    queries, keys = it.places
+    kept = torch.stack(
+        [
+            mask[query][:, key]
+            for mask, query, key in zip(plan.token_mask()[0], queries, keys, strict=True)
+        ]
+    )
+    torch.testing.assert_close(it.density, kept.float().mean((1, 2)))
+    torch.testing.assert_close(it.recall, (weights * kept).sum(-1).mean(-1))
+    assert (it.recall < (it.mass * it.mask).sum(-1).mean(-1)).all()
+    for token in (0, 30, TOKENS - 1):
+        assert torch.equal(it.row(token)[1], kept[:, token])
+    # The best tiles with as many pairs are fewer than those that are kept in part.
+    best = dataclasses.replace(it, plan=dataclasses.replace(plan, within=None)).recall_at_best
+    assert (it.recall_at_best < best).all()
 
 
 @pytest.mark.parametrize("by_head", [False, True])

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from kinora.accel.cost import Shape, predict, transformer_layer
 from kinora.accel.grid import TokenGrid
+from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import VMoBA
 from kinora.accel.partition import partition
 from kinora.accel.site import Site
@@ -152,7 +154,7 @@ def test_everything_taken_is_dense(layer: int):
     q, k, _ = tensors(at)
     for all_of in (VMoBA(keep=1), VMoBA(rule="similarity", mass=1), VMoBA(rule="softmax", mass=1)):
         assert all_of.plan(q, k, at) is None
-        assert all_of.predict(at) == all_of.tile_density(at) == 1
+        assert all_of.predict(at) == all_of.computed(at) == 1
         assert "blocks are taken" in all_of.why_dense(at)
 
 
@@ -191,7 +193,7 @@ def test_the_density_of_top_is_predicted(layer: int, scope: str, text: int, firs
         method = small(keep=0.4, scope=scope)
         found = float(planned(method, at).density().mean())
         assert method.predict(at) == pytest.approx(found, abs=off)
-        assert method.predict(at) <= method.tile_density(at) <= 1
+        assert method.predict(at) <= method.computed(at) <= 1
 
 
 @settings
@@ -202,7 +204,7 @@ def test_shared_plans_take_all_of_the_tiles_and_no_more_time(setting: dict[str, 
     assert shared.within is None and torch.equal(shared.mask(), own.mask())
     assert (by_plan(own) <= by_plan(shared)).all() and (own.density() < shared.density()).all()
     method = small(**setting, shared=True)
-    assert method.predict(at) == method.tile_density(at)
+    assert method.predict(at) == method.computed(at)
 
 
 def test_queries_of_a_tile_are_those_that_take_alike():
@@ -282,7 +284,32 @@ def test_blocks_smaller_and_larger_than_tiles(tile: str, text: int, first: bool)
 def test_cost_goes_by_the_tiles_in_every_wrapper():
     at, method = site(0), VMoBA(keep=0.25)
     for wrapped in (Quantised(method=method), Reuse(method=method), Within(method=method)):
-        assert wrapped.tile_density(at) == method.tile_density(at) > wrapped.predict(at)
-    assert Within(method=method, from_layer=1).tile_density(at) == 1
+        assert wrapped.computed(at) == method.computed(at) > wrapped.predict(at)
+    assert Within(method=method, from_layer=1).computed(at) == 1
     curve = ByLayer(method=method, by_layer="keep 1 0.25")
-    assert curve.tile_density(at) == 1 and curve.tile_density(site(5)) < 1
+    assert curve.computed(at) == 1 and curve.computed(site(5)) < 1
+
+
+def test_the_memory_of_masks_is_predicted_and_none_where_there_are_none():
+    grid, layer = TokenGrid(9, 32, 32), transformer_layer(4, 16, 64)
+    given: dict[str, Any] = {
+        "device": "cpu", "dtype": torch.float32, "steps": 1, "always": True, "batch": 2,
+    }  # fmt: skip
+
+    def needed(method: AttentionMethod) -> int:
+        return predict(method, Shape((layer,) * 3), grid, **given).workspace
+
+    own, shared = VMoBA(), VMoBA(shared=True)
+    # The most of the three kinds of layers.
+    most = max(own.computed(site(it, grid=grid)) for it in range(3))
+    masks = 2 * 4 * most * grid.tokens**2 / 8
+    for made, plans in (
+        ((shared, own), 1),
+        ((Reuse(method=shared, every=0), Reuse(method=own, every=0)), 3),
+    ):
+        less, more = map(needed, made)
+        assert more - less == pytest.approx(plans * masks, rel=1e-6)
+    q, k = (torch.randn(1, 4, grid.tokens, 16, generator=torch.Generator()) for _ in range(2))
+    plan = own.plan(q, k, site(2, grid=grid))
+    assert plan is not None and plan.within is not None
+    assert plan.within.nbytes == pytest.approx(masks / 2, rel=0.35)
