@@ -13,7 +13,15 @@ from ...kernels.plan import BlockPlan, Tail, Tile, tiles_of
 from ..grid import TokenGrid
 from ..method import AttentionMethod
 from ..options import option
-from ..partition import CHUNK, block_scores, blocks_of, by_choice, chosen_blocks, partition
+from ..partition import (
+    CHUNK,
+    block_scores,
+    blocks_of,
+    by_choice,
+    chosen_blocks,
+    own_share,
+    partition,
+)
 from ..site import Site
 from ..tiles import kept_of, likely_share, tile_of
 
@@ -188,7 +196,7 @@ class VMoBA(AttentionMethod):
         parts, tokens = self.parts(site), site.grid.tokens
         count = blocks_of(site.grid, parts).tokens
         # Own blocks, and of the others as many as are taken besides.
-        own = float(partition(site.grid, parts).sizes.double().square().sum()) / tokens**2
+        own = own_share(site.grid, parts)
         others = (self._share(count) * count - 1) / (count - 1)
         share = own + others * (1 - own)
         if spread:
