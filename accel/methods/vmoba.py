@@ -66,8 +66,8 @@ class VMoBA(AttentionMethod):
     licence: ClassVar[str] = "the repository has no licence file"
     use_when: ClassVar[str] = (
         "weights were trained with it, or long clips shall be cut along time and space in turn. "
-        "Without training it reads more tiles than its density says: compare its speed, not its "
-        "density, with methods that choose by tiles."
+        "It computes more than its density says: compare its speed, not its density, with methods "
+        "that choose by tiles. Above some 40,000 tokens set `shared`, for its masks take gigabytes."
     )
 
     rule: Literal["top", "similarity", "softmax"] = option(
