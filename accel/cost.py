@@ -168,9 +168,11 @@ def predict(
         # Of text every tile of keys is listed, and all lists are as long as the longest.
         listed = 1.0 if layer.text else computed
         one = plan_bytes(problem, listed)
-        plans += shape.layers.count(layer) * method.kept_plans(batch) * one
+        kept_plans = shape.layers.count(layer) * method.kept_plans(batch)
+        plans += kept_plans * one
         if masked:  # a bit for each pair of tokens in the tiles of a list
-            plans += round(listed * problem.queries * problem.keys / 8)
+            masks = max(batch, kept_plans) * method.masks(layer.heads) or 1
+            plans += round(masks * listed * problem.queries * problem.keys / 8)
         # With means a second output, and both once more while they are merged.
         merging = 3 * problem.tensor_bytes(problem.keys) if beside else 0
         needed = max(needed, workspace(problem, kernels[layer, masked]) + merging)

@@ -177,6 +177,10 @@ class Lens(AttentionMethod):
         """See `AttentionMethod`."""
         return self._method.beside()
 
+    def masks(self, heads: int) -> int:
+        """See `AttentionMethod`."""
+        return self._method.masks(heads)
+
     def precision(self) -> Precision:
         """See `AttentionMethod`."""
         return self._method.precision()

@@ -63,6 +63,14 @@ class AttentionMethod(Options):
         """In which its plans are computed; calls that run dense are the model's own."""
         return INPUT
 
+    def masks(self, heads: int) -> int:
+        """Masks of tokens that a plan holds for each item of a batch; 0: one for all that there is.
+
+        Counted where `computed` says that there are any.
+        """
+        del heads
+        return 0
+
     def kept_plans(self, batch: int) -> int:
         """Plans of a layer held from step to step, for `batch` items in all guidance branches."""
         del batch
@@ -128,6 +136,10 @@ class Wrapper(AttentionMethod):
     def precision(self) -> Precision:
         """See `AttentionMethod`."""
         return self.method.precision()
+
+    def masks(self, heads: int) -> int:
+        """See `AttentionMethod`."""
+        return self.method.masks(heads)
 
     def kept_plans(self, batch: int) -> int:
         """See `AttentionMethod`."""

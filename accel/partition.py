@@ -68,6 +68,13 @@ def partition(grid: TokenGrid, parts: TokenGrid) -> Partition:
         return Partition(blocks, owner, places, owner.bincount(minlength=blocks.tokens))
 
 
+@lru_cache(maxsize=64)
+def own_share(grid: TokenGrid, parts: TokenGrid) -> float:
+    """Share of the pairs of tokens that are in one block; asked often."""
+    sizes = partition(grid, parts).sizes
+    return int(sizes.square().sum()) / grid.tokens**2
+
+
 def block_scores(
     q: torch.Tensor, k: torch.Tensor, owner: torch.Tensor, sizes: torch.Tensor
 ) -> torch.Tensor:
@@ -118,7 +125,7 @@ def chosen_blocks(
     largest = torch.finfo(torch.float32).max
     scores = scores.nan_to_num(largest, largest, -largest)
     if rule == "softmax":
-        scores = (scores * scale + sizes.log()).softmax(-1)
+        scores = (scores * scale + sizes.to(scores.dtype).log()).softmax(-1)
     pools = {"query": (-1, count), "head": (-1, queries * count), "global": (len(scores), -1)}
     weights = scores.reshape(pools[scope])
     own = torch.arange(count, device=scores.device) == owner[:, None]

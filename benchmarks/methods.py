@@ -76,11 +76,11 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
         {"keep": 0.25},
         {"keep": 0.25, "order": "raster"},
     ],
-    # Chance, oracle and tail are of whole tiles: so are plans here.
     "vmoba": [
-        *({"keep": keep, "shared": True, "tile": "64x64"} for keep in (0.06, 0.125, 0.25)),
-        {"rule": "similarity", "scope": "head", "shared": True, "tile": "64x64"},
-        {"rule": "softmax", "mass": 0.5, "shared": True, "tile": "64x64"},
+        *({"keep": keep, "tile": "64x64"} for keep in (0.125, 0.25)),
+        *({"keep": keep, "tile": "64x64", "shared": True} for keep in (0.125, 0.25)),
+        {"rule": "similarity", "scope": "head", "tile": "64x64"},
+        {"rule": "softmax", "mass": 0.5, "tile": "64x64"},
     ],
 }
 """What is tried where nothing is said; a method without an entry is tried with its defaults."""

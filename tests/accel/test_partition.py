@@ -214,6 +214,24 @@ def test_what_is_no_number_is_taken_first(rule: Rule, scope: Scope):
     assert chosen(scores, rule, scope, 0.3).any(-1).all()
 
 
+@rules
+def test_torchs_default_dtype_changes_no_choice(rule: Rule):
+    q, k = (random(2, 3, GRID.tokens, 16, seed=it) for it in range(2))
+
+    def found() -> torch.Tensor:
+        partition.cache_clear()
+        cut = partition(GRID, PARTS)
+        return chosen(block_scores(q, k, cut.owner, cut.sizes), rule, "head", 0.4)
+
+    expected = found()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        again = found()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(again, expected)
+
+
 def test_queries_that_choose_alike_stand_together():
     cut = partition(GRID, PARTS)
     found = chosen(random(2, 3, GRID.tokens, 12), "top", "query", 0.2)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from kinora.accel.cost import Shape, predict, transformer_layer
 from kinora.accel.grid import TokenGrid
+from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import VMoBA
 from kinora.accel.partition import partition
 from kinora.accel.site import Site
@@ -286,3 +288,28 @@ def test_cost_goes_by_the_tiles_in_every_wrapper():
     assert Within(method=method, from_layer=1).computed(at) == 1
     curve = ByLayer(method=method, by_layer="keep 1 0.25")
     assert curve.computed(at) == 1 and curve.computed(site(5)) < 1
+
+
+def test_the_memory_of_masks_is_predicted_and_none_where_there_are_none():
+    grid, layer = TokenGrid(9, 32, 32), transformer_layer(4, 16, 64)
+    given: dict[str, Any] = {
+        "device": "cpu", "dtype": torch.float32, "steps": 1, "always": True, "batch": 2,
+    }  # fmt: skip
+
+    def needed(method: AttentionMethod) -> int:
+        return predict(method, Shape((layer,) * 3), grid, **given).workspace
+
+    own, shared = VMoBA(), VMoBA(shared=True)
+    # The most of the three kinds of layers.
+    most = max(own.computed(site(it, grid=grid)) for it in range(3))
+    masks = 2 * 4 * most * grid.tokens**2 / 8
+    for made, plans in (
+        ((shared, own), 1),
+        ((Reuse(method=shared, every=0), Reuse(method=own, every=0)), 3),
+    ):
+        less, more = map(needed, made)
+        assert more - less == pytest.approx(plans * masks, rel=1e-6)
+    q, k = (torch.randn(1, 4, grid.tokens, 16, generator=torch.Generator()) for _ in range(2))
+    plan = own.plan(q, k, site(2, grid=grid))
+    assert plan is not None and plan.within is not None
+    assert plan.within.nbytes == pytest.approx(masks / 2, rel=0.35)
