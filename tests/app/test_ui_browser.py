@@ -219,7 +219,8 @@ def test_advanced_fields_a_recipe_file_and_several_videos(
     recipe = tmp_path / "mine.toml"
     page.fill(recipe=recipe)
     page.until(lambda: "mine.toml cannot be read" in page.text("prediction"))
-    recipe.write_text('title = "Mine"\n[attention]\nmethod = "top-blocks"\nkeep = 0.4\n')
+    lines = ('title = "Mine"', 'when = "always"', "[attention]", 'method = "top-blocks"')
+    recipe.write_text("\n".join((*lines, "keep = 0.4", 'tile = "64x64"')))
     page.fill(recipe="dense")
     page.fill(recipe=recipe)
     slider = ".k-options input[type=range]"
@@ -232,8 +233,10 @@ def test_advanced_fields_a_recipe_file_and_several_videos(
     page.until(lambda: "Videos must be 1 to 1000, not 0" in page.text("prediction"))
     page.fill(num_videos=2, fps=8, device="cpu", format="gif")
     page.find("#k-keep_latents input").click()
-    # Not strict, which refuses what is dense because of so few tokens.
-    page.until(lambda: "tokens" in page.text("prediction"))
+    # Two tiles: strict refuses what is dense because of fewer.
+    page.fill(width=64, height=64)
+    page.find("#k-strict input").click()
+    page.until(lambda: "128 tokens" in page.text("prediction"))
     page.generate("done")
     stems = ("a-red-square-s0", "a-red-square-s1")
     expected = {
@@ -241,11 +244,11 @@ def test_advanced_fields_a_recipe_file_and_several_videos(
     }
     assert set(server.files()) - before == expected
     record = json.loads((server.output / "a-red-square-s1.json").read_text())["request"]
-    asked = {"negative_prompt": "blue", "format": "gif", "fps": 8, "device": "cpu", "strict": False}
+    asked = {"negative_prompt": "blue", "format": "gif", "fps": 8, "device": "cpu", "strict": True}
     assert {name: record[name] for name in asked} == asked
     assert record["recipe"]["attention"]["keep"] == 0.4
     pictures = "return [...document.querySelectorAll('#k-output img')].map(it => it.naturalWidth)"
-    page.until(lambda: driver.execute_script(pictures) == [32, 32])
+    page.until(lambda: driver.execute_script(pictures) == [64, 64])
     assert all(name in page.text("output") for name in expected)
 
 
