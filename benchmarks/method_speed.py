@@ -134,19 +134,23 @@ def median_ms(call: Callable[[], Any], device: str) -> float:
     return statistics.median(times)
 
 
-def made(name: str, options: dict[str, Any], q: Any, k: Any, site: Site) -> AttentionMethod:
+def made(
+    name: str, options: dict[str, Any], q: Any, k: Any, site: Site, folder: Path
+) -> AttentionMethod:
     """The method; `paro` is calibrated on the call itself, to keep a fifth."""
     if name != "paro":
         return METHODS[name](**options)
     tally = Tally(keep=0.2)
     for step in observed_steps(site.steps):
         tally.observe(q, k, replace(site, step=step))
-    with tempfile.NamedTemporaryFile(suffix=".npz", delete=False) as file:
-        file.write(tally.finish("recorded", site).to_bytes())
-    return Paro(calibration=file.name, **options)
+    file = folder / "paro.npz"
+    file.write_bytes(tally.finish("recorded", site).to_bytes())
+    return Paro(calibration=str(file), **options)
 
 
-def measured(name: str, shape: Shape, chosen: Sequence[str], device: str) -> Iterator[Row]:
+def measured(
+    name: str, shape: Shape, chosen: Sequence[str], device: str, folder: Path
+) -> Iterator[Row]:
     """A row for each method, setting and precision; dense attention before and after each."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     q, k, v = tensors(shape, device, dtype)
@@ -161,7 +165,7 @@ def measured(name: str, shape: Shape, chosen: Sequence[str], device: str) -> Ite
     for method_name, options in SETTINGS:
         if method_name not in chosen:
             continue
-        method = made(method_name, options, q, k, site)
+        method = made(method_name, options, q, k, site, folder)
         plan = method.plan(q, k, site)
         if plan is None:
             print(f"{name} {method.words()}: dense {method.why_dense(site)}", flush=True)
@@ -201,9 +205,9 @@ def main() -> None:
         "machine": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
         "torch": torch.__version__,
     }
-    with torch.inference_mode():
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         for name in options.shapes:
-            for row in measured(name, SHAPES[name], options.methods, device):
+            for row in measured(name, SHAPES[name], options.methods, device, Path(folder)):
                 print(
                     f"{row.shape:14} {row.method:17} {row.setting:58} {row.precision:14} "
                     f"{row.kernel:7} density {row.density:.3f} plan {row.plan_ms:8.3f} all "
