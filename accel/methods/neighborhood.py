@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import ClassVar, Literal
 
 import torch
@@ -135,7 +135,7 @@ class Neighborhood(AttentionMethod):
         return fitted(self.tiling()[0], self.axes, site.grid, site.text)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Windows:
     """The windows of a site and the tiles that they reach, text behind the picture.
 
@@ -160,22 +160,22 @@ class Windows:
     pairs: int
     tokens: int
 
-    @property
+    @cached_property
     def density(self) -> float:
         """Share of the pairs of tokens that are attended to."""
         return self.pairs / self.tokens**2
 
-    @property
+    @cached_property
     def computed(self) -> float:
         """Share of the pairs of tokens that are in `tiles`; `density` where nothing is masked."""
         return self.density if self.exact else self.area / self.tokens**2
 
-    @property
+    @cached_property
     def exact(self) -> bool:
         """Whether tiles are in windows or out of them, so that nothing is masked."""
         return torch.equal(self.tiles, self.whole)
 
-    @property
+    @cached_property
     def area(self) -> int:
         """Pairs of tokens in `tiles`."""
         heights, widths = (
