@@ -13,10 +13,9 @@ import torch
 from pydantic import PrivateAttr
 
 from ..kernels.lists import permuted
-from ..kernels.plan import BlockPlan, Tail, Tile, tile_lengths
-from ..kernels.precision import Precision
+from ..kernels.plan import BlockPlan, tile_lengths
 from .errors import AccelerationError
-from .method import AttentionMethod, Planner
+from .method import AttentionMethod, Delegate, Planner
 from .site import Site
 
 _CHUNK = 512
@@ -125,7 +124,7 @@ class Caught(Exception):  # noqa: N818 - not an error: the caller asked for it
         self.view = view
 
 
-class Lens(AttentionMethod):
+class Lens(Delegate):
     """Another method, up to one call: where that is planned, `Caught` is raised with it.
 
     The call is the first of its step and layer, of the last item of its batch: in all pipelines
@@ -137,24 +136,23 @@ class Lens(AttentionMethod):
 
     name: ClassVar[str] = "lens"
 
-    _method: AttentionMethod = PrivateAttr()
     _layer: int = PrivateAttr()
     _step: int = PrivateAttr()
 
     def __init__(self, method: AttentionMethod, *, layer: int, step: int) -> None:
-        super().__init__()
-        self._method, self._layer, self._step = method, layer, step
+        super().__init__(method=method)
+        self._layer, self._step = layer, step
 
     def start(self) -> Planner:
         """See `AttentionMethod`."""
-        inner = self._method.start()
+        inner = self.method.start()
 
         def plan(q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
             made = inner(q, k, site)
             if (site.layer, site.step, site.branch) != (self._layer, self._step, 0):
                 return made
             if made is None:
-                raise AccelerationError(_dense(self._method, site))
+                raise AccelerationError(_dense(self.method, site))
             raise Caught(View(site, q[-1:].detach(), k[-1:].detach(), _last(made)))
 
         return plan
@@ -163,35 +161,7 @@ class Lens(AttentionMethod):
         """See `AttentionMethod`."""
         if site.layer == 0 and site.branch == 0:
             self._check(site)
-        return self._method.predict(site)
-
-    def tiling(self) -> tuple[Tile, Tail]:
-        """See `AttentionMethod`."""
-        return self._method.tiling()
-
-    def computed(self, site: Site) -> float:
-        """See `AttentionMethod`."""
-        return self._method.computed(site)
-
-    def beside(self) -> float:
-        """See `AttentionMethod`."""
-        return self._method.beside()
-
-    def masks(self, heads: int) -> int:
-        """See `AttentionMethod`."""
-        return self._method.masks(heads)
-
-    def precision(self) -> Precision:
-        """See `AttentionMethod`."""
-        return self._method.precision()
-
-    def kept_plans(self, batch: int) -> int:
-        """See `AttentionMethod`."""
-        return self._method.kept_plans(batch)
-
-    def why_dense(self, site: Site) -> str:
-        """See `AttentionMethod`."""
-        return self._method.why_dense(site)
+        return self.method.predict(site)
 
     def _check(self, site: Site) -> None:
         for what, asked, count in (
@@ -203,8 +173,8 @@ class Lens(AttentionMethod):
                     f"there is no {what} {asked}: this run has 0 to {count - 1}"
                 )
         wanted = dataclasses.replace(site, layer=self._layer, step=self._step)
-        if self._method.predict(wanted) >= 1:
-            raise AccelerationError(_dense(self._method, wanted))
+        if self.method.predict(wanted) >= 1:
+            raise AccelerationError(_dense(self.method, wanted))
 
 
 def tile_mass(

@@ -103,15 +103,10 @@ class AttentionMethod(Options):
         return f"{self.name} ({told})" if told else self.name
 
 
-class Wrapper(AttentionMethod):
-    """A method that changes when or how another one runs, and is that one in all else."""
+class Delegate(AttentionMethod):
+    """A method that is another one in all that it does not say itself."""
 
     method: AttentionMethod
-
-    @classmethod
-    def check(cls, method: type[AttentionMethod], values: Mapping[str, Any]) -> None:
-        """Whether option `values` go together around `method`. Raises RecipeError."""
-        del method, values
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
         """See `AttentionMethod`; without memory."""
@@ -156,6 +151,15 @@ class Wrapper(AttentionMethod):
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""
         return self.method.why_dense(site)
+
+
+class Wrapper(Delegate):
+    """A method that changes when or how another one runs; recipes have its options beside."""
+
+    @classmethod
+    def check(cls, method: type[AttentionMethod], values: Mapping[str, Any]) -> None:
+        """Whether option `values` go together around `method`. Raises RecipeError."""
+        del method, values
 
 
 def _short(value: Any) -> str:
