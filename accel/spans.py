@@ -4,11 +4,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
 from ..kernels.plan import Tile, tile_lengths, tiles_of
 from .grid import TokenGrid
+
+
+class At(NamedTuple):
+    """All that an order of tokens and the tiles that are kept always depend on."""
+
+    tile: Tile
+    order: str
+    grid: TokenGrid
+    text: int = 0
+    text_first: bool = False
+    first_frame: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """`L`: tokens of the picture and of the text."""
+        return self.grid.tokens + self.text
+
+    @property
+    def words(self) -> range:
+        """Places of the text, which stands at one end of any order."""
+        start = 0 if self.text_first else self.grid.tokens
+        return range(start, start + self.text)
+
+    @property
+    def frame(self) -> range:
+        """Places of the first frame, where it stands apart."""
+        start = self.text if self.text_first else 0
+        return range(start, start + self.grid.height * self.grid.width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +60,14 @@ class Spans:
     whole: range
 
     @classmethod
-    def of(
-        cls,
-        tile: Tile,
-        order: str,
-        grid: TokenGrid,
-        text: int,
-        text_first: bool,
-        first_frame: bool = False,
-    ) -> Spans:
-        """Of the tokens of a site; text stands at one end of any order, a first frame first."""
-        del order
-        start = 0 if text_first else grid.tokens
-        whole = range(start, start + text)
-        everywhere = (whole,)
-        if first_frame:
-            begin, frame = (text if text_first else 0), grid.height * grid.width
+    def of(cls, at: At) -> Spans:
+        """Of the tokens of a site."""
+        everywhere = (at.words,)
+        if at.first_frame:
             # Joined with text that stands before it.
-            kept = range(0, begin + frame)
-            everywhere = (kept,) if text_first else (kept, whole)
-        return cls(grid.tokens + text, tile, everywhere, whole)
+            kept = range(0, at.frame.stop)
+            everywhere = (kept,) if at.text_first else (kept, at.words)
+        return cls(at.tokens, at.tile, everywhere, at.words)
 
     def above(self, branch: int) -> Spans:
         """Of blocks of `branch` rows and columns."""

@@ -16,9 +16,8 @@ from .method import AttentionMethod
 from .options import option
 from .order import ORDERS, TokenOrder, first_frame_apart
 from .site import Site
-from .spans import Spans
+from .spans import At, Spans
 
-At = tuple[Tile, str, TokenGrid, int, bool, bool]
 """Tile, name of the order, grid, tokens of text, whether these are first, and whether the first
 frame is kept always."""
 
@@ -85,23 +84,23 @@ class TileMethod(AttentionMethod):
 
     def at(self, site: Site) -> At:
         """All that order and forced tiles depend on."""
-        text = site.text, site.text_first
-        return tile_of(self.tile), self.order, site.grid, *text, self.first_frame
+        tile, text = tile_of(self.tile), (site.text, site.text_first)
+        return At(tile, self.order, site.grid, *text, self.first_frame)
 
     def layout(self, site: Site, device: torch.device) -> Layout:
         """The order and the tiles that are kept always, on a device; copied there once."""
         at = self.at(site)
-        return _on_cpu(*at) if device.type == "cpu" else _copied(device, *at)
+        return _on_cpu(at) if device.type == "cpu" else _copied(device, at)
 
     def forces_all(self, site: Site) -> bool:
         """Whether every tile is kept always, so that there is nothing to choose."""
-        return Spans.of(*self.at(site)).forces_all()
+        return Spans.of(self.at(site)).forces_all()
 
-    def why_forced(self, site: Site) -> str:
+    def why_forced(self, site: Site, own: str = "the row's own") -> str:
         """Where `forces_all`: why it is dense, in words that follow "dense …"."""
         columns = tiles_of(site.tokens, self.tiling()[0].key)
         frame = " or the first frame" if self.first_frame else ""
-        return f"because each of {columns} tiles is the row's own or has text{frame}"
+        return f"because each of {columns} tiles is {own} or has text{frame}"
 
 
 def tile_of(name: str) -> Tile:
@@ -122,63 +121,52 @@ def token_order(
 
 
 @lru_cache(maxsize=64)
-def forced(
-    tile: Tile,
-    order: str,
-    grid: TokenGrid,
-    text: int,
-    text_first: bool,
-    first_frame: bool = False,
-) -> torch.Tensor:
+def forced(at: At) -> torch.Tensor:
     """Tiles that are kept always, `[Q, K]` bool.
 
     Those of a query with itself, rows and columns that hold a token of text and, with
     `first_frame`, columns that hold one of that.
     """
     with torch.inference_mode(False):
-        site = Site(grid, 0, 1, 0, 1, text=text, text_first=text_first)
-        return _forced(tile, site, order, first_frame)
+        token = torch.arange(at.tokens)
+        row, column = token // at.tile.query, token // at.tile.key
+        shape = tiles_of(at.tokens, at.tile.query), tiles_of(at.tokens, at.tile.key)
+        kept = torch.zeros(shape, dtype=torch.bool)
+        kept[row, column] = True
+        site = Site(at.grid, 0, 1, 0, 1, text=at.text, text_first=at.text_first)
+        places = token_order(*at[1:]).places
+        is_text = site.is_text()[places]
+        kept[row[is_text]] = True
+        kept[:, column[is_text]] = True
+        if at.first_frame:
+            picture = places - (at.text if at.text_first else 0)
+            first = (picture >= 0) & (picture < at.grid.height * at.grid.width)
+            kept[:, column[first]] = True
+        return kept
 
 
 @lru_cache(maxsize=64)
-def longest(*at: *At) -> int:
+def longest(at: At) -> int:
     """The most forced tiles of a row."""
-    return widest(forced(*at), 0)
+    return widest(forced(at), 0)
 
 
 @lru_cache(maxsize=64)
-def longest_choice(*at: *At) -> int:
+def longest_choice(at: At) -> int:
     """The most forced tiles of a row that has others too; 0 where none has."""
-    kept = forced(*at)
+    kept = forced(at)
     return int(kept[~kept.all(-1)].sum(-1).amax()) if not kept.all() else 0
 
 
-def _on_cpu(*at: *At) -> Layout:
-    return Layout(at[0], token_order(*at[1:]).places, forced(*at))
+def _on_cpu(at: At) -> Layout:
+    return Layout(at.tile, token_order(*at[1:]).places, forced(at))
 
 
 @lru_cache(maxsize=16)
-def _copied(device: torch.device, *at: *At) -> Layout:
+def _copied(device: torch.device, at: At) -> Layout:
     with torch.inference_mode(False):
-        layout = _on_cpu(*at)
+        layout = _on_cpu(at)
         return Layout(layout.tile, layout.places.to(device), layout.always.to(device))
-
-
-def _forced(tile: Tile, site: Site, order: str, first_frame: bool) -> torch.Tensor:
-    token, grid = torch.arange(site.tokens), site.grid
-    row, column = token // tile.query, token // tile.key
-    kept = torch.zeros(
-        tiles_of(site.tokens, tile.query), tiles_of(site.tokens, tile.key), dtype=torch.bool
-    )
-    kept[row, column] = True
-    places = token_order(order, grid, site.text, site.text_first, first_frame).places
-    is_text = site.is_text()[places]
-    kept[row[is_text]] = True
-    kept[:, column[is_text]] = True
-    if first_frame:
-        at = places - (site.text if site.text_first else 0)
-        kept[:, column[(at >= 0) & (at < grid.height * grid.width)]] = True
-    return kept
 
 
 def kept_of(keep: float, columns: int) -> int:
@@ -186,13 +174,12 @@ def kept_of(keep: float, columns: int) -> int:
     return max(1, math.ceil(round(keep * columns, 6)))
 
 
-def density_of(keep: float, *at: *At) -> float:
+def density_of(keep: float, at: At) -> float:
     """Of plans that keep the share `keep` of each row, with what is kept always; asked often.
 
     By ranges: of a large picture a mask of all pairs of tiles would not fit anywhere.
     """
-    spans = Spans.of(*at)
-    return spans.density(kept_of(keep, tiles_of(spans.tokens, spans.tile.key)))
+    return Spans.of(at).density(kept_of(keep, tiles_of(at.tokens, at.tile.key)))
 
 
 def density_with(always: torch.Tensor, kept: int, tile: Tile, tokens: int) -> float:
@@ -207,9 +194,9 @@ def density_with(always: torch.Tensor, kept: int, tile: Tile, tokens: int) -> fl
     return float(heights @ held) / tokens**2
 
 
-def density_beside(share: float, *at: *At) -> float:
+def density_beside(share: float, at: At) -> float:
     """Of plans that keep `share` of the pairs that are not kept always; asked often."""
-    kept = Spans.of(*at).density(0)
+    kept = Spans.of(at).density(0)
     return kept + share * (1 - kept)
 
 

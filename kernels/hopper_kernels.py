@@ -178,7 +178,7 @@ def _compute(
             step += 1
             weight = gl.convert_layout(gl.sum(parts, 1), gl.SliceLayout(1, LOGITS))
             if PASS == 1:
-                # No number is neither; a maximum of the channels would pass over it.
+                # Above 2^100. What is no number is neither; a maximum would pass over it.
                 beyond = gl.max(gl.where(gl.abs(out) < float("inf"), 0, 1), 1)
                 beyond = gl.convert_layout(beyond, gl.SliceLayout(1, LOGITS))
                 if gl.max(gl.where(weight <= 1.2676506e30, beyond, 1), 0) != 0:

@@ -115,7 +115,7 @@ class Blade(TileMethod):
             even = math.ceil(round(self.mass * columns, 6))
             # Not 1, which would keep every call dense, where most of them may keep less.
             kept = max(least, min(most, even, columns - 1), 1)
-        return density_of(kept / columns, *self.at(site))
+        return density_of(kept / columns, self.at(site))
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""

@@ -10,10 +10,9 @@ import torch
 
 from ...kernels.lists import pair_means
 from ...kernels.plan import BlockPlan, tile_lengths, tiles_of
-from ..grid import TokenGrid
 from ..options import option
 from ..site import Site
-from ..spans import Spans
+from ..spans import At, Spans
 from ..tiles import TileMethod, tile_of, token_order
 
 GATHERED_BYTES = 2**26
@@ -76,11 +75,11 @@ class Hierarchical(TileMethod):
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
         """See `AttentionMethod`."""
-        spans = Spans.of(*self.at(site))
+        spans = Spans.of(self.at(site))
         if self._keeps_all(spans):
             return None
         tile, tail = self.tiling()
-        places = places_on(q.device, *self.at(site)[1:])
+        places = places_on(q.device, self.at(site))
         # Float32: in half precision ties would favour the first blocks.
         means = pair_means(q.detach(), k.detach(), tile, places)
         found = descend(*means, spans, self.blocks, self.branch, self.depth(site))
@@ -104,16 +103,15 @@ class Hierarchical(TileMethod):
 
     def predict(self, site: Site) -> float:
         """See `AttentionMethod`."""
-        spans = Spans.of(*self.at(site))
+        spans = Spans.of(self.at(site))
         return 1.0 if self._keeps_all(spans) else spans.density(self.blocks)
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""
         columns = tiles_of(site.tokens, tile_of(self.tile).key)
-        if self.blocks >= columns and not Spans.of(*self.at(site)).forces_all():
-            return f"because {self.blocks} of {columns} tiles is all"
-        frame = " or the first frame" if self.first_frame else ""
-        return f"because each of {columns} tiles is the row's own or has text{frame}"
+        if self.forces_all(site):
+            return self.why_forced(site)
+        return f"because {self.blocks} of {columns} tiles is all"
 
     def depth(self, site: Site) -> int:
         """Levels of the pyramid there."""
@@ -128,17 +126,10 @@ class Hierarchical(TileMethod):
 
 
 @lru_cache(maxsize=64)
-def places_on(
-    device: torch.device,
-    order: str,
-    grid: TokenGrid,
-    text: int,
-    text_first: bool,
-    first_frame: bool = False,
-) -> torch.Tensor:
+def places_on(device: torch.device, at: At) -> torch.Tensor:
     """Of an order on a device, copied there once; a layout would bring a mask of all tiles."""
     with torch.inference_mode(False):
-        return token_order(order, grid, text, text_first, first_frame).on(device)
+        return token_order(*at[1:]).on(device)
 
 
 def descend(

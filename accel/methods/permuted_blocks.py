@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 import torch
 
 from ...kernels.lists import mass_tiles, tile_means, top_tiles, widest
-from ...kernels.plan import BlockPlan, Tile, tiles_of
-from ..grid import TokenGrid
+from ...kernels.plan import BlockPlan, tiles_of
 from ..options import option
 from ..site import Site
+from ..spans import At
 from ..tiles import (
     TileMethod,
     density_with,
@@ -84,7 +84,7 @@ class PermutedBlocks(TileMethod):
         if self._whole(site):
             return None
         q, k, tile = q.detach(), k.detach(), tile_of(self.tile)
-        fixed = _on(q.device, self.samples, self.segment, *self.at(site))
+        fixed = _on(q.device, self.samples, self.segment, self.at(site))
         tokens, columns = site.tokens, tiles_of(site.tokens, tile.key)
         key_order = hottest_first(importance(q, k, fixed.queries), fixed)
         means = tile_means(q, tile.query, fixed.places), tile_means(k, tile.key, key_order)
@@ -117,19 +117,18 @@ class PermutedBlocks(TileMethod):
         if self.mass < 1:
             # Not all, which would keep every call dense, where most of them may keep less.
             kept = min(kept, kept_of(likely_share(self.mass), columns), columns - 1)
-        return _density(kept, self.segment, *self.at(site))
+        return _density(kept, self.segment, self.at(site))
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""
         columns = tiles_of(site.tokens, self.tiling()[0].key)
         if self.forces_all(site):
-            frame = " or the first frame" if self.first_frame else ""
-            return f"because each of {columns} tiles is of the row's own segment or has text{frame}"
+            return self.why_forced(site, "of the row's own segment")
         return f"because {self.keep:g} of {columns} tiles is all"
 
     def forces_all(self, site: Site) -> bool:
         """See `TileMethod`."""
-        return bool(_always(self.segment, *self.at(site)).all())
+        return bool(_always(self.segment, self.at(site)).all())
 
     def _whole(self, site: Site) -> bool:
         """Whether everything is kept, whatever the numbers are."""
@@ -191,42 +190,31 @@ def hottest_first(weights: torch.Tensor, fixed: Fixed) -> torch.Tensor:
 
 
 @lru_cache(maxsize=16)
-def _on(
-    device: torch.device,
-    samples: int,
-    segment: str,
-    tile: Tile,
-    order: str,
-    grid: TokenGrid,
-    text: int,
-    text_first: bool,
-    first_frame: bool = False,
-) -> Fixed:
+def _on(device: torch.device, samples: int, segment: str, at: At) -> Fixed:
     """All that stays the same, on a device; copied there once."""
     # Kept for later runs, which may not be in inference mode.
     with torch.inference_mode(False):
-        tokens, at = grid.tokens + text, Site(grid, 0, 1, 0, 1, text=text, text_first=text_first)
-        places = token_order(order, grid, text, text_first, first_frame).places
+        grid, places = at.grid, token_order(*at[1:]).places
         if segment == "frame":
-            before = text if text_first else 0
+            before = at.text if at.text_first else 0
             segments = (places - before) // (grid.height * grid.width)
         else:
-            segments = torch.arange(tokens) // (_run(segment) or tokens)
-        if first_frame:
+            segments = torch.arange(at.tokens) // (_run(segment) or at.tokens)
+        if at.first_frame:
             # It stays together, before all others.
             segments = segments + 1
-            segments[_first_frame(grid, text, text_first)] = 0
+            segments[at.frame.start : at.frame.stop] = 0
         # Text stays at its end of the sequence.
-        segments = segments.masked_fill(at.is_text()[places], -1 if text_first else tokens + 1)
-        curve = token_order("gilbert", grid, text, text_first).places
-        curve = curve[text:] if text_first else curve[: grid.tokens]
+        segments[at.words.start : at.words.stop] = -1 if at.text_first else at.tokens + 1
+        curve = token_order("gilbert", grid, at.text, at.text_first).places
+        curve = curve[at.text :] if at.text_first else curve[: grid.tokens]
         # One drawn of each of equal stretches: even steps can meet the same frames again and again.
         count = min(samples, grid.tokens)
         cuts = torch.arange(count + 1) * grid.tokens // count
         generator = torch.Generator().manual_seed(0)
         drawn = torch.rand(count, generator=generator, dtype=torch.float64)
         queries = curve[cuts[:-1] + (drawn * cuts.diff()).long()]
-        always = _always(segment, tile, order, grid, text, text_first, first_frame)
+        always = _always(segment, at)
         return Fixed(
             places=places.to(device),
             segments=segments.to(device),
@@ -241,39 +229,21 @@ def _run(segment: str) -> int | None:
     return int(segment) if segment.isdecimal() else None
 
 
-def _first_frame(grid: TokenGrid, text: int, text_first: bool) -> slice:
-    """Its places, where it stands apart."""
-    start = text if text_first else 0
-    return slice(start, start + grid.height * grid.width)
-
-
 @lru_cache(maxsize=64)
-def _always(
-    segment: str,
-    tile: Tile,
-    order: str,
-    grid: TokenGrid,
-    text: int,
-    text_first: bool,
-    first_frame: bool = False,
-) -> torch.Tensor:
+def _always(segment: str, at: At) -> torch.Tensor:
     """Tiles of a row's own segments, and rows and columns that hold a token of text, `[Q, K]`.
 
     With `first_frame`, columns that hold one of that too. The same in every order, since text
     stays at its end and that frame before all others.
     """
-    del order
     with torch.inference_mode(False):
-        at = Site(grid, 0, 1, 0, 1, text=text, text_first=text_first)
-        token = torch.arange(at.tokens)[at.is_text()]
+        tile, words = at.tile, torch.arange(at.words.start, at.words.stop)
         rows, columns = (tiles_of(at.tokens, size) for size in (tile.query, tile.key))
         kept = torch.zeros(rows, columns, dtype=torch.bool)
-        kept[token // tile.query] = True
-        kept[:, token // tile.key] = True
-        if first_frame:
-            kept[:, torch.arange(at.tokens)[_first_frame(grid, text, text_first)] // tile.key] = (
-                True
-            )
+        kept[words // tile.query] = True
+        kept[:, words // tile.key] = True
+        if at.first_frame:
+            kept[:, torch.arange(at.frame.start, at.frame.stop) // tile.key] = True
         run = _run(segment)
         if run:
             starts = torch.arange(rows)[:, None] * tile.query
@@ -285,16 +255,6 @@ def _always(
 
 
 @lru_cache(maxsize=64)
-def _density(
-    kept: int,
-    segment: str,
-    tile: Tile,
-    order: str,
-    grid: TokenGrid,
-    text: int,
-    text_first: bool,
-    first_frame: bool = False,
-) -> float:
+def _density(kept: int, segment: str, at: At) -> float:
     """Of plans that keep `kept` tiles of each row; asked often."""
-    always = _always(segment, tile, order, grid, text, text_first, first_frame)
-    return density_with(always, kept, tile, grid.tokens + text)
+    return density_with(_always(segment, at), kept, at.tile, at.tokens)

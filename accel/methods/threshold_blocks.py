@@ -112,8 +112,8 @@ class ThresholdBlocks(TileMethod):
             return 1.0
         at = self.at(site)
         if self.rule == "sigma":
-            return density_beside(math.erfc(self.beta / math.sqrt(2)) / 2, *at)
-        return max(density_of(self.keep, *at), density_beside(likely_share(self.mass), *at))
+            return density_beside(math.erfc(self.beta / math.sqrt(2)) / 2, at)
+        return max(density_of(self.keep, at), density_beside(likely_share(self.mass), at))
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""

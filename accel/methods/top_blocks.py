@@ -65,7 +65,7 @@ class TopBlocks(TileMethod):
         layout = self.layout(site, q.device)
         # Float32: in half precision ties would favour the first tiles.
         means = pair_means(q.detach(), k.detach(), tile, layout.places)
-        indices, counts = top_tiles(*means, kept, layout.always, width=max(kept, longest(*at)))
+        indices, counts = top_tiles(*means, kept, layout.always, width=max(kept, longest(at)))
         return BlockPlan(
             indices=indices,
             counts=counts,
@@ -89,14 +89,14 @@ class TopBlocks(TileMethod):
         budgets = torch.full(scores.shape[:2], kept, device=q.device)
         if self.budget == "by-head":
             weights = (scores * q.shape[-1] ** -0.5).softmax(-1).gather(-1, best)
-            least = min(kept, longest_choice(*self.at(site)))
+            least = min(kept, longest_choice(self.at(site)))
             budgets = budgets_by_head(weights, kept, least, ~layout.always.all(-1))
         taken = torch.arange(columns, device=q.device) < budgets[..., None, None]
         return torch.zeros_like(best, dtype=torch.bool).scatter_(-1, best, taken.expand_as(best))
 
     def predict(self, site: Site) -> float:
         """See `AttentionMethod`."""
-        return density_of(self.keep, *self.at(site))
+        return density_of(self.keep, self.at(site))
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""

@@ -73,7 +73,7 @@ class XAttention(TileMethod):
         if self._everything(site):
             return 1.0
         at = self.at(site)
-        return max(density_of(self.least, *at), density_beside(likely_share(self.threshold), *at))
+        return max(density_of(self.least, at), density_beside(likely_share(self.threshold), at))
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""

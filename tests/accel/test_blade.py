@@ -13,6 +13,7 @@ from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import Blade, blade
 from kinora.accel.methods.blade import sampled, scores
 from kinora.accel.site import Site
+from kinora.accel.spans import At
 from kinora.accel.tiles import forced, token_order
 from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan, tile_lengths
@@ -165,7 +166,7 @@ def test_a_row_keeps_the_fewest_best_tiles_that_reach_the_mass(
     q, k, _ = tensors(at)
     q *= 2
     plan, found = planned(method, at, q, k), scored(method, at, q, k)
-    always = forced(plan.tile, "gilbert", at.grid, text, False)
+    always = forced(At(plan.tile, "gilbert", at.grid, text))
     most = max(1, math.floor(keep * plan.columns + 1e-9))
     least = min(most, max(1, math.floor(keep_least * plan.columns + 1e-9)))
     mask = plan.mask()
@@ -200,7 +201,7 @@ def test_text_and_the_tile_itself_are_kept_at_any_budget(tile: str, order: str):
         assert mask[..., row, column].all() and not mask.all()
         assert mask[..., row[is_text], :].all() and mask[..., column[is_text]].all()
         # Nothing beside these.
-        assert torch.equal(mask, forced(plan.tile, order, at.grid, text, first).expand_as(mask))
+        assert torch.equal(mask, forced(At(plan.tile, order, at.grid, text, first)).expand_as(mask))
 
 
 def test_a_larger_budget_keeps_all_that_a_smaller_one_keeps():

@@ -67,7 +67,7 @@ def tensors(at: Site, dim: int = 8) -> Tensors:
 def made(q: torch.Tensor, k: torch.Tensor, at: Site, method: Hierarchical) -> Made:
     plan = method.plan(q, k, at)
     assert plan is not None
-    spans, levels = Spans.of(*method.at(at)), method.depth(at)
+    spans, levels = Spans.of(method.at(at)), method.depth(at)
     means = pair_means(q, k, plan.tile, plan.order)
     found = descend(*means, spans, method.blocks, method.branch, levels)
     masks: list[torch.Tensor] = []

@@ -15,7 +15,7 @@ from kinora.accel.methods import Hierarchical, TopBlocks, hierarchical
 from kinora.accel.methods.hierarchical import descend
 from kinora.accel.order import gilbert
 from kinora.accel.site import Site
-from kinora.accel.spans import Spans
+from kinora.accel.spans import At, Spans
 from kinora.accel.tiles import tile_of, token_order
 from kinora.kernels.attention import block_attention
 from kinora.kernels.lists import pair_means
@@ -184,7 +184,7 @@ def test_keeping_every_block_is_dense(grid: TokenGrid, text: int, tile: str):
     q, k, v = (x[:1] for x in tensors(at))
     size = tile_of(tile)
     places = token_order("gilbert", grid, text, False).places
-    means, spans = pair_means(q, k, size, places), Spans.of(size, "gilbert", grid, text, False)
+    means, spans = pair_means(q, k, size, places), Spans.of(At(size, "gilbert", grid, text))
     columns = means[1].shape[2]
     for levels in (1, 3):
         indices, counts = descend(*means, spans, columns, 2, levels)[0]

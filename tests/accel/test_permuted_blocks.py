@@ -174,7 +174,7 @@ def test_importance_is_the_mean_attention_of_the_queries_in_chunks_too(
 def test_queries_that_judge_are_of_the_picture_and_all_over_it(grid: TokenGrid, text: int):
     for first, order in itertools.product((True, False), ("raster", "gilbert")):
         at = method_of(order=order).at(site(text, first, grid))
-        queries = vars(module)["_on"](torch.device("cpu"), 128, "clip", *at).queries
+        queries = vars(module)["_on"](torch.device("cpu"), 128, "clip", at).queries
         assert len(queries.unique()) == len(queries) == min(128, grid.tokens)
         inside = queries - (text if first else 0)
         assert inside.min() >= 0 and inside.max() < grid.tokens

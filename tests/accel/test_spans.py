@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kinora.accel.grid import TokenGrid
-from kinora.accel.spans import Spans
+from kinora.accel.spans import At, Spans
 from kinora.accel.tiles import density_with, forced, kept_of, tile_of
 from kinora.kernels.plan import Tile, tile_lengths, tiles_of
 
@@ -20,8 +20,8 @@ GRIDS = (TokenGrid(5, 9, 20), TokenGrid(1, 1, 1), TokenGrid(4, 16, 16))
 @pytest.mark.parametrize("frame", [True, False])
 def test_they_are_the_mask(tile: str, text: int, first: bool, frame: bool):
     for grid in GRIDS:
-        at = tile_of(tile), "gilbert", grid, text, first, frame
-        spans, expected = Spans.of(*at), forced(*at)
+        at = At(tile_of(tile), "gilbert", grid, text, first, frame)
+        spans, expected = Spans.of(at), forced(at)
         rows, columns = (torch.arange(it) for it in expected.shape)
         held = spans.holds(rows[:, None], columns)
         counts, keys = spans.sizes()
@@ -33,7 +33,7 @@ def test_they_are_the_mask(tile: str, text: int, first: bool, frame: bool):
         for keep in (1e-9, 0.3, 1):
             kept = kept_of(keep, len(columns))
             assert spans.density(kept) == pytest.approx(
-                density_with(expected, kept, at[0], spans.tokens), abs=1e-12
+                density_with(expected, kept, at.tile, spans.tokens), abs=1e-12
             )
 
 

@@ -91,7 +91,7 @@ def test_the_first_frame_is_kept_by_all_queries_and_little_more(
     assert len(columns) <= 180 // 64 + 2  # apart from the others, so that few tiles hold it
     assert guard.predict(at) > method.predict(at)
     # Queries of it choose as others do.
-    forced_to_it = forced(*guard.at(at))
+    forced_to_it = forced(guard.at(at))
     assert not forced_to_it[columns].all()
 
 

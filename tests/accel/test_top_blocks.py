@@ -137,7 +137,7 @@ def budgets(method: TopBlocks, q: torch.Tensor, k: torch.Tensor, at: Site) -> to
     """Tiles of each head in a row without text, `[B, H]`."""
     plan = method.plan(q, k, at)
     assert plan is not None
-    free = ~forced(*method.at(at)).all(-1)
+    free = ~forced(method.at(at)).all(-1)
     counts = plan.counts[..., free]
     assert (counts == counts[..., :1]).all()
     return counts[..., 0]
@@ -156,7 +156,7 @@ def test_a_head_that_looks_at_few_keeps_fewest_of_the_same_total(text: int, firs
     assert plan is not None
     assert method.predict(at) == pytest.approx(float(plan.density().mean()), abs=0.03)
     mask = plan.mask()
-    assert (forced(*method.at(at)) <= mask).all()
+    assert (forced(method.at(at)) <= mask).all()
 
 
 def test_no_other_way_to_share_them_out_holds_more():
@@ -168,7 +168,7 @@ def test_no_other_way_to_share_them_out_holds_more():
     queries, keys = pair_means(q, k, plan.tile, plan.order)
     weights = (queries @ keys.mT / 4).softmax(-1)
     held = float((weights * plan.mask()).sum(-1).mean(-1).sum())
-    own = forced(*method.at(at))
+    own = forced(method.at(at))
     ranked = weights.masked_fill(own, 9.0).argsort(-1, descending=True)
     sums = weights.gather(-1, ranked).cumsum(-1).mean(2)[0]  # of a head that keeps so many
     total = 3 * math.ceil(0.2 * plan.columns)
@@ -216,7 +216,7 @@ def test_no_head_is_left_with_less_than_what_is_forced():
     for keep in (1e-9, 0.2, 0.3, 0.5):
         method = BY_HEAD.model_copy(update={"keep": keep})
         plan = method.plan(q, k, at)
-        assert plan is not None and (forced(*method.at(at)) <= plan.mask()).all()
+        assert plan is not None and (forced(method.at(at)) <= plan.mask()).all()
         equal = method.model_copy(update={"budget": "equal"}).plan(q, k, at)
         assert equal is not None and plan.counts.sum() == equal.counts.sum()
 

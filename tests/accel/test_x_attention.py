@@ -50,7 +50,7 @@ def planned(at: Site, seed: int = 0, smooth: bool = True, **options: Any) -> Blo
 
 
 def always(method: XAttention, at: Site) -> torch.Tensor:
-    return forced(method.tiling()[0], method.order, at.grid, at.text, at.text_first)
+    return forced(method.at(at))
 
 
 def naive(q: torch.Tensor, k: torch.Tensor, tile: Tile, stride: int) -> torch.Tensor:
