@@ -1,4 +1,4 @@
-"""What stands written about a method, for those who choose one: parsed from its class.
+"""What stands written about a method or policy, for those who choose one: parsed from its class.
 
 A docstring begins with the rule, then says `Source: …` and `Differs from …: …`, the last for the
 paper and for the authors' code where they are not alike. `licence` and `use_when` are attributes.
@@ -11,7 +11,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .method import AttentionMethod
+from .named import Named
 from .options import Option, options_of
 
 _HEADS = re.compile(r"(?:^|(?<=\s))(Source|Differs from [^:.;]+): ")
@@ -25,7 +25,7 @@ class Facts:
         rule: what it keeps, the first sentence in a paragraph of its own being the shortest answer.
         papers: arXiv numbers.
         differs: from what, and how.
-        licence: of the authors' code, none of which is here.
+        licence: of the authors' code, none of which is here; empty where it is ours.
     """
 
     name: str
@@ -52,8 +52,8 @@ class Facts:
         return found
 
 
-def facts(method: type[AttentionMethod]) -> Facts:
-    """What is written about `method`.
+def facts(method: type[Named]) -> Facts:
+    """What is written about `method`; of our own (`Source: ours`) that is less.
 
     Raises:
         ValueError: something is not.
@@ -61,12 +61,13 @@ def facts(method: type[AttentionMethod]) -> Facts:
     text = inspect.cleandoc(method.__doc__ or "")
     paragraphs = [" ".join(it.split()) for it in text.split("\n\n")]
     start = next((i for i, it in enumerate(paragraphs) if it.startswith("Source: ")), None)
+    ours = start is not None and paragraphs[start].startswith("Source: ours")
     absent = [
         name
         for name, there in (
             ("a docstring with `Source: …` in a paragraph after the rule", start),
-            ("an arXiv number in `paper`", papers_of(method)),
-            ("`licence`", method.licence),
+            ("an arXiv number in `paper`", ours or papers_of(method)),
+            ("`licence`", ours or method.licence),
             ("`use_when`", method.use_when),
         )
         if not there
@@ -76,7 +77,7 @@ def facts(method: type[AttentionMethod]) -> Facts:
     _, *parts = _HEADS.split(" ".join(paragraphs[start:]))
     told = dict(zip(parts[::2], (it.strip() for it in parts[1::2]), strict=True))
     source = told.pop("Source")
-    if not told:
+    if not (told or ours):
         raise ValueError(f"{method.__name__} does not say how it differs: `Differs from …: …`")
     return Facts(
         name=method.name,
@@ -90,6 +91,6 @@ def facts(method: type[AttentionMethod]) -> Facts:
     )
 
 
-def papers_of(method: type[AttentionMethod]) -> tuple[str, ...]:
+def papers_of(method: type[Named]) -> tuple[str, ...]:
     """The arXiv numbers in `paper`."""
     return tuple(re.findall(r"\b\d{4}\.\d{4,5}\b", method.paper))

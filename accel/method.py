@@ -7,30 +7,21 @@ A method holds options and no state. What must be remembered within a run lives 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from ..kernels.plan import BlockPlan, Tail, Tile
 from ..kernels.precision import INPUT, Precision
-from .options import Options, options_of
+from .named import Named
 from .site import Site
 
 Planner = Callable[[torch.Tensor, torch.Tensor, Site], BlockPlan | None]
 """`plan` for the calls of one run."""
 
 
-class AttentionMethod(Options):
+class AttentionMethod(Named):
     """Which keys each query attends to, decided before attention from `q`, `k` and the site."""
-
-    name: ClassVar[str] = ""
-    """As recipes spell it."""
-    paper: ClassVar[str] = ""
-    """With its arXiv number; a docstring tells the rest, see `facts`."""
-    licence: ClassVar[str] = ""
-    """Of the authors' code, of which nothing is copied here; follows "theirs: "."""
-    use_when: ClassVar[str] = ""
-    """When to choose it, in words that follow "where "."""
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
         """The plan of one call, or None where it shall be dense.
@@ -90,18 +81,6 @@ class AttentionMethod(Options):
         del site
         return f"by {self.name}"
 
-    def words(self) -> str:
-        """The method and its options, in words."""
-        names = [it.name for it in options_of(type(self))]
-        values = {name.replace("_", " "): getattr(self, name) for name in names}
-        # What is off is not said.
-        told = ", ".join(
-            name if value is True else f"{name} {_short(value)}"
-            for name, value in values.items()
-            if value is not False
-        )
-        return f"{self.name} ({told})" if told else self.name
-
 
 class Delegate(AttentionMethod):
     """A method that is another one in all that it does not say itself."""
@@ -160,7 +139,3 @@ class Wrapper(Delegate):
     def check(cls, method: type[AttentionMethod], values: Mapping[str, Any]) -> None:
         """Whether option `values` go together around `method`. Raises RecipeError."""
         del method, values
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -39,6 +39,44 @@ class AttentionReceipt(_Part):
     dense_kernels: dict[str, StrictInt] = {}
 
 
+class StepsReceipt(_Part):
+    """What happened to the evaluations of the denoiser.
+
+    `pattern` has a letter for each step: C evaluated, s skipped; `evaluations` counts the former,
+    `calls` the denoiser's calls in them, one or more for each guidance branch. Errors are estimates
+    of |what stood for the output - output| / |output| in skipped steps, None where there was none:
+    measured at the next evaluated step, and brought to the distance of the skipped one. `raw` says
+    why outputs were extrapolated as they come, where it is not known what they say of x0.
+    """
+
+    asked: str
+    pattern: str
+    evaluations: StrictInt
+    calls: StrictInt
+    mean_error: FiniteFloat | None
+    max_error: FiniteFloat | None
+    raw: str = ""
+
+    def words(self) -> list[str]:
+        """The same in plain sentences."""
+        lines = [f"asked: steps by {self.asked}"]
+        if not self.pattern:
+            return [*lines, "nothing has run yet"]
+        skipped = self.pattern.count("s")
+        lines.append(
+            f"ran: {self.evaluations} of {len(self.pattern)} steps evaluated in {self.calls} calls "
+            f"of the denoiser, {skipped} skipped: {self.pattern}"
+        )
+        if self.mean_error is not None and self.max_error is not None:
+            lines.append(
+                f"estimated error of what stood for a skipped step: {self.mean_error:.2%} on "
+                f"average, {self.max_error:.2%} at most"
+            )
+        if self.raw:
+            lines.append(f"fell back: outputs are extrapolated as they come, since {self.raw}")
+        return lines
+
+
 class Receipt(_Part):
     """Requested against ran, for one run of one pipeline.
 
@@ -52,6 +90,8 @@ class Receipt(_Part):
     skipped: StrictInt = 0
     """Steps for which the denoiser was not evaluated."""
     attention: AttentionReceipt | None
+    policy: StepsReceipt | None = None
+    """Of the step policy; None where there is none."""
     peak_memory_bytes: StrictInt | None = None
     """The most that the process has held so far, on the accelerator if there is one."""
     stages_s: dict[str, FiniteFloat] = {}
@@ -61,15 +101,10 @@ class Receipt(_Part):
         """The same in plain sentences."""
         if not set(self.recipe) - {"title", "when"}:
             return ["nothing accelerated: the stock pipeline ran"]
-        lines = [*self._steps(), *self._attention()]
+        lines = [*(self.policy.words() if self.policy else ()), *self._attention()]
         if self.peak_memory_bytes is not None:
             lines.append(f"peak memory of the process so far {self.peak_memory_bytes / 1e9:.1f} GB")
         return lines
-
-    def _steps(self) -> list[str]:
-        if "steps" not in self.recipe or self.steps is None:
-            return []
-        return [f"ran: {self.steps - self.skipped} of {self.steps} steps, {self.skipped} skipped"]
 
     def _attention(self) -> list[str]:
         told = self.attention

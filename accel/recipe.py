@@ -11,22 +11,20 @@ In a file, the options of what wraps a method (`wrappers`) stand beside its own:
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import SerializeAsAny
 
 from ..kernels.dense import DenseKernel
 from .errors import RecipeError, hint, nearest
-from .method import AttentionMethod, Wrapper
-from .methods import METHODS
-from .options import Option, Options, checked, option, options_of, shown
+from .method import AttentionMethod
+from .options import Options, checked, option, options_of
+from .parts import PARTS, default, explained
 from .presets import DENSE, FOLDER, names
 from .steps import StepPolicy
-from .wrappers import WRAPPERS
 
 
 class Recipe(Options):
@@ -44,7 +42,6 @@ class Recipe(Options):
     )
     attention: SerializeAsAny[AttentionMethod] | None = None
     steps: SerializeAsAny[StepPolicy] | None = None
-    """No policy has a name yet that a file could give; a library call can bring its own."""
 
     @property
     def empty(self) -> bool:
@@ -62,24 +59,21 @@ class Recipe(Options):
         Raises:
             RecipeError: the attention is wrapped in a way that no file could say.
         """
-        _check_order(self.attention)
         own = self._own()
-        found: dict[str, Any] = {key: own[key] for key in own if own[key] != _default(Recipe, key)}
-        if self.attention is not None:
-            found["attention"] = _flat(self.attention)
-        if self.steps is not None:
-            found["steps"] = {"policy": self.steps.name, **self.steps.model_dump()}
+        found: dict[str, Any] = {key: own[key] for key in own if own[key] != default(Recipe, key)}
+        for key, part in PARTS.items():
+            value = getattr(self, key)
+            if value is not None:
+                found[key] = part.table(value)
         return found
 
     def to_toml(self) -> str:
         """As a TOML file with every option's help and range; `find` reads it again."""
-        lines = _explained(self._own(), options_of(Recipe))
-        if self.attention is not None:
-            table = self.table()["attention"]
-            method = METHODS[table.pop("method")]
-            lines += ["", "[attention]", f"method = {json.dumps(method.name)}"]
-            known = attention_options(method)
-            lines += _explained({it.name: table.get(it.name, it.default) for it in known}, known)
+        lines = explained(self._own(), options_of(Recipe))
+        for key, part in PARTS.items():
+            value = getattr(self, key)
+            if value is not None:
+                lines += ["", *part.explained(value)]
         return "\n".join(lines) + "\n"
 
     def _own(self) -> dict[str, Any]:
@@ -112,16 +106,25 @@ def from_table(table: Mapping[str, Any], name: str = "") -> Recipe:
     own = {option.name: option for option in options_of(Recipe)}
     fields: dict[str, Any] = {"name": name}
     for key, value in table.items():
-        if key == "attention":
-            fields[key] = _method(value)
+        if key in PARTS:
+            fields[key] = PARTS[key].read(value)
         elif key in own:
             fields[key] = checked(own[key], value, key)
         else:
-            known = ["attention", *own]
-            under = [f"attention.{it}" for it in nearest(key, _ATTENTION_ONLY, 1)]
-            near = hint(key, known) or (f" (did you mean {under[0]}?)" if under else "")
-            raise RecipeError(f"a recipe has no {key!r}{near}; it has {', '.join(known)}")
+            known = [*PARTS, *own]
+            raise RecipeError(
+                f"a recipe has no {key!r}{_near(key, known)}; it has {', '.join(known)}"
+            )
     return Recipe(**fields)
+
+
+def _near(key: str, known: list[str]) -> str:
+    """` (did you mean …?)`, also for those who forget under which part an option stands."""
+    under = sorted({it for part in PARTS.values() for it in part.names()})
+    for name in nearest(key, [*known, *under], 1):
+        parts = [f"{part.key}.{name}" for part in PARTS.values() if name in part.names()]
+        return f" (did you mean {name if name in known else ' or '.join(parts)}?)"
+    return ""
 
 
 def find(name: str) -> Recipe:
@@ -175,25 +178,25 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         if not equals or not path.strip():
             raise RecipeError(f"{setting!r} sets nothing: write PART.OPTION=VALUE, such as "
                               f"attention.keep=0.3")  # fmt: skip
-        *parts, key = path.strip().split(".")
-        if not parts:
-            if key in _ATTENTION_ONLY:
-                raise RecipeError(f"a recipe has no {key!r}: did you mean attention.{key}?")
+        where, _, key = path.strip().rpartition(".")
+        part = PARTS.get(where)
+        if not where:
+            if any(key in it.names() for it in PARTS.values()):
+                raise RecipeError(f"a recipe has no {key!r}{_near(key, [])}")
             table[key] = text.strip()
-        elif parts != ["attention"]:
-            part = ".".join(parts)
+        elif part is None:
             raise RecipeError(
-                f"a recipe has no part {part!r}{hint(part, ['attention'])}; it has attention"
+                f"a recipe has no part {where!r}{hint(where, PARTS)}; it has {', '.join(PARTS)}"
             )
-        elif key == "method":
-            table["attention"] = {"method": text.strip()}
-        elif "attention" not in table:
+        elif key == part.selector:
+            table[where] = {key: text.strip()}
+        elif where not in table:
             raise RecipeError(
-                f"{setting}: the recipe {name or DENSE} accelerates no attention; choose another "
-                f"--recipe or set attention.method first ({', '.join(METHODS)})"
+                f"{setting}: the recipe {name or DENSE} {part.without}; choose another "
+                f"--recipe or set {where}.{part.selector} first ({', '.join(part.known)})"
             )
         else:
-            table["attention"][key] = text.strip()
+            table[where][key] = text.strip()
         # One at a time, so that an error names its setting; a later one may still put it right.
         try:
             table = from_table(table, name).table()
@@ -203,83 +206,3 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         return from_table(table, name)
     except RecipeError as error:
         raise refusal or error from None
-
-
-def attention_options(method: type[AttentionMethod]) -> tuple[Option, ...]:
-    """The options of a method and of what may wrap it, as a recipe spells them."""
-    return tuple(it for model in (method, *WRAPPERS) for it in options_of(model))
-
-
-_ATTENTION_ONLY = {"method"}.union(
-    *({it.name for it in attention_options(method)} for method in METHODS.values())
-)
-"""What stands under `attention`, for those who forget to say so."""
-
-
-def _method(table: Any) -> AttentionMethod | None:
-    if table is None:
-        return None
-    if not isinstance(table, Mapping):
-        raise RecipeError(f"attention is {table!r}; it must be a table with a method in it")
-    given = dict(cast("Mapping[str, Any]", table))
-    name = given.pop("method", None)
-    if name is None:
-        raise RecipeError(f"attention names no method; there are {', '.join(METHODS)}")
-    if not isinstance(name, str) or name not in METHODS:
-        raise RecipeError(
-            f"there is no attention method {shown(name)!r}{hint(str(name), METHODS)}; "
-            f"there are {', '.join(METHODS)}"
-        )
-    known = {it.name: it for it in attention_options(METHODS[name])}
-    for key in given:
-        if key not in known:
-            raise RecipeError(
-                f"{name} has no option {key!r}{hint(key, known)}; it has {', '.join(known)}"
-            )
-    values = {key: checked(known[key], it, f"attention.{key}") for key, it in given.items()}
-
-    def of(model: type[AttentionMethod]) -> dict[str, Any]:
-        return {it.name: values[it.name] for it in options_of(model) if it.name in values}
-
-    method = METHODS[name](**of(METHODS[name]))
-    for wrapper in WRAPPERS:
-        if any(value != _default(wrapper, key) for key, value in of(wrapper).items()):
-            wrapper.check(METHODS[name], of(wrapper))
-            method = wrapper(method=method, **of(wrapper))
-    return method
-
-
-def _check_order(method: AttentionMethod | None) -> None:
-    """Raise `RecipeError` where wrappers stand in another order than files can say."""
-    found: list[str] = []
-    while isinstance(method, Wrapper):
-        found.append(method.name)
-        method = method.method
-    known = [wrapper.name for wrapper in reversed(WRAPPERS)]
-    if found != [name for name in known if name in found]:
-        raise RecipeError(
-            f"attention is wrapped in {', then '.join(found)}, from the outside; a recipe can "
-            f"have each of {', then '.join(known)} once, in that order"
-        )
-
-
-def _flat(method: AttentionMethod) -> dict[str, Any]:
-    """The options of a method and of what wraps it, defaults of wrappers left out."""
-    own = {it.name: getattr(method, it.name) for it in options_of(type(method))}
-    if not isinstance(method, Wrapper):
-        return {"method": method.name, **own}
-    changed = {key: value for key, value in own.items() if value != _default(type(method), key)}
-    return {**_flat(method.method), **changed}
-
-
-def _explained(values: dict[str, Any], known: Iterable[Option]) -> list[str]:
-    """Lines of TOML, each with what it means; JSON writes these values as TOML does."""
-    return [
-        f"{it.name} = {json.dumps(values[it.name], ensure_ascii=False)}  "
-        f"# {it.help}: {it.allowed()}"
-        for it in known
-    ]
-
-
-def _default(model: type[Options], name: str) -> Any:
-    return model.model_fields[name].default

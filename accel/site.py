@@ -23,6 +23,8 @@ class Site:
     step: int
     steps: int
     """Of the sampler's schedule; step 0 is the noisiest."""
+    skipped: int = 0
+    """Steps before it that were not evaluated, see `steps`."""
     text: int = 0
     """Text tokens among the queries and keys."""
     text_first: bool = False

@@ -8,11 +8,12 @@ guidance u + g (c - u) hands on exactly it, so that one prediction serves all pi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 
-from .options import Options
+from .codec import Codec, Level, wide
+from .named import Named
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,42 @@ class Step:
 
     index: int
     steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The noise levels of all steps, and what outputs mean.
+
+    `codec` is None where that is not known, `why_raw` says why: what is estimated of an output is
+    then the output itself, elsewhere it is x0.
+    """
+
+    levels: tuple[Level, ...]
+    codec: Codec | None
+    why_raw: str = ""
+
+    @property
+    def flow(self) -> bool:
+        """Whether it is known to be flow matching, alpha + sigma = 1."""
+        return self.codec is not None and self.levels[0].rate == 0
+
+    def estimate(self, output: torch.Tensor, sample: torch.Tensor, index: int) -> torch.Tensor:
+        """What `output` says of `sample` in a step, in float32 or more."""
+        if self.codec is None:
+            return wide(output)
+        return self.codec.x0(output, sample, self.levels[index])
+
+    def output(self, estimate: torch.Tensor, sample: torch.Tensor, index: int) -> torch.Tensor:
+        """The output that says `estimate` of `sample`."""
+        if self.codec is None:
+            return estimate
+        return self.codec.output(estimate, sample, self.levels[index])
+
+    def velocity(self, estimate: torch.Tensor, sample: torch.Tensor, index: int) -> torch.Tensor:
+        """The derivative by `Level.share` of the sample, brought to a common scale."""
+        if self.codec is None:
+            return estimate
+        return self.codec.velocity(estimate, sample, self.levels[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +72,19 @@ class Skip:
     output: torch.Tensor
 
 
+Decision: TypeAlias = Compute | Skip
+"""What a policy can want of a step."""
+
+
 class StepRun(Protocol):
     """A policy during one run."""
 
-    def decide(self, step: Step) -> Compute | Skip:
-        """What to do in a step, asked once, before the denoiser is called."""
+    def decide(self, step: Step, sample: torch.Tensor | None) -> Decision:
+        """What to do in a step, asked once, before the denoiser is called.
+
+        Args:
+            sample: that the step will move, as the step before has left it; None in the first.
+        """
         ...
 
     def observe(
@@ -48,17 +93,27 @@ class StepRun(Protocol):
         """What the scheduler got in a step: the guided output and the sample that it moves."""
         ...
 
+    def errors(self) -> list[float]:
+        """Estimates of how far what stood for skipped steps missed, relative to the outputs."""
+        ...
 
-class StepPolicy(Options):
+
+class StepPolicy(Named):
     """Which steps are evaluated."""
 
-    name: ClassVar[str] = ""
-
-    def start(self) -> StepRun:
+    def start(self, schedule: Schedule) -> StepRun:
         """A policy's run."""
         raise NotImplementedError
 
-    def words(self) -> str:
-        """The policy and its options, in words."""
-        told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in self)
-        return f"{self.name} ({told})" if told else self.name
+    def computed(self, steps: int) -> tuple[int, int]:
+        """How many of `steps` are evaluated, at least and at most."""
+        return 1, steps
+
+    def refuses(self, steps: int, first: int = 0) -> str | None:
+        """Why it cannot serve a run of `steps` that begins with step `first`, or None."""
+        del steps, first
+        return None
+
+    def needs_x0(self) -> bool:
+        """Whether it cannot do without knowing what outputs mean."""
+        return False

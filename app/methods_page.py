@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +18,7 @@ from rich.console import Console
 from ..accel.facts import Facts, facts
 from ..accel.methods import METHODS
 from ..accel.options import options_of
-from ..accel.recipe import WRAPPERS
+from ..accel.wrappers import WRAPPERS
 from .reference import option_table
 from .terminal import show_methods
 
@@ -45,9 +45,7 @@ red is left out; the darker, the more dense attention falls there.
 def page() -> str:
     """The page in Markdown."""
     every = [facts(method) for method in METHODS.values()]
-    return (
-        "\n".join([*_head(every), *(line for it in every for line in _method(it)), *_any()]) + "\n"
-    )
+    return "\n".join([*_head(every), *(line for it in every for line in entry(it)), *_any()]) + "\n"
 
 
 def picture_command(method: Facts) -> list[str]:
@@ -61,21 +59,27 @@ def picture_command(method: Facts) -> list[str]:
     return ["inspect", PROMPT, *where.split(), *changed]
 
 
-def _head(every: list[Facts]) -> Iterator[str]:
+def console_block(command: str, show: Callable[[Console], None]) -> Iterator[str]:
+    """A command and what `show` prints for it, as on a terminal of 110 columns."""
     console = Console(file=io.StringIO(), width=COLUMNS)
     with console.capture() as printed:
-        show_methods(every, console)
-    yield "# Attention methods"
-    yield ""
+        show(console)
     yield "```console"
-    yield "$ kinora methods"
+    yield f"$ {command}"
     yield from (line.rstrip() for line in printed.get().splitlines())
     yield "```"
+
+
+def _head(every: list[Facts]) -> Iterator[str]:
+    yield "# Attention methods"
+    yield ""
+    yield from console_block("kinora methods", lambda console: show_methods(every, console))
     yield ""
     yield from _HEAD.splitlines()
 
 
-def _method(method: Facts) -> Iterator[str]:
+def entry(method: Facts) -> Iterator[str]:
+    """All about one method or policy, under a heading, in lines of Markdown."""
     yield ""
     yield f"## {method.name}"
     for paragraph in method.rule:
@@ -94,8 +98,9 @@ def _method(method: Facts) -> Iterator[str]:
         "Use it": f"where {method.use_when}",
         "Source": source,
         **{f"Differs from {name}": text for name, text in method.differs.items()},
-        "Licence": f"nothing copied; theirs: {method.licence}.",
     }
+    if method.licence:
+        told["Licence"] = f"nothing copied; theirs: {method.licence}."
     yield ""
     for name, text in told.items():
         yield f"- **{name}**: {text}"

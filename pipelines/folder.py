@@ -76,7 +76,8 @@ class ModelFolder:
         """The config of a component; empty where it has none."""
         if part in self.configs:
             return self.configs[part]
-        file = self.path / part / "config.json"
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        file = self.path / part / name
         with reading(file):
             return read_object(file) if part in self.parts and file.is_file() else {}
 

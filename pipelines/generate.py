@@ -261,7 +261,9 @@ class _Job:
         eta_s = None
         if stage == "denoise" and self.step_times_s:
             left = steps - step + (videos - index - 1) * steps
-            per_step = statistics.median(self.step_times_s)
+            # Of a step policy some steps take no time at all.
+            middle = statistics.fmean if self.recipe.steps else statistics.median
+            per_step = middle(self.step_times_s)
             eta_s = left * per_step + (videos - index) * self.decode_s
         self.channel.emit(
             Progress(stage, step, steps, self.clock.elapsed_s, eta_s, index + 1, videos, latents)

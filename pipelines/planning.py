@@ -119,7 +119,11 @@ def recipe(
 
 def _parts(resolved: Resolved, folder: ModelFolder, files: Sequence[WeightFile]) -> list[Part]:
     """What the parts of the recipe would do; without `files` it is not known of which weights."""
-    parts = (_attention(resolved, folder, files), _dense_kernel(resolved, folder))
+    parts = (
+        _attention(resolved, folder, files),
+        _dense_kernel(resolved, folder),
+        _steps(resolved, folder),
+    )
     return [part for part in parts if part]
 
 
@@ -192,6 +196,44 @@ def _dense_kernel(resolved: Resolved, folder: ModelFolder) -> Part | None:
     refusal = explain(name, device=resolved.device, dtype=getattr(torch, resolved.dtype))
     why = refusal or "self-attention that stays dense runs by it"
     return Part("dense kernel", name, "refused" if refusal else "ok", why, 1.0, None)
+
+
+def _steps(resolved: Resolved, folder: ModelFolder) -> Part | None:
+    """What the step policy would do."""
+    from ..accel.attach import schedulers
+    from ..accel.recipe import from_table
+
+    policy, steps = from_table(resolved.recipe).steps, resolved.steps
+    if policy is None:
+        return None
+    asked, refusal, raw = policy.words(), policy.refuses(steps), ""
+    scheduler = _scheduler(folder)
+    if scheduler is not None:
+        refusal = refusal or schedulers.refusal(scheduler, policy)
+        raw = schedulers.why_raw(scheduler)
+    if refusal:
+        return Part("steps", asked, "refused", refusal, 1.0, None)
+    least, most = policy.computed(steps)
+    why = f"{least} of {steps} steps evaluated"
+    if least < most:
+        why = f"{least} to {most} of {steps} steps evaluated, as the run goes"
+    if raw:
+        why += f"; outputs are extrapolated as they come, since {raw}"
+    speedup = steps / least if least == most else None
+    return Part("steps", asked, "adjusted" if raw else "ok", why, 1.0, speedup)
+
+
+def _scheduler(folder: ModelFolder) -> Any:
+    """The scheduler in `folder`, or None where diffusers has none of that name."""
+    import diffusers
+
+    made = getattr(diffusers, folder.parts.get("scheduler", ""), None)
+    if made is None:
+        return None
+    try:
+        return made.from_config(dict(folder.config("scheduler")))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{folder.path} has a scheduler of the wrong form: {error}") from error
 
 
 def shape_of(folder: ModelFolder) -> Shape:

@@ -33,6 +33,8 @@ class Denoiser:
     kind: type | None = None
     """Of what a call returns; known after the first."""
     dtype: torch.dtype = torch.float32
+    shape: tuple[int, ...] = ()
+    """Of an item of what it returns."""
 
     def layer_names(self) -> list[str]:
         """Modules of its layers, as the pipeline calls them."""

@@ -99,6 +99,7 @@ class Forward:
             layers=len(self.denoiser.layers),
             step=run.first + run.done,
             steps=run.steps,
+            skipped=run.skipped,
             text=text,
             text_first=family.text_first,
             branch=run.branch,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ..method import Planner
-from ..receipt import AttentionReceipt
-from ..steps import Compute, Skip, Step, StepRun
+from ..receipt import AttentionReceipt, StepsReceipt
+from ..steps import Compute, Decision, Schedule, Skip, Step, StepPolicy, StepRun
 
 
 @dataclass
@@ -17,20 +17,36 @@ class Run:
     """From one `set_timesteps` to the next."""
 
     planner: Planner | None
-    policy: StepRun | None
+    policy: StepPolicy | None
     steps: int
+    begun: bool = False
+    """Whether something was called."""
     first: int = 0
     """Where in the schedule it begins: an image that is changed starts in the middle."""
+    schedule: Schedule | None = None
+    """What a policy must know of it; None before the first call."""
+    sample: torch.Tensor | None = None
+    """As the last step has left it."""
     done: int = 0
     branch: int = 0
     forwards: int = 0
+    dtype: torch.dtype = torch.float32
+    """Of what the denoiser returns."""
     batch: int = 0
     """Items of the step's first call of a denoiser."""
     branches: int = 1
     """Guidance branches in that batch, see `Site`."""
-    skipped: int = 0
-    decision: Compute | Skip | None = None
+    evaluated_calls: int = 0
+    pattern: str = ""
+    """A letter for each step that is done: C evaluated, s skipped."""
+    decision: Decision | None = None
     """For the step that runs; None until it is asked."""
+    _turns: list[StepRun] = field(default_factory=list[StepRun])
+    """Of the policy, one for each turn of a denoiser: what one did says nothing of the other."""
+    _expert: int | None = None
+    """Whose turn it is."""
+    _began: int = 0
+    """The step with which the turn began."""
     _kernels: Counter[str] = field(default_factory=Counter[str])
     _dense: Counter[str] = field(default_factory=Counter[str])
     _dense_kernels: Counter[str] = field(default_factory=Counter[str])
@@ -50,18 +66,34 @@ class Run:
         """The step that runs."""
         return Step(self.first + self.done, self.steps)
 
-    def decide(self) -> Compute | Skip:
-        """What the policy wants of the step that runs."""
+    @property
+    def skipped(self) -> int:
+        """Steps so far for which no denoiser was evaluated."""
+        return self.pattern.count("s")
+
+    def take_turn(self, expert: int) -> None:
+        """It is the turn of the denoiser of this number."""
+        if self.policy is None or expert == self._expert:
+            return
+        assert self.schedule is not None
+        self._turns.append(self.policy.start(self.schedule))
+        self._expert, self._began = expert, self.done
+        self.decision = None
+
+    def decide(self) -> Decision:
+        """What the policy wants of the step that runs; the first of a turn is evaluated."""
         if self.decision is None:
-            self.decision = self.policy.decide(self.step) if self.policy else Compute()
+            asked = self._turns and self.done > self._began
+            self.decision = self._turns[-1].decide(self.step, self.sample) if asked else Compute()
         return self.decision
 
     def finish_step(self, output: torch.Tensor, sample: torch.Tensor) -> None:
         """The scheduler got `output` for `sample`: the step is done."""
         skipped = isinstance(self.decision, Skip)
-        if self.policy is not None:
-            self.policy.observe(self.step, output, sample, computed=not skipped)
-        self.skipped += skipped
+        if self._turns:
+            self._turns[-1].observe(self.step, output, sample, computed=not skipped)
+        self.pattern += "s" if skipped else "C"
+        self.evaluated_calls += 0 if skipped else self.branch
         if self.branch == 1 and self.batch % sample.shape[0] == 0:
             self.branches = self.batch // sample.shape[0]
         self.done, self.branch, self.decision = self.done + 1, 0, None
@@ -84,6 +116,21 @@ class Run:
         if fallback:
             self._fallbacks[reason] = None
         self._calls.setdefault(layer, []).append((pairs, 1.0))
+
+    def steps_receipt(self) -> StepsReceipt | None:
+        """What the policy did so far."""
+        if self.policy is None:
+            return None
+        errors = [error for turn in self._turns for error in turn.errors()]
+        return StepsReceipt(
+            asked=self.policy.words(),
+            pattern=self.pattern,
+            evaluations=self.pattern.count("C"),
+            calls=self.evaluated_calls,
+            mean_error=sum(errors) / len(errors) if errors else None,
+            max_error=max(errors, default=None),
+            raw=self.schedule.why_raw if self.schedule else "",
+        )
 
     def receipt(self, asked: str, precision: str, layers: list[str]) -> AttentionReceipt:
         """What happened so far, in the attention modules of these names."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -15,11 +16,12 @@ from ...kernels.precision import INPUT
 from ..errors import AccelerationError, RecipeError
 from ..receipt import Receipt
 from ..recipe import Recipe, find
-from ..steps import Compute, Skip
-from . import routes
+from ..steps import Skip
+from . import routes, schedulers
 from .denoisers import Denoiser, Entry, denoisers_of, refuse_accelerated
 from .forward import Forward
 from .run import Run
+from .skipping import check_handed_on, check_untouched, hollow, instead
 from .steps import watched
 
 
@@ -72,6 +74,8 @@ class Session:
         self._denoisers: list[Denoiser] = []
         self._scheduler: Any = None
         self._run: Run | None = None
+        self._control: Any = None
+        """In the form of what a ControlNet returns."""
 
     @property
     def receipt(self) -> Receipt:
@@ -89,6 +93,7 @@ class Session:
             steps=self._run.done if self._run else None if self.recipe.empty else 0,
             skipped=self._run.skipped if self._run else 0,
             attention=attention,
+            policy=(self._run or self._new_run(steps=1)).steps_receipt(),
         )
 
     def attach(self, stack: ExitStack) -> None:
@@ -97,8 +102,9 @@ class Session:
         scheduler = self._scheduler = getattr(self.pipe, "scheduler", None)
         if scheduler is None:
             raise AccelerationError(f"{type(self.pipe).__name__} has no scheduler to follow")
+        self._check_policy(scheduler)
         for denoiser in self._denoisers:
-            stack.enter_context(self._entered(denoiser))
+            stack.enter_context(self._entered(denoiser.module, partial(self._forward, denoiser)))
             if self.recipe.dense_kernel != "stock":
                 self._check_kernel(denoiser, self.recipe.dense_kernel)
             if self.recipe.attends and denoiser.family.dispatches:
@@ -116,7 +122,18 @@ class Session:
                         f"which hides the layer of a call: give each its own"
                     )
                 denoiser.stock = stack.enter_context(routes.routed(processors))
-        stack.enter_context(watched(scheduler, self._start, self._step))
+        control = getattr(self.pipe, "controlnet", None)
+        # Beside two denoisers it would not be known whose step it is.
+        if self.recipe.steps is not None and control is not None and len(self._denoisers) == 1:
+            stack.enter_context(self._entered(control, self._beside))
+        stack.enter_context(watched(scheduler, self._start, self._step, self._stepped))
+
+    def _check_policy(self, scheduler: Any) -> None:
+        """Raise AccelerationError where steps of the scheduler cannot be skipped."""
+        policy = self.recipe.steps
+        refusal = policy and schedulers.refusal(scheduler, policy)
+        if refusal:
+            raise AccelerationError(refusal)
 
     def _check_kernel(self, denoiser: Denoiser, name: DenseKernel) -> None:
         """Raise AccelerationError where the dense kernel is known not to run."""
@@ -127,20 +144,22 @@ class Session:
             raise AccelerationError(refusal)
 
     @contextmanager
-    def _entered(self, denoiser: Denoiser) -> Generator[None, None, None]:
-        """See every call of the denoiser from outside of its hooks and of `torch.compile`.
+    def _entered(
+        self, module: Any, forward: Callable[[Callable[[], Any], Mapping[str, Any]], Any]
+    ) -> Generator[None, None, None]:
+        """See every call of a module from outside of its hooks and of `torch.compile`.
 
         `_compiled_call_impl` is what torch calls in place of `forward` and its hooks, where it is
         set; `Module.compile` sets it.
         """
-        module = denoiser.module
         before = vars(module).get("_compiled_call_impl")
         call = before or module._call_impl
-        signature = inspect.signature(type(denoiser.inner).forward)
+        inner = getattr(module, "_orig_mod", module)
+        signature = inspect.signature(type(inner).forward)
 
         def entry(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(denoiser.inner, *args, **kwargs).arguments
-            return self._forward(denoiser, lambda: call(*args, **kwargs), given)
+            given = signature.bind(inner, *args, **kwargs).arguments
+            return forward(lambda: call(*args, **kwargs), given)
 
         ours = vars(module)["_compiled_call_impl"] = Entry(entry)
         try:
@@ -156,31 +175,55 @@ class Session:
     def _forward(
         self, denoiser: Denoiser, call: Callable[[], Any], given: Mapping[str, Any]
     ) -> Any:
-        run = self._run
-        if run is None or run.over or self.pipe.scheduler is not self._scheduler:
-            raise AccelerationError(
-                f"{denoiser.family.denoiser} is called by steps that cannot be followed: run the "
-                f"pipeline that is accelerated, with the scheduler that it had then"
-            )
-        if run.forwards == 0:
-            run.first = _first_step(self._scheduler, given)
+        """A call of a denoiser: of itself, or what stands for it."""
+        run = self._running(denoiser.family.denoiser, given)
+        run.take_turn(denoiser.number)
         if run.branch == 0:
             run.batch = given[denoiser.family.latents].shape[0]
         decision = run.decide()
-        if isinstance(decision, Skip) and denoiser.kind is None:
-            # The other denoiser's history says nothing of this one.
-            decision = run.decision = Compute()
         if isinstance(decision, Skip):
-            result = _instead(decision.output, denoiser, given)
-        elif self.recipe.attends:
-            result = self._attended(denoiser, call, given)
+            result = instead(decision.output, denoiser, given)
         else:
-            result = call()
-        if isinstance(decision, Compute):
+            result = self._attended(denoiser, call, given) if self.recipe.attends else call()
             denoiser.kind, denoiser.dtype = type(result), result[0].dtype
+            denoiser.shape = tuple(result[0].shape[1:])
+        run.dtype = denoiser.dtype
         run.forwards += 1
         run.branch += 1
         return result
+
+    def _beside(self, call: Callable[[], Any], given: Mapping[str, Any]) -> Any:
+        """A call of a ControlNet: in skipped steps nothing looks at what it returns."""
+        run = self._running(type(self.pipe.controlnet).__name__, given)
+        if isinstance(run.decide(), Skip):
+            return self._control
+        result = call()
+        self._control = hollow(result)
+        return result
+
+    def _running(self, name: str, given: Mapping[str, Any]) -> Run:
+        """The run to which a call of the module of this name belongs, told where it begins."""
+        run = self._run
+        if run is None or run.over or self.pipe.scheduler is not self._scheduler:
+            raise AccelerationError(
+                f"{name} is called by steps that cannot be followed: run the "
+                f"pipeline that is accelerated, with the scheduler that it had then"
+            )
+        if run.begun:
+            return run
+        run.begun, run.first = True, _first_step(self._scheduler, given)
+        if run.policy is not None:
+            refusal = run.policy.refuses(run.steps, run.first)
+            if refusal:
+                raise AccelerationError(refusal)
+            run.schedule = schedulers.schedule_of(self._scheduler)
+            if self.strict and run.schedule.why_raw:
+                raise AccelerationError(
+                    f"strict: outputs would be extrapolated as they come, since "
+                    f"{run.schedule.why_raw}; change the scheduler, or allow fallbacks "
+                    f"(strict=False, --no-strict)"
+                )
+        return run
 
     def _attended(
         self, denoiser: Denoiser, call: Callable[[], Any], given: Mapping[str, Any]
@@ -200,8 +243,8 @@ class Session:
         return result
 
     def _new_run(self, steps: int) -> Run:
-        attention, policy = self.recipe.attention, self.recipe.steps
-        return Run(attention.start() if attention else None, policy and policy.start(), steps)
+        attention = self.recipe.attention
+        return Run(attention.start() if attention else None, self.recipe.steps, steps)
 
     def _start(self) -> None:
         self._run = self._new_run(steps=len(self.pipe.scheduler.timesteps))
@@ -224,14 +267,18 @@ class Session:
                 "each its own, by type(scheduler).from_config(scheduler.config)"
             )
         output, sample = given["model_output"], given["sample"]
-        if isinstance(run.decision, Skip) and not torch.equal(
-            output, run.decision.output.to(output.dtype)
-        ):
-            raise AccelerationError(
-                "the pipeline changed the output that stands for a skipped step: "
-                "its guidance is not affine, run it without a step policy"
-            )
+        if run.policy is not None:
+            refusal = schedulers.refused_arguments(given)
+            if refusal:
+                raise AccelerationError(refusal)
+            check_untouched(sample, run.sample)
+        if isinstance(run.decision, Skip):
+            check_handed_on(output, run.decision.output, run.dtype)
         run.finish_step(output, sample)
+
+    def _stepped(self, sample: torch.Tensor) -> None:
+        if self._run is not None and self._run.policy is not None:
+            self._run.sample = sample
 
 
 def _first_step(scheduler: Any, given: Mapping[str, Any]) -> int:
@@ -243,11 +290,3 @@ def _first_step(scheduler: Any, given: Mapping[str, Any]) -> int:
     timestep = float(torch.as_tensor(given["timestep"]).max())
     distance = (scheduler.timesteps.cpu().double() - timestep).abs()
     return int(distance.argmin()) if float(distance.min()) < 0.5 else 0
-
-
-def _instead(output: torch.Tensor, denoiser: Denoiser, given: Mapping[str, Any]) -> Any:
-    """`output` for every item of a denoiser's batch, returned as the denoiser returns."""
-    assert denoiser.kind is not None
-    times = given[denoiser.family.latents].shape[0] // output.shape[0]
-    whole = output.to(denoiser.dtype).repeat(times, *[1] * (output.ndim - 1))
-    return (whole,) if denoiser.kind is tuple else denoiser.kind(sample=whole)

@@ -14,17 +14,23 @@ Arguments = Mapping[str, Any]
 
 @contextmanager
 def watched(
-    scheduler: Any, on_start: Callable[[], None], on_step: Callable[[Arguments], None]
+    scheduler: Any,
+    on_start: Callable[[], None],
+    on_step: Callable[[Arguments], None],
+    on_stepped: Callable[[Any], None],
 ) -> Generator[None, None, None]:
-    """Call `on_start` after each `set_timesteps` of `scheduler`, `on_step` before each `step`.
+    """Call `on_start` after each `set_timesteps` of `scheduler`, the others around each `step`.
 
-    `on_step` gets the arguments by name: their order differs between schedulers.
+    `on_step` gets the arguments by name: their order differs between schedulers. `on_stepped` gets
+    the sample that the step has left.
     Methods are shadowed on the instance. A deep copy of it, which some pipelines make, keeps the
     shadow but steps itself, unseen; signatures stay those of the class.
     """
     with ExitStack() as stack:
-        stack.enter_context(_shadowed(scheduler, "set_timesteps", after=on_start))
-        stack.enter_context(_shadowed(scheduler, "step", before=on_step))
+        stack.enter_context(_shadowed(scheduler, "set_timesteps", after=lambda _: on_start()))
+        stack.enter_context(
+            _shadowed(scheduler, "step", before=on_step, after=lambda it: on_stepped(it[0]))
+        )
         yield
 
 
@@ -34,7 +40,7 @@ def _shadowed(
     name: str,
     *,
     before: Callable[[Arguments], None] = lambda _: None,
-    after: Callable[[], None] = lambda: None,
+    after: Callable[[Any], None] = lambda _: None,
 ) -> Generator[None, None, None]:
     earlier = vars(owner).get(name)
     inner = getattr(earlier, "__func__", None) or getattr(type(owner), name)
@@ -46,7 +52,7 @@ def _shadowed(
             before(signature.bind(self, *args, **kwargs).arguments)
         result = inner(self, *args, **kwargs)
         if self is owner:
-            after()
+            after(result)
         return result
 
     vars(owner)[name] = MethodType(method, owner)

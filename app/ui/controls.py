@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from ...accel import recipe as recipes
 from ...accel.methods import METHODS
 from ...accel.options import Option, options_of
+from ...accel.parts import ATTENTION
 from ...accel.recipe import Recipe
 
 PART = "attention"
@@ -24,7 +24,7 @@ def recipe_options() -> dict[str, Option]:
 
 def method_options(method: str) -> dict[str, Option]:
     """Options of an attention method and of what may wrap it, by what `--set` calls them."""
-    return {f"{PART}.{it.name}": it for it in recipes.attention_options(METHODS[method])}
+    return {f"{PART}.{it.name}": it for it in ATTENTION.options(METHODS[method])}
 
 
 def method_of(recipe: Recipe) -> str | None:

@@ -14,6 +14,7 @@ from kinora.accel.errors import RecipeError
 from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import METHODS, TopBlocks
 from kinora.accel.options import options_of
+from kinora.accel.parts import ATTENTION
 from kinora.accel.wrappers import Quantised, Reuse, Within
 
 
@@ -134,7 +135,7 @@ def test_settings_are_put_over_a_recipe():
         ("attention.keep", "sets nothing: write PART.OPTION=VALUE"),
         ("=3", "sets nothing"),
         ("kep=0.3", "no 'kep' (did you mean attention.keep?)"),
-        ("keep=0.3", "no 'keep': did you mean attention.keep?"),
+        ("keep=0.3", "no 'keep' (did you mean attention.keep?)"),
     ],
 )
 def test_a_bad_setting_is_told_in_one_line(setting: str, told: str):
@@ -226,10 +227,10 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path):
 
 @pytest.mark.parametrize("method", METHODS.values())
 def test_every_option_has_help_and_a_range_or_choices(method: type[TopBlocks]):
-    for it in recipes.attention_options(method):
+    for it in ATTENTION.options(method):
         assert it.help and it.help[0].isupper() and not it.help.endswith(".")
         free = it.choices or it.kind in (bool, str)
         assert free or (it.least is not None and it.most is not None)
-    names = [it.name for it in recipes.attention_options(method)]
+    names = [it.name for it in ATTENTION.options(method)]
     assert len(set(names)) == len(names)
     assert (method.__doc__ or "").strip() and options_of(method)

@@ -11,7 +11,7 @@ import torch
 from kinora.accel.attach import accelerate
 from kinora.accel.methods import TopBlocks
 from kinora.accel.recipe import Recipe
-from kinora.accel.steps import Compute, Skip, Step, StepPolicy
+from kinora.accel.steps import Compute, Schedule, Skip, Step, StepPolicy
 
 
 class EverySecond(StepPolicy):
@@ -19,7 +19,7 @@ class EverySecond(StepPolicy):
 
     name: ClassVar[str] = "every-second"
 
-    def start(self) -> Any:
+    def start(self, schedule: Schedule) -> Any:
         return _EverySecond()
 
 
@@ -28,7 +28,7 @@ class _EverySecond:
         self.last: torch.Tensor | None = None
         self.seen: list[tuple[int, bool]] = []
 
-    def decide(self, step: Step) -> Compute | Skip:
+    def decide(self, step: Step, sample: torch.Tensor | None) -> Compute | Skip:
         if step.index % 2 == 0:
             return Compute()
         assert self.last is not None
@@ -37,6 +37,9 @@ class _EverySecond:
     def observe(self, step: Step, output: Any, sample: Any, *, computed: bool) -> None:
         assert sample.shape == output.shape
         self.last = output
+
+    def errors(self) -> list[float]:
+        return []
 
 
 def test_a_skipped_step_gives_the_scheduler_what_the_policy_says(model: Any):
@@ -65,7 +68,10 @@ def test_a_skipped_step_gives_the_scheduler_what_the_policy_says(model: Any):
     assert not torch.equal(got[1], got[2])
     assert len(calls) == dense // 2
     assert (session.receipt.steps, session.receipt.skipped) == (4, 2)
-    assert session.receipt.words() == ["ran: 2 of 4 steps, 2 skipped"]
+    assert session.receipt.words() == [
+        "asked: steps by every-second",
+        f"ran: 2 of 4 steps evaluated in {len(calls)} calls of the denoiser, 2 skipped: CsCs",
+    ]
 
 
 def test_skipped_steps_and_sparse_attention_go_together(model: Any):

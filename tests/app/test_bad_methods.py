@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from kinora.accel import recipe as recipes
 from kinora.accel.errors import RecipeError
 from kinora.accel.methods import METHODS
-from kinora.accel.recipe import attention_options
+from kinora.accel.parts import ATTENTION
 
 Cli = Callable[..., Any]
 SMALL = ("--size", "128x128", "--frames", "5", "--steps", "2")
@@ -113,7 +113,7 @@ def test_a_file_that_is_no_calibration(
 def out_of_range() -> Iterator[tuple[str, str, str]]:
     """Method, option and value, for all methods that there are."""
     for name, method in METHODS.items():
-        for it in attention_options(method):
+        for it in ATTENTION.options(method):
             wrong = ["nan", "inf", "many"] if it.kind in (int, float) else []
             if it.least is not None:
                 wrong.append(f"{it.least if it.above else it.least - 1:g}")
@@ -128,7 +128,7 @@ def out_of_range() -> Iterator[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("method", "option", "value"), list(out_of_range()))
 def test_an_option_out_of_range(method: str, option: str, value: str) -> None:
-    known = {it.name: it for it in attention_options(METHODS[method])}
+    known = {it.name: it for it in ATTENTION.options(METHODS[method])}
     with pytest.raises(RecipeError) as caught:
         recipes.changed(
             recipes.find("dense"), [f"attention.method={method}", f"attention.{option}={value}"]
@@ -155,7 +155,7 @@ def test_a_strict_run_is_refused_or_sparse(
 ) -> None:
     """Whatever a method makes of 512 tokens, a run that is strict never goes on without it."""
     chosen = [f"attention.method={method}", *(it for it in settings if it != "tile")]
-    if "tile" in settings and "tile" in {it.name for it in attention_options(METHODS[method])}:
+    if "tile" in settings and "tile" in {it.name for it in ATTENTION.options(METHODS[method])}:
         chosen.append("attention.tile=64x64")
     asked = [part for it in chosen for part in ("--set", it)]
     called = cli("generate", "a", "--model", wan_folder, *SMALL, *asked, "--strict", "--json")

@@ -22,6 +22,7 @@ pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[u
 from kinora.accel import recipe as recipes
 from kinora.accel.methods import METHODS
 from kinora.accel.options import Option
+from kinora.accel.parts import ATTENTION
 from kinora.accel.receipt import Receipt
 from kinora.app import cli as command_line
 from kinora.app.ui import controls, fields, form, guard, server, view
@@ -81,9 +82,7 @@ def test_a_unit_stands_in_the_label() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_option_of_every_method_has_a_control_that_takes_its_default(method: str) -> None:
     known = controls.method_options(method)
-    assert {f"attention.{it.name}" for it in recipes.attention_options(METHODS[method])} == set(
-        known
-    )
+    assert {f"attention.{it.name}" for it in ATTENTION.options(METHODS[method])} == set(known)
     for it in (*known.values(), *controls.recipe_options().values()):
         made: Any = controls.control(it, it.default)
         assert made.preprocess(made.value) == it.default

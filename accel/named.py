@@ -1,0 +1,39 @@
+"""What a recipe chooses by name, attention methods and step policies alike."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from .options import Options, options_of
+
+
+class Named(Options):
+    """A frozen set of options with a name, and what stands written about it; see `facts`."""
+
+    name: ClassVar[str] = ""
+    """As recipes spell it."""
+    paper: ClassVar[str] = ""
+    """With its arXiv number; a docstring tells the rest."""
+    licence: ClassVar[str] = ""
+    """Of the authors' code, of which nothing is copied here; follows "theirs: "."""
+    use_when: ClassVar[str] = ""
+    """When to choose it, in words that follow "where "."""
+
+    def check_together(self) -> None:
+        """Raise `RecipeError` where values, each of which is allowed, do not go together."""
+
+    def words(self) -> str:
+        """The name and the options, in words."""
+        names = [it.name for it in options_of(type(self))]
+        values = {name.replace("_", " "): getattr(self, name) for name in names}
+        # What is off is not said.
+        told = ", ".join(
+            name if value is True else f"{name} {_short(value)}"
+            for name, value in values.items()
+            if value is not False
+        )
+        return f"{self.name} ({told})" if told else self.name
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
