@@ -40,7 +40,7 @@ from .bench.command import bench_app
 from .calibrate import calibrate
 from .ending import EXIT_FAULT, Left, ended, print_json, stdout
 from .inspection import inspect
-from .listing import methods_app, models_app, recipes_app
+from .listing import methods_app, models_app, policies_app, recipes_app
 from .ui.command import ui
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ _COMMANDS = (
     "models",
     "recipes",
     "methods",
+    "policies",
     "inspect",
     "doctor",
     "ui",
@@ -239,6 +240,7 @@ def doctor(as_json: Json = False) -> None:
 app.add_typer(models_app, name="models")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(methods_app, name="methods")
+app.add_typer(policies_app, name="policies")
 app.command()(inspect)
 app.command()(ui)
 app.command()(calibrate)

@@ -1,13 +1,20 @@
-"""Commands that tell what Kinora knows by name: models, recipes, attention methods."""
+"""Commands that tell what Kinora knows by name: models, recipes, methods, policies."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .arguments import Json, Settings
 from .ending import print_json, stdout
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..accel.facts import Facts
+    from ..accel.parts import Part
 
 
 def _group(help: str | None = None) -> typer.Typer:
@@ -22,6 +29,7 @@ def _group(help: str | None = None) -> typer.Typer:
 models_app = _group()
 recipes_app = _group("The recipes that Kinora knows: what to accelerate, and how.")
 methods_app = _group("The attention methods that recipes can name: rules and sources.")
+policies_app = _group("The step policies that recipes can name: rules and sources.")
 
 
 @recipes_app.callback()
@@ -99,17 +107,11 @@ def show(
 @methods_app.callback()
 def methods(context: typer.Context, as_json: Json = False) -> None:
     """List the attention methods that a recipe can name."""
-    if context.invoked_subcommand is not None:
-        return
-    from ..accel.facts import facts
-    from ..accel.methods import METHODS
-    from .terminal import show_methods
+    if context.invoked_subcommand is None:
+        from ..accel.parts import ATTENTION
+        from .terminal import show_methods
 
-    found = [facts(method) for method in METHODS.values()]
-    if as_json:
-        print_json({"methods": [it.to_json() for it in found]})
-    else:
-        show_methods(found, stdout())
+        _list(ATTENTION, "methods", show_methods, as_json)
 
 
 @methods_app.command("show")
@@ -118,18 +120,50 @@ def show_method(
     as_json: Json = False,
 ) -> None:
     """Show rule, source, differences, licence note and options of one method."""
-    from ..accel.errors import RecipeError, hint
+    from ..accel.parts import ATTENTION
+
+    _show(ATTENTION, name, as_json)
+
+
+@policies_app.callback()
+def policies(context: typer.Context, as_json: Json = False) -> None:
+    """List the step policies that a recipe can name."""
+    if context.invoked_subcommand is None:
+        from ..accel.parts import STEPS
+        from .terminal import show_policies
+
+        _list(STEPS, "policies", show_policies, as_json)
+
+
+@policies_app.command("show")
+def show_policy(
+    name: Annotated[str, typer.Argument(help="Name from `kinora policies`.")],
+    as_json: Json = False,
+) -> None:
+    """Show rule, source, differences, licence note and options of one policy."""
+    from ..accel.parts import STEPS
+
+    _show(STEPS, name, as_json)
+
+
+def _list(
+    part: Part[Any], group: str, show: Callable[[list[Facts], Console], None], as_json: bool
+) -> None:
     from ..accel.facts import facts
-    from ..accel.methods import METHODS
+
+    found = [facts(it) for it in part.known.values()]
+    if as_json:
+        print_json({group: [it.to_json() for it in found]})
+    else:
+        show(found, stdout())
+
+
+def _show(part: Part[Any], name: str, as_json: bool) -> None:
+    from ..accel.facts import facts
     from .terminal import show_facts
 
-    if name not in METHODS:
-        raise RecipeError(
-            f"there is no attention method {name!r}{hint(name, METHODS)}; "
-            f"there are {', '.join(METHODS)}"
-        )
-    found = facts(METHODS[name])
+    found = facts(part.known[part.check_name(name)])
     if as_json:
-        print_json({"method": found.to_json()})
+        print_json({part.selector: found.to_json()})
     else:
         show_facts(found, stdout())

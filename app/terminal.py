@@ -134,19 +134,28 @@ def show_recipes(recipes: list[Recipe], console: Console) -> None:
 
 def show_methods(methods: list[Facts], console: Console) -> None:
     """The attention methods as a table."""
+    _show_named(methods, "methods", console)
+
+
+def show_policies(policies: list[Facts], console: Console) -> None:
+    """The step policies as a table."""
+    _show_named(policies, "policies", console)
+
+
+def _show_named(known: list[Facts], group: str, console: Console) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("name", "arXiv", "what"):
         table.add_column(heading, no_wrap=heading == "name")
-    for method in methods:
-        _row(table, method.name, "\n".join(method.papers), method.short)
+    for it in known:
+        _row(table, it.name, "\n".join(it.papers), it.short)
     console.print(table)
-    console.print("`kinora methods show NAME` tells more.", style="dim")
+    console.print(f"`kinora {group} show NAME` tells more.", style="dim")
 
 
 def show_facts(method: Facts, console: Console) -> None:
-    """Everything written about one method."""
+    """Everything written about one method or policy."""
     rows = {
-        "method": method.name,
+        "name": method.name,
         "rule": "\n".join(method.rule),
         "paper": ", ".join(f"https://arxiv.org/abs/{it}" for it in method.papers),
         "source": method.source,
@@ -154,6 +163,8 @@ def show_facts(method: Facts, console: Console) -> None:
         "licence": f"written anew from the mathematics; theirs: {method.licence}",
         "use it": f"where {method.use_when}",
     }
+    if not method.licence:  # it is ours
+        del rows["paper"], rows["licence"]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, told in rows.items():
         _row(table, name, told)

@@ -31,6 +31,7 @@ FLAGS = {
     },
     "recipes": {"json"},
     "methods": {"json"},
+    "policies": {"json"},
     "inspect": {
         "prompt", "model", "recipe", "set", "layer", "step", "head", "query", "output", "size",
         "frames", "steps", "guidance", "negative-prompt", "seed", "device", "dtype", "json",

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 COLUMNS = 110
 FREE_BYTES = 24_600_000_000
-TELLING = ("plan", "recipes", "models", "methods")
+TELLING = ("plan", "recipes", "models", "methods", "policies")
 """Commands that only tell something: fast, and the same everywhere."""
 
 
@@ -86,6 +86,7 @@ def test_the_pages_show_each_of_these_commands() -> None:
         ("recipes", "show"),
         ("models", "show"),
         ("methods",),
+        ("policies",),
     }
 
 
