@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import torch
 
@@ -59,8 +60,8 @@ def refuse_accelerated(pipe: Any) -> None:
             raise AccelerationError(f"{name} of this pipeline is accelerated already")
 
 
-def denoisers_of(pipe: Any) -> list[Denoiser]:
-    """The denoisers of `pipe`, at least one.
+def denoisers_of(pipe: Any, *, attends: bool = True) -> list[Denoiser]:
+    """The denoisers of `pipe`, at least one; of any class unless their attention is to change.
 
     Raises:
         AccelerationError: there is none, or one that cannot be accelerated; it says why.
@@ -74,6 +75,8 @@ def denoisers_of(pipe: Any) -> list[Denoiser]:
             continue
         inner = getattr(module, "_orig_mod", module)
         family = FAMILIES.get(type(inner).__name__)
+        if family is None and not attends:
+            family = _unknown(type(inner))
         if family is None:
             raise AccelerationError(
                 f"attention of {type(inner).__name__} cannot be accelerated yet"
@@ -84,10 +87,10 @@ def denoisers_of(pipe: Any) -> list[Denoiser]:
                 f"{name} has a cache of diffusers enabled, which skips layers unseen: "
                 f"call disable_cache() on it first"
             )
-        attentions = family.attentions(inner)
+        attentions = family.attentions(inner) if attends else []
         places = [i for i, it in enumerate(attentions) if it.sees != "other"]
         layers = {place: number for number, place in enumerate(places)}
-        if not layers:
+        if attends and not layers:
             raise AccelerationError(
                 f"this {type(inner).__name__} has no self-attention that could be accelerated"
             )
@@ -104,3 +107,13 @@ def denoisers_of(pipe: Any) -> list[Denoiser]:
             f"known are {', '.join(FAMILIES)}"
         )
     return found
+
+
+def _unknown(denoiser: type) -> Family:
+    """A family of which nothing is known but that its first argument are the latents."""
+    _, latents, *_ = inspect.signature(cast("Any", denoiser).forward).parameters
+
+    def untold(*_: Any) -> NoReturn:
+        raise LookupError(f"{denoiser.__name__} is not known")
+
+    return Family(denoiser.__name__, lambda _: [], untold, untold, latents=latents)

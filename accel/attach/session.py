@@ -98,7 +98,7 @@ class Session:
 
     def attach(self, stack: ExitStack) -> None:
         """Put everything on; `stack` takes it off again, last first."""
-        self._denoisers += denoisers_of(self.pipe)
+        self._denoisers += denoisers_of(self.pipe, attends=self.recipe.attends)
         scheduler = self._scheduler = getattr(self.pipe, "scheduler", None)
         if scheduler is None:
             raise AccelerationError(f"{type(self.pipe).__name__} has no scheduler to follow")
