@@ -94,7 +94,9 @@ def inspect(
             denoise(pipe, card, resolved, after_step)
         except Caught as caught:
             return Inspected(card.name, recipe, caught.view, tuple(dict.fromkeys(heads)), query)
-    ran = session.receipt.attention
+    ran, policy = session.receipt.attention, session.receipt.policy
+    if policy is not None and policy.pattern[step : step + 1] == "s":
+        raise GenerationError(f"step {step} is skipped by {policy.asked}: choose another --step")
     why = "; ".join(ran.dense) if ran else ""
     raise GenerationError(f"no method was asked in layer {layer} at step {step}: dense {why}")
 

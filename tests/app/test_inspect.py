@@ -149,6 +149,12 @@ def test_bad_input_is_one_line(
     assert [it.name for it in Path().iterdir()] == ["there.png"]
 
 
+def test_a_step_that_is_skipped_has_no_plan(cli: Cli, wan_folder: Path) -> None:
+    given = ("--model", wan_folder, "--size", "128x128", "--frames", "5", "--steps", "12", *SPARSE)
+    called = cli("inspect", "a", *given, "--set", "steps.policy=pattern", "--step", 5)
+    assert called.status == 2 and "step 5 is skipped by pattern (" in called.complaint
+
+
 def test_a_model_without_such_attention_is_refused(cli: Cli, unknown_folder: Path) -> None:
     called = cli("inspect", "a", "--model", unknown_folder, "--size", "32x32", "--frames", "5")
     assert called.status == 2 and "PixArtTransformer2DModel" in called.complaint
