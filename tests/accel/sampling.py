@@ -1,11 +1,14 @@
-"""Samplers of diffusers with a formula in the place of the network, and a policy beside them."""
+"""Samplers of diffusers with a formula in the place of the network, and what they are given."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 
 from kinora.accel.attach.schedulers import schedule_of
@@ -84,3 +87,20 @@ def run(
             ran.observe(step, output, x, computed=letters[-1] == "C")
         x = left = scheduler.step(output, t, x, return_dict=False)[0]
     return x, letters, ran
+
+
+@contextmanager
+def spied(scheduler: Any) -> Generator[list[tuple[torch.Tensor, torch.Tensor]], None, None]:
+    """Outputs and samples that a scheduler gets, by its class's method."""
+    kind, got = type(scheduler), list[tuple[torch.Tensor, torch.Tensor]]()
+    stock = kind.step
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(stock).bind(self, *args, **kwargs).arguments
+        got.append((given["model_output"].clone(), given["sample"].clone()))
+        return stock(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "step", step)
+        patch.setattr(step, "__signature__", inspect.signature(stock), raising=False)
+        yield got

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
@@ -22,6 +20,8 @@ from kinora.accel.recipe import Recipe, changed, find
 from kinora.accel.site import Site
 from kinora.accel.steps import Compute, Schedule, Skip, Step, StepPolicy
 from kinora.accel.wrappers import Reuse, Within
+
+from .sampling import spied
 
 Build = Callable[[str], Any]
 STEPS = 16
@@ -54,23 +54,6 @@ class _EverySecond:
 
     def errors(self) -> list[float]:
         return []
-
-
-@contextmanager
-def spied(scheduler: Any) -> Generator[list[tuple[torch.Tensor, torch.Tensor]], None, None]:
-    """Outputs and samples that a scheduler gets, by its class's method."""
-    kind, got = type(scheduler), list[tuple[torch.Tensor, torch.Tensor]]()
-    stock = kind.step
-
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(stock).bind(self, *args, **kwargs).arguments
-        got.append((given["model_output"].clone(), given["sample"].clone()))
-        return stock(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "step", step)
-        patch.setattr(step, "__signature__", inspect.signature(stock), raising=False)
-        yield got
 
 
 def counted(module: Any) -> list[int]:

@@ -1,0 +1,134 @@
+"""Step policies in diffusers' own pipelines, with each way of guidance that these have."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kinora.accel.attach import accelerate
+from kinora.accel.attach.schedulers import schedule_of
+from kinora.accel.policies import Pattern
+from kinora.accel.recipe import Recipe
+
+from .sampling import spied
+
+Build = Callable[[str], Any]
+Made = tuple[Any, dict[str, Any]]
+LETTERS = "CCCCsCsCsCsCsCCC"
+
+
+def library() -> Any:
+    """diffusers, untyped: its annotations do not allow what it documents."""
+    return importlib.import_module("diffusers")
+
+
+def texts(length: int, mask: str = "", dtype: torch.dtype = torch.long) -> dict[str, Any]:
+    """A prompt and another one for guidance, as if encoded."""
+    encoded = torch.randn(1, length, 16)
+    found = {"prompt_embeds": encoded, "negative_prompt_embeds": encoded / 2}
+    if mask:
+        whole = torch.ones(1, length, dtype=dtype)
+        found |= {f"prompt_{mask}": whole, f"negative_prompt_{mask}": whole}
+    return found
+
+
+def pooled() -> dict[str, Any]:
+    return {
+        "pooled_prompt_embeds": torch.randn(1, 8),
+        "negative_pooled_prompt_embeds": torch.randn(1, 8),
+    }
+
+
+def stable_diffusion(build: Build, vae: Any) -> Made:
+    pipe = library().StableDiffusionPipeline(
+        vae=vae,
+        unet=build("unet").unet,
+        scheduler=library().DPMSolverMultistepScheduler(steps_offset=1),
+        requires_safety_checker=False,
+        **dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor")),
+    )
+    return pipe, texts(7)
+
+
+def stable_diffusion_3(build: Build, vae: Any) -> Made:
+    """With guidance by skipped layers, a third call in some steps."""
+    coders = [f"{it}{n}" for it in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")]
+    pipe = library().StableDiffusion3Pipeline(
+        transformer=build("sd3").transformer,
+        scheduler=library().FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        **dict.fromkeys(coders),
+    )
+    return pipe, texts(9) | pooled() | {"skip_guidance_layers": [0]}
+
+
+def without_coders(name: str, denoiser: Any, *others: str, **options: Any) -> Any:
+    return getattr(library(), name)(
+        transformer=denoiser,
+        scheduler=library().FlowMatchEulerDiscreteScheduler(**options),
+        **dict.fromkeys(("vae", "text_encoder", "tokenizer", *others)),
+    )
+
+
+def ltx(build: Build, vae: Any) -> Made:
+    del vae
+    pipe = without_coders("LTXPipeline", build("ltx").transformer)
+    return pipe, texts(6, "attention_mask") | {"num_frames": 9}
+
+
+def hunyuan(build: Build, vae: Any) -> Made:
+    """Guidance in calls of its own, beside that which is distilled."""
+    del vae
+    denoiser = build("hunyuan").transformer
+    pipe = without_coders("HunyuanVideoPipeline", denoiser, "text_encoder_2", "tokenizer_2")
+    given = texts(8, "attention_mask") | pooled()
+    return pipe, given | {"num_frames": 9, "true_cfg_scale": 3.0}
+
+
+def mochi(build: Build, vae: Any) -> Made:
+    """Its levels go up."""
+    del vae
+    pipe = without_coders("MochiPipeline", build("mochi").transformer, invert_sigmas=True)
+    return pipe, texts(8, "attention_mask", torch.bool) | {"num_frames": 7}
+
+
+def qwen(build: Build, vae: Any) -> Made:
+    del vae
+    pipe = without_coders("QwenImagePipeline", build("qwen").transformer)
+    return pipe, texts(9, "embeds_mask") | {"true_cfg_scale": 3.0}
+
+
+PIPELINES = (stable_diffusion, stable_diffusion_3, ltx, hunyuan, mochi, qwen)
+
+
+@pytest.mark.parametrize("make", PIPELINES, ids=lambda it: it.__name__)
+def test_its_scheduler_gets_what_is_foretold(
+    make: Callable[[Build, Any], Made], build: Build, model_folders: dict[str, Path]
+):
+    """Of x0s on a line in the noise level: the second difference of three around a skip is none."""
+    vae = library().AutoencoderKL.from_pretrained(model_folders["sdxl"] / "vae")
+    pipe, given = make(build, vae)
+    pipe.set_progress_bar_config(disable=True)
+
+    def run() -> torch.Tensor:
+        fixed = {"height": 64, "width": 64, "num_inference_steps": 16, "output_type": "latent"}
+        return pipe(generator=torch.Generator().manual_seed(0), **fixed, **given)[0]
+
+    full = run()
+    with spied(pipe.scheduler) as got, accelerate(pipe, Recipe(steps=Pattern())) as session:
+        out = run()
+        schedule = schedule_of(pipe.scheduler)
+    ran = session.receipt.policy
+    assert ran is not None and ran.pattern == LETTERS and not ran.raw
+    assert len(got) == 16 and out.isfinite().all() and not torch.equal(out, full)
+    x0 = [schedule.estimate(m, x, i) for i, (m, x) in enumerate(got)]
+    t = [it.share for it in schedule.levels]
+    for index in (i for i, letter in enumerate(LETTERS) if letter == "s"):
+        a, b = [i for i in range(index) if LETTERS[i] == "C"][-2:]
+        line = x0[b] + (x0[b] - x0[a]) * (t[index] - t[b]) / (t[b] - t[a])
+        torch.testing.assert_close(x0[index], line, rtol=1e-4, atol=1e-4)
