@@ -30,7 +30,7 @@ class Named(Options):
         told = ", ".join(
             name if value is True else f"{name} {_short(value)}"
             for name, value in values.items()
-            if value is not False
+            if value is not False and value != ""
         )
         return f"{self.name} ({told})" if told else self.name
 

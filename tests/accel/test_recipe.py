@@ -14,7 +14,9 @@ from kinora.accel.errors import RecipeError
 from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import METHODS, TopBlocks
 from kinora.accel.options import options_of
-from kinora.accel.parts import ATTENTION
+from kinora.accel.parts import ATTENTION, STEPS
+from kinora.accel.policies import POLICIES
+from kinora.accel.steps import StepPolicy
 from kinora.accel.wrappers import Quantised, Reuse, Within
 
 
@@ -223,6 +225,48 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path):
     path.write_text(recipes.find("balanced").to_toml(), encoding="utf-8-sig")
     assert path.read_bytes().startswith(b"\xef\xbb\xbf")
     assert recipes.find(str(path)).table() == recipes.find("balanced").table()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_is_printed_read_and_changed_as_a_method_is(policy: str, tmp_path: Path):
+    recipe = recipes.changed(
+        recipes.find("balanced"), [f"steps.policy={policy}", "steps.from_step=0.3"]
+    )
+    assert recipe.steps is not None and recipe.steps.name == policy and not recipe.empty
+    assert recipe.table()["steps"]["from_step"] == 0.3
+    assert recipes.from_table(recipe.table(), recipe.name) == recipe
+    path = tmp_path / "again.toml"
+    path.write_text(recipe.to_toml())
+    assert recipes.find(str(path)).table() == recipe.table()
+    assert f"steps by {policy} (" in recipe.words() and "attention by blade" in recipe.words()
+    again = recipes.changed(recipe, ["steps.policy=pattern"])
+    assert again.steps == POLICIES["pattern"]() and again.attention == recipe.attention
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[steps]\nthreshold = 1", "steps names no policy; there are pattern, shadow"),
+        ("steps = 3", "steps is 3; it must be a table with a policy in it"),
+        ("[steps]\npolicy = 'shadow'\nmax_skip = 99", "steps.max_skip must be a whole number"),
+        ("[steps]\npolicy = 'shadow'\nkappa = 1", "shadow has no option 'kappa'"),
+    ],
+)
+def test_a_bad_policy_is_told(tmp_path: Path, text: str, told: str):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        recipes.find(str(path))
+    assert told in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values())
+def test_every_option_of_a_policy_has_help_and_a_range_or_choices(policy: type[StepPolicy]):
+    for it in STEPS.options(policy):
+        assert it.help and it.help[0].isupper() and not it.help.endswith(".")
+        free = it.choices or it.kind in (bool, str)
+        assert free or (it.least is not None and it.most is not None)
+    assert {"from_step", "to_step"} <= {it.name for it in STEPS.options(policy)}
 
 
 @pytest.mark.parametrize("method", METHODS.values())

@@ -1,0 +1,102 @@
+"""Step policies in `generate` and in `plan`: what cannot run is refused before it is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kinora.pipelines import sidecar
+from kinora.pipelines.errors import AccelerationError, RecipeError
+from kinora.pipelines.generate import generate
+from kinora.pipelines.planning import plan
+from kinora.pipelines.request import Request
+from kinora.pipelines.run import Output, Run
+
+Ask = Callable[..., Request]
+
+
+@pytest.fixture
+def ask(wan_folder: Path, tmp_path: Path) -> Ask:
+    """A request for 14 steps of the tiny Wan pipeline; `scheduler` takes the place of its own."""
+
+    def make(
+        *settings: str, scheduler: str = "", config: dict[str, Any] | None = None, **fields: Any
+    ) -> Request:
+        folder = wan_folder
+        if scheduler:
+            folder = tmp_path / scheduler
+            shutil.copytree(wan_folder, folder)
+            index = json.loads((folder / "model_index.json").read_text())
+            index["scheduler"] = ["diffusers", scheduler]
+            (folder / "model_index.json").write_text(json.dumps(index))
+            told = {"_class_name": scheduler, **(config or {})}
+            (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(told))
+        small = {"prompt": "a red circle", "model": str(folder), "width": 32, "height": 32}
+        small |= {"frames": 5, "steps": 14, "output": str(tmp_path / "out")}
+        return Request.model_validate({**small, "settings": settings, **fields})
+
+    return make
+
+
+def finish(request: Request, **options: Any) -> Output:
+    *_, last = generate(request, **options)
+    assert isinstance(last, Run)
+    return last.outputs[0]
+
+
+def test_a_video_of_skipped_steps_is_made_again_from_its_sidecar(ask: Ask) -> None:
+    output = finish(ask("steps.policy=shadow", "steps.threshold=10"))
+    record = sidecar.read(output.sidecar)
+    assert record.receipt is not None and record.receipt.policy is not None
+    assert record.receipt.policy.pattern == "CCCCsCsCsCsCCC"
+    assert record.request.recipe["steps"]["threshold"] == 10
+    assert finish(record.request.request(), original=record).identical is True
+    assert finish(ask()).frames_sha256 != output.frames_sha256
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "config", "told"),
+    [
+        ("HeunDiscreteScheduler", {}, "takes several evaluations for a step"),
+        ("EulerAncestralDiscreteScheduler", {}, "draws new noise in each step"),
+        ("LCMScheduler", {}, "is for models of few steps"),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "draws new noise"),
+    ],
+)
+def test_a_scheduler_that_does_not_fit_is_refused(
+    ask: Ask, scheduler: str, config: dict[str, Any], told: str
+) -> None:
+    request = ask("steps.policy=pattern", scheduler=scheduler, config=config)
+    (part,) = plan(request).parts
+    assert (part.part, part.verdict) == ("steps", "refused") and told in part.why
+    with pytest.raises(RecipeError, match=told):
+        finish(request)
+    assert not Path(request.output or "").exists()
+
+
+def test_a_scheduler_that_is_not_known_is_told_and_refused_if_strict(ask: Ask) -> None:
+    request = ask("steps.policy=pattern", scheduler="LMSDiscreteScheduler")
+    (part,) = plan(request).parts
+    assert part.verdict == "adjusted" and "LMSDiscreteScheduler makes of an output" in part.why
+    with pytest.raises(AccelerationError, match="strict: steps would not run as asked"):
+        finish(request.model_copy(update={"strict": True}))
+    sada = request.model_copy(update={"settings": ("steps.policy=sada",)})
+    assert plan(sada).parts[0].verdict == "refused"
+
+
+def test_a_damaged_scheduler_is_told(ask: Ask) -> None:
+    config = {"use_karras_sigmas": True, "use_exponential_sigmas": True}
+    request = ask("steps.policy=pattern", scheduler="DPMSolverMultistepScheduler", config=config)
+    with pytest.raises(ValueError, match="has a scheduler of the wrong form"):
+        plan(request)
+
+
+def test_attention_and_steps_are_predicted_side_by_side(ask: Ask) -> None:
+    parts = plan(ask("attention.method=top-blocks", "steps.policy=pattern")).parts
+    assert [it.part for it in parts] == ["attention", "steps"]
+    assert parts[1].speedup == pytest.approx(14 / 10)
