@@ -190,7 +190,7 @@ def main() -> None:
     pipe.to("cuda" if cuda else "cpu").set_progress_bar_config(disable=True)
     pipe.vae.to(torch.float32)
     asked = {key: value for key, value in vars(options).items() if key != "rows"}
-    asked = {key: str(it) if isinstance(it, Path) else it for key, it in asked.items()}
+    asked["model"] = "kinora-tiny" if options.model == WEIGHTS else str(options.model)
     asked |= {"device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
               "torch": torch.__version__}  # fmt: skip
     done: list[Row] = []
