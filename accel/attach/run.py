@@ -10,6 +10,7 @@ import torch
 from ..method import Planner
 from ..receipt import AttentionReceipt, StepsReceipt
 from ..steps import Compute, Decision, Schedule, Skip, Step, StepPolicy, StepRun
+from .denoisers import Denoiser
 
 
 @dataclass
@@ -30,8 +31,8 @@ class Run:
     done: int = 0
     branch: int = 0
     forwards: int = 0
-    dtype: torch.dtype = torch.float32
-    """Of what the denoiser returns."""
+    denoiser: Denoiser | None = None
+    """That was called last."""
     batch: int = 0
     """Items of the step's first call of a denoiser."""
     branches: int = 1

@@ -99,9 +99,9 @@ def schedule_of(scheduler: Any) -> Schedule:
     name, config = type(scheduler).__name__, scheduler.config
     codec, why = _codec(name, config)
     steps = len(scheduler.timesteps)
-    timesteps = [float(it) for it in scheduler.timesteps]
+    timesteps: list[float] = scheduler.timesteps.tolist()
     sigmas = getattr(scheduler, "sigmas", None)
-    sigmas = None if sigmas is None or len(sigmas) < steps else [float(it) for it in sigmas[:steps]]
+    sigmas = None if sigmas is None or len(sigmas) < steps else sigmas[:steps].tolist()
     if codec is None:
         return Schedule(_unknown(timesteps, sigmas), None, why)
     if name in _DDIM:

@@ -21,7 +21,7 @@ from . import routes, schedulers
 from .denoisers import Denoiser, Entry, denoisers_of, refuse_accelerated
 from .forward import Forward
 from .run import Run
-from .skipping import check_handed_on, check_untouched, hollow, instead
+from .skipping import check_fits, check_handed_on, check_untouched, hollow, instead
 from .steps import watched
 
 
@@ -187,7 +187,7 @@ class Session:
             result = self._attended(denoiser, call, given) if self.recipe.attends else call()
             denoiser.kind, denoiser.dtype = type(result), result[0].dtype
             denoiser.shape = tuple(result[0].shape[1:])
-        run.dtype = denoiser.dtype
+        run.denoiser = denoiser
         run.forwards += 1
         run.branch += 1
         return result
@@ -272,8 +272,11 @@ class Session:
             if refusal:
                 raise AccelerationError(refusal)
             check_untouched(sample, run.sample)
-        if isinstance(run.decision, Skip):
-            check_handed_on(output, run.decision.output, run.dtype)
+            assert run.denoiser is not None
+            if isinstance(run.decision, Skip):
+                check_handed_on(output, run.decision.output, run.denoiser.dtype)
+            else:
+                check_fits(output, run.denoiser, run.batch)
         run.finish_step(output, sample)
 
     def _stepped(self, sample: torch.Tensor) -> None:

@@ -20,24 +20,32 @@ def instead(output: torch.Tensor, denoiser: Denoiser, given: Mapping[str, Any]) 
 
     Where pipelines take a leading part of what it returns (of channels, or of tokens), `output`
     stands there.
-
-    Raises:
-        AccelerationError: it returns something else than the scheduler gets.
     """
     assert denoiser.kind is not None
     times = given[denoiser.family.latents].shape[0] // output.shape[0]
     whole = output.to(denoiser.dtype).repeat(times, *[1] * (output.ndim - 1))
     if whole.shape[1:] != denoiser.shape:
-        fits = whole.ndim - 1 == len(denoiser.shape)
-        if not fits or any(a > b for a, b in zip(whole.shape[1:], denoiser.shape, strict=True)):
-            raise AccelerationError(
-                f"{denoiser.family.denoiser} returns {list(denoiser.shape)} for an item, of which "
-                f"its pipeline makes {list(output.shape[1:])}: run it without a step policy"
-            )
         padded = whole.new_zeros(len(whole), *denoiser.shape)
         padded[tuple(slice(size) for size in whole.shape)] = whole
         whole = padded
     return (whole,) if denoiser.kind is tuple else denoiser.kind(sample=whole)
+
+
+def check_fits(output: torch.Tensor, denoiser: Denoiser, batch: int) -> None:
+    """Raise AccelerationError where an `output` cannot be handed on through a denoiser's result.
+
+    Args:
+        batch: items of the denoiser's calls.
+    """
+    item = tuple(output.shape[1:])
+    leading = len(item) == len(denoiser.shape) and all(
+        a <= b for a, b in zip(item, denoiser.shape, strict=True)
+    )
+    if not leading or batch % output.shape[0]:
+        raise AccelerationError(
+            f"{denoiser.family.denoiser} returns {[batch, *denoiser.shape]}, of which its pipeline "
+            f"makes {list(output.shape)}: run it without a step policy"
+        )
 
 
 def hollow(result: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 
 from kinora.accel.attach import accelerate
 from kinora.accel.attach.schedulers import schedule_of
+from kinora.accel.errors import AccelerationError
 from kinora.accel.policies import Pattern
 from kinora.accel.recipe import Recipe
 
@@ -147,6 +148,28 @@ def music(build: Build, vae: Any) -> Made:
         "negative_prompt_embeds": text / 2,
         "audio_length_in_s": 0.05,
     }
+
+
+def test_a_pipeline_that_steps_a_part_of_its_latents_is_refused_at_once(build: Build):
+    """LTX from an image: the first frame stays, which no scheduler sees."""
+    pipe = without_coders("LTXImageToVideoPipeline", build("ltx").transformer)
+    pipe.set_progress_bar_config(disable=True)
+    latents, steps = torch.randn(1, 8, 4), list[int]()
+    with (
+        accelerate(pipe, Recipe(steps=Pattern())),
+        pytest.raises(AccelerationError, match="of which its pipeline makes"),
+    ):
+        pipe(
+            **texts(6, "attention_mask"),
+            latents=latents,
+            height=64,
+            width=64,
+            num_frames=9,
+            num_inference_steps=16,
+            output_type="latent",
+            callback_on_step_end=lambda *it: steps.append(it[1]) or it[3],
+        )
+    assert not steps
 
 
 PIPELINES = (stable_diffusion, stable_diffusion_3, ltx, hunyuan, mochi, qwen, music)
