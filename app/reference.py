@@ -68,8 +68,8 @@ def _recipes() -> Iterator[str]:
     yield ""
     yield from option_table(options_of(recipes.Recipe))
     yield ""
-    yield "The options under `[attention]` are those of its method ([methods.md](methods.md)), under"
-    yield "`[steps]` those of its policy ([policies.md](policies.md))."
+    yield "The options under `[attention]` are those of its method ([methods.md](methods.md)),"
+    yield "those under `[steps]` those of its policy ([policies.md](policies.md))."
 
 
 def option_table(options: tuple[Option, ...]) -> Iterator[str]:
