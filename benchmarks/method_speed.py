@@ -72,6 +72,12 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("permuted-blocks", {"keep": 0.2, **TILE}),
     ("hierarchical", {"blocks": 100, "tail": "none", **TILE}),
     ("sliding-tile", {"frames": 0.6, "height": 0.58, "width": 0.58, **TILE}),
+    *(
+        ("neighborhood", {"frames": 0.6, "height": 0.6, "width": 0.6, "tile": it})
+        for it in ("64x64", "128x64", "128x128")
+    ),
+    ("vmoba", {"keep": 0.2, **TILE}),
+    ("vmoba", {"keep": 0.2, "shared": True, **TILE}),
     ("paro", {}),
 ]
 PRECISIONS = (Precision(), Precision("int8"), Precision("int8", "fp8"))
