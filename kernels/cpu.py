@@ -141,7 +141,7 @@ class _Extras:
     pooled: tuple[torch.Tensor, torch.Tensor] | None
     """Mean key and value of each tile, `[B * H, K, D]`, where the plan has a tail."""
     within: tuple[torch.Tensor, torch.Tensor] | None
-    """The plan's, `[rows of the plan, width, tile.query, words]`, and where in it a row is."""
+    """The plan's, `[rows of the plan, most, tile.query, words]`, and where in it a row is."""
 
     @classmethod
     def of(cls, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan) -> _Extras:
@@ -182,7 +182,9 @@ class _Extras:
         if self.within is None:
             return mask[:, None]
         words, source = self.within
-        attended = bits.unpack(words[:, : places.shape[1]][source[chosen]], self.size)
+        words = words[:, : places.shape[1]][source[chosen]]
+        whole = places.shape[1] - words.shape[1]
+        attended = F.pad(bits.unpack(words, self.size), (0, 0, 0, 0, 0, whole), value=True)
         return mask[:, None].where(attended.transpose(1, 2).flatten(2), -torch.inf)
 
 

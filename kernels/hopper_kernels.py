@@ -36,13 +36,14 @@ from . import hopper_pieces_kernels as pieces
 @gluon.jit
 def _compute(
     q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
-    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
+    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, within_ptr, left_out_ptr,
     q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr, again_ptr,
     out_b, out_h, out_l, plan_b, plan_h,
-    heads, queries, keys, rows, columns, width, words, total, factor, one, last,
+    heads, queries, keys, rows, columns, width, most, words, total, factor, one, last,
     DIM: gl.constexpr, TILE_K: gl.constexpr, STEP: gl.constexpr, STAGES: gl.constexpr,
     GROUPS: gl.constexpr, SPLIT: gl.constexpr, TAIL: gl.constexpr, BIASED: gl.constexpr,
-    INT8: gl.constexpr, FP8: gl.constexpr, PASS: gl.constexpr, PART: gl.constexpr,
+    MASKED: gl.constexpr, INT8: gl.constexpr, FP8: gl.constexpr, PASS: gl.constexpr,
+    PART: gl.constexpr,
 ):  # fmt: skip
     """A group that computes: queries `(row * GROUPS + PART) * 64` and on."""
     q_type: gl.constexpr = k_smem.dtype
@@ -62,6 +63,7 @@ def _compute(
     else:
         v_all = v_smem._reinterpret(v_type, [STAGES, STEP, DIM], pieces.flat(DIM, 2))
     PER: gl.constexpr = STEP // TILE_K
+    TILE_Q: gl.constexpr = 64 * GROUPS * SPLIT
     step = 0
     turn = 0
     if PASS == 2:
@@ -95,6 +97,11 @@ def _compute(
             zero = gl.zeros([64, STEP], gl.int32, LOGITS)
         else:
             zero = gl.zeros([64, STEP], gl.float32, LOGITS)
+        # Of these queries in the first of the row's tiles that have masks.
+        masks = within_ptr
+        if MASKED:
+            masks += in_plan.to(gl.int64) * most * (TILE_Q * pieces.words_of(TILE_K))
+            masks += (row % SPLIT * GROUPS + PART) * 64 * pieces.words_of(TILE_K)
         mbarrier.wait(ready_q, turn & 1)
         if steps > 0:
             facts = pieces.known(
@@ -102,6 +109,8 @@ def _compute(
                 indices_ptr, bias_ptr, left_out_ptr, k_scale_ptr, tail_scale_ptr,
                 TILE_K, STEP, TAIL, BIASED, INT8,
             )  # fmt: skip
+            if MASKED:
+                mask = pieces.mask(masks, 0, count, most, LOGITS, TILE_Q, TILE_K, STEP)
             stage = step % STAGES
             mbarrier.wait(ready_k.index(stage), (step // STAGES) & 1)
             s = warpgroup_mma(q, k_all.index(stage).permute((1, 0)), zero, use_acc=False)
@@ -110,6 +119,8 @@ def _compute(
                 s, 0, lists, facts, keys, columns, one, last,
                 TILE_K, STEP, LOGITS, TAIL, BIASED, INT8,
             )  # fmt: skip
+            if MASKED:
+                s = pieces.masked(s, 0, most, mask, TILE_K, STEP, LOGITS)
             best, weights, shrink = pieces.softmax(s, best, facts, TILE_K, STEP, LOGITS, INT8, UP)
             parts = pieces.sums_in_threads(weights, STEP)
             if not FP8:
@@ -143,12 +154,16 @@ def _compute(
                     words, unit, indices_ptr, bias_ptr, left_out_ptr, k_scale_ptr, tail_scale_ptr,
                     TILE_K, STEP, TAIL, BIASED, INT8,
                 )  # fmt: skip
+                if MASKED:
+                    mask = pieces.mask(masks, i, count, most, LOGITS, TILE_Q, TILE_K, STEP)
                 s = warpgroup_mma_wait(1, deps=[s_next])
                 mbarrier.arrive(free_k.index(stage), count=1)
                 s = pieces.prepared(
                     s, i, lists, facts, keys, columns, one, last,
                     TILE_K, STEP, LOGITS, TAIL, BIASED, INT8,
                 )  # fmt: skip
+                if MASKED:
+                    s = pieces.masked(s, i, most, mask, TILE_K, STEP, LOGITS)
                 if PASS == 1:
                     weights = pieces.weights_of(s, best, facts, TILE_K, STEP, LOGITS, INT8, UP)
                     parts += pieces.sums_in_threads(weights, STEP)
@@ -208,13 +223,13 @@ def _compute(
 @gluon.jit
 def forward(
     q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc,
-    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
+    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, within_ptr, left_out_ptr,
     q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr, again_ptr,
     out_b, out_h, out_l, plan_b, plan_h,
-    heads, queries, keys, rows, columns, width, words, total, factor, one, last,
+    heads, queries, keys, rows, columns, width, most, words, total, factor, one, last,
     DIM: gl.constexpr, TILE_K: gl.constexpr, STEP: gl.constexpr, STAGES: gl.constexpr,
     GROUPS: gl.constexpr, SPLIT: gl.constexpr, TAIL: gl.constexpr, BIASED: gl.constexpr,
-    INT8: gl.constexpr, FP8: gl.constexpr, PASS: gl.constexpr,
+    MASKED: gl.constexpr, INT8: gl.constexpr, FP8: gl.constexpr, PASS: gl.constexpr,
     REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Block attention; as many programs as run at once, each takes every so many-th query tile.
@@ -223,9 +238,11 @@ def forward(
     `quantise_kernels` makes it; pooled keys and values likewise. out by its strides, contiguous in
     its last dimension; lse `[B, H, queries]`. indices, counts, bias and left_out (`words` of 32
     tiles) contiguous, with strides `plan_b` and `plan_h` in rows of the plan; a row of the plan is
-    `SPLIT` of the kernel's, which have `GROUPS` x 64 queries. `total` is B x H x rows. `factor`:
-    the scale times log2(e), above 0; `one` and `last`: what a pooled token of a whole and of the
-    last tile weighs, as a logit. `q_scale [B, H, queries / 64]`, `k_scale [B, H, columns]`,
+    `SPLIT` of the kernel's, which have `GROUPS` x 64 queries. within likewise, masks of the first
+    `most` entries of each row; only with `PASS` 0, since a first step may leave a query no key.
+    `total` is B x H x rows. `factor`: the scale times log2(e), above 0; `one` and `last`: what a
+    pooled token of a whole and of the last tile weighs, as a logit. `q_scale [B, H, queries / 64]`,
+    `k_scale [B, H, columns]`,
     `tail_scale [B, H, columns / STEP]`, `v_scale [B, H, DIM]`, `shift [B, H, queries]` (added to
     the log-sum-exp) are of 8-bit operands.
 
@@ -263,19 +280,23 @@ def forward(
             [
                 (_compute, (
                     q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
-                    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
+                    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, within_ptr, left_out_ptr,
                     q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr, again_ptr,
                     out_b, out_h, out_l, plan_b, plan_h,
-                    heads, queries, keys, rows, columns, width, words, total, factor, one, last,
-                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, PASS, 0,
+                    heads, queries, keys, rows, columns, width, most, words, total,
+                    factor, one, last,
+                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, MASKED, INT8, FP8,
+                    PASS, 0,
                 )),
                 (_compute, (
                     q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
-                    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
+                    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, within_ptr, left_out_ptr,
                     q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr, again_ptr,
                     out_b, out_h, out_l, plan_b, plan_h,
-                    heads, queries, keys, rows, columns, width, words, total, factor, one, last,
-                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, PASS, 1,
+                    heads, queries, keys, rows, columns, width, most, words, total,
+                    factor, one, last,
+                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, MASKED, INT8, FP8,
+                    PASS, 1,
                 )),
                 (loading.load, (
                     q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc,
@@ -293,11 +314,13 @@ def forward(
             [
                 (_compute, (
                     q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
-                    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
+                    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, within_ptr, left_out_ptr,
                     q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr, again_ptr,
                     out_b, out_h, out_l, plan_b, plan_h,
-                    heads, queries, keys, rows, columns, width, words, total, factor, one, last,
-                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, PASS, 0,
+                    heads, queries, keys, rows, columns, width, most, words, total,
+                    factor, one, last,
+                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, MASKED, INT8, FP8,
+                    PASS, 0,
                 )),
                 (loading.load, (
                     q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc,

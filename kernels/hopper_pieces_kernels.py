@@ -169,6 +169,59 @@ def prepared(
     return s
 
 
+@gluon.constexpr_function
+def words_of(keys: int) -> int:
+    """Words of a query's mask of a tile."""
+    return (keys + 31) // 32
+
+
+@gluon.jit
+def mask(
+    ptr, i, count, most, LOGITS: gl.constexpr,
+    TILE_Q: gl.constexpr, TILE_K: gl.constexpr, STEP: gl.constexpr,
+):  # fmt: skip
+    """Masks of step `i`, a word `[64]` for 32 keys; all are set where a tile has none.
+
+    ptr: to the masks of these queries in the first tile of the row, `[tiles, TILE_Q, words]`.
+    """
+    WORDS: gl.constexpr = words_of(TILE_K)
+    place = i * (STEP // TILE_K)
+    most = gl.minimum(most, count)
+    ptr += place.to(gl.int64) * (TILE_Q * WORDS)
+    lines = ptr + gl.arange(0, 64, gl.SliceLayout(1, LOGITS)) * WORDS
+    a = gl.load(lines, mask=place < most, other=-1)
+    second: gl.constexpr = 1 // WORDS
+    b = gl.load(lines + second * TILE_Q * WORDS + 1 % WORDS, mask=place + second < most, other=-1)
+    c = a
+    d = b
+    if STEP == 128:
+        third: gl.constexpr = 2 // WORDS
+        fourth: gl.constexpr = 3 // WORDS
+        c = gl.load(lines + third * TILE_Q * WORDS + 2 % WORDS, mask=place + third < most, other=-1)
+        d = gl.load(
+            lines + fourth * TILE_Q * WORDS + 3 % WORDS, mask=place + fourth < most, other=-1
+        )
+    return a, b, c, d
+
+
+@gluon.jit
+def masked(
+    s, i, most, mask, TILE_K: gl.constexpr, STEP: gl.constexpr, LOGITS: gl.constexpr
+):  # fmt: skip
+    """Logits of step `i`, minus infinity where `mask` has no bit."""
+    if i * (STEP // TILE_K) < most:
+        a, b, c, d = mask
+        along = gl.arange(0, STEP, gl.SliceLayout(0, LOGITS))[None, :]
+        # A word is moved by what differs between threads once, and a bit of it is a constant.
+        near = along % 8
+        word = gl.where(along // 32 == 0, a[:, None] >> near, b[:, None] >> near)
+        if STEP == 128:
+            word = gl.where(along // 32 == 2, c[:, None] >> near, word)
+            word = gl.where(along // 32 == 3, d[:, None] >> near, word)
+        s = gl.where((word & (1 << (along & 24))) != 0, s, -float("inf"))
+    return s
+
+
 @gluon.jit
 def weights_of(
     s, best, facts,

@@ -15,14 +15,14 @@ from kinora.kernels.hopper_pieces_kernels import swizzle
 
 def compiled(
     dim: int, tile_k: int, *, capability: int = 90, step: int = 128, stages: int = 3,
-    groups: int = 2, tail: bool = False, biased: bool = False, int8: bool = False,
-    fp8: bool = False, part: int = 0, registers: int = 240, **options: int,
+    groups: int = 2, tail: bool = False, biased: bool = False, masked: bool = False,
+    int8: bool = False, fp8: bool = False, part: int = 0, registers: int = 240, **options: int,
 ) -> Any:  # fmt: skip
     """`forward` compiled for a device that need not be there; what Triton returns."""
     constants = {
         "DIM": dim, "TILE_K": tile_k, "STEP": step, "STAGES": stages, "GROUPS": groups,
-        "SPLIT": 1, "TAIL": tail, "BIASED": biased, "INT8": int8, "FP8": fp8, "PASS": part,
-        "REGISTERS": registers,
+        "SPLIT": 1, "TAIL": tail, "BIASED": biased, "MASKED": masked, "INT8": int8, "FP8": fp8,
+        "PASS": part, "REGISTERS": registers,
     }  # fmt: skip
 
     def block(tokens: int, last: int, itemsize: int, kind: str) -> str:
@@ -38,7 +38,7 @@ def compiled(
         "v_desc": block(dim, tile_k, 1, "fp8e4nv") if fp8 else block(tile_k, dim, 2, "bf16"),
         "tail_v_desc": block(dim, tile_k, 1, "fp8e4nv") if fp8 else block(step, dim, 2, "bf16"),
         "out_ptr": "*bf16", "indices_ptr": "*i32", "counts_ptr": "*i32", "left_out_ptr": "*i32",
-        "again_ptr": "*i32",
+        "within_ptr": "*i32", "again_ptr": "*i32",
         "factor": "fp32", "one": "fp32", "last": "fp32",
     }  # fmt: skip
     names: list[str] = forward.arg_names
@@ -70,6 +70,9 @@ VARIANTS: list[tuple[int, int, dict[str, Any]]] = [
     (64, 128, {"int8": True, "part": 1}),
     (128, 128, {"fp8": True}),
     (128, 64, {"part": 1, **HALF}),
+    (128, 64, {"masked": True}),
+    (128, 32, {"masked": True, "int8": True}),
+    (64, 64, {"masked": True, **HALF}),
 ]
 
 if __name__ == "__main__":
