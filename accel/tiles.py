@@ -78,6 +78,20 @@ class TileMethod(AttentionMethod):
             order=layout.places,
         )
 
+    def listed(
+        self, indices: torch.Tensor, counts: torch.Tensor, site: Site, layout: Layout
+    ) -> BlockPlan:
+        """The plan of such lists, which hold what is kept always too."""
+        return BlockPlan(
+            indices=indices,
+            counts=counts,
+            tile=layout.tile,
+            queries=site.tokens,
+            keys=site.tokens,
+            tail=self.tiling()[1],
+            order=layout.places,
+        )
+
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`."""
         return tile_of(self.tile), self.tail

@@ -9,12 +9,13 @@ from typing import ClassVar, Literal
 import torch
 
 from ...kernels.plan import BlockPlan, Tail, Tile, tile_lengths, tiles_of
+from ...kernels.scores import group_logits, heaviest_tiles
 from ..options import option
 from ..site import Site
-from ..tiles import Layout, TileMethod, density_of, tile_of
+from ..tiles import Layout, TileMethod, density_of, longest, tile_of
 
-CHUNK = 2**25
-"""Logits of sampled tokens that are alive at a time."""
+LARGEST_BYTES = 2**29
+"""Of the largest logits of each sampled query and tile, alive at a time if of more than a head."""
 
 
 class Blade(TileMethod):
@@ -75,8 +76,19 @@ class Blade(TileMethod):
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
         """See `AttentionMethod`."""
-        found = None if self._whole(site) else super().plan(q, k, site)
-        return replace(found, means=self.pool) if found and self.tail == "double" else found
+        return None if self._whole(site) else self.sparse(q, k, site)
+
+    def sparse(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan:
+        """The plan, also where it keeps everything."""
+        layout = self.layout(site, q.device)
+        least, most = self._bounds(site)
+        indices, counts = heaviest_tiles(
+            scores(q.detach(), k.detach(), site, layout, self.samples).float(),
+            self.mass, layout.always,
+            least=least, most=most, width=max(most, longest(self.at(site))),
+        )  # fmt: skip
+        found = self.listed(indices, counts, site, layout)
+        return replace(found, means=self.pool) if self.tail == "double" else found
 
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`; means of everything are no tail of a plan."""
@@ -85,20 +97,6 @@ class Blade(TileMethod):
     def beside(self) -> float:
         """See `AttentionMethod`."""
         return 1 / self.pool if self.tail == "double" else 0.0
-
-    def choose(self, q: torch.Tensor, k: torch.Tensor, site: Site, layout: Layout) -> torch.Tensor:
-        """See `TileMethod`."""
-        found = scores(q, k, site, layout, self.samples)
-        least, most = self._bounds(site)
-        ranks = found.masked_fill(layout.always, torch.inf)
-        best = ranks.argsort(dim=-1, descending=True, stable=True)
-        sums = found.gather(-1, best).cumsum(-1)
-        before = torch.nn.functional.pad(sums[..., :-1], (1, 0))
-        # A sum that is rounded may reach everything too early.
-        taken = before < (sums[..., -1:] * self.mass if self.mass < 1 else torch.inf)
-        taken[..., :least] = True
-        taken[..., most:] = False
-        return torch.zeros_like(taken).scatter_(-1, best, taken)
 
     def predict(self, site: Site) -> float:
         """See `AttentionMethod`; an estimate, for scores that are all alike.
@@ -145,39 +143,29 @@ def scores(
     """How much a sampled query of a tile attends to a sampled key of another, `[B, H, Q, K]`.
 
     Of each sampled query r, R(r, j) is the largest logit of the sampled keys in tile j; the score
-    of I and j is the largest exp(R(r, j) - max over j of R(r, j)) of the sampled queries r in I,
-    over the sum of its row. In float32, or float64 for tensors of that.
+    of I and j is the largest R(r, j) - max over j of R(r, j) of the sampled queries r in I: the
+    logarithm of the paper's, but for what all of a row have in common. In float32, or float64 for
+    tensors of that.
 
     Args:
         q, k: `[B, H, L, D]` as they come.
     """
-    dtype = torch.promote_types(q.dtype, torch.float32)
     generator = torch.Generator().manual_seed(seed_of(site))
     queries, keys = (
         sampled(x, layout.places, size, samples, generator)
         for x, size in ((q, layout.tile.query), (k, layout.tile.key))
     )
-    rows, columns = queries.shape[2], keys.shape[2]
-    queries = queries.flatten(0, 1).to(dtype) * q.shape[-1] ** -0.5
-    keys = keys.flatten(0, 1).flatten(1, 2).to(dtype)
-    # Of one tile of queries; then of as many tiles, and then heads, as fit.
-    one = queries.shape[2] * keys.shape[1]
-    tiles = max(1, min(rows, CHUNK // one))
-    heads = max(1, CHUNK // (one * tiles))
-    found = [
-        torch.cat([_scored(part, some_keys, columns) for part in some.split(tiles, 1)], dim=1)
-        for some, some_keys in zip(queries.split(heads), keys.split(heads), strict=True)
-    ]
-    found = torch.cat(found).unflatten(0, q.shape[:2])
-    return found / found.sum(-1, keepdim=True)
-
-
-def _scored(queries: torch.Tensor, keys: torch.Tensor, columns: int) -> torch.Tensor:
-    """Scores before a row sums to 1: `[N, Q, samples, D]`, `[N, K * samples, D]` to `[N, Q, K]`."""
-    logits = (queries.flatten(1, 2) @ keys.mT).unflatten(-1, (columns, -1))
-    best = logits.amax(-1)
-    weights = (best - best.amax(-1, keepdim=True)).exp()
-    return weights.unflatten(1, queries.shape[1:3]).amax(2)
+    drawn, group = queries.shape[3], keys.shape[3]
+    found: list[torch.Tensor] = []
+    # As many heads at a time as fit.
+    many = max(1, LARGEST_BYTES // (4 * queries[0, 0, ..., 0].numel() * keys.shape[2]))
+    for some, some_keys in zip(queries.split(many, 1), keys.split(many, 1), strict=True):
+        best = group_logits(
+            some.flatten(2, 3), some_keys.flatten(2, 3), group, "largest", q.shape[-1] ** -0.5
+        )
+        best = best - best.amax(-1, keepdim=True)
+        found.append(best.unflatten(2, (-1, drawn)).amax(3))
+    return torch.cat(found, 1)
 
 
 def sampled(

@@ -8,22 +8,20 @@ import torch
 
 from ...kernels.lists import permuted
 from ...kernels.plan import BlockPlan, Tile, tile_lengths, tiles_of
+from ...kernels.scores import group_logits, heaviest_tiles
 from ..options import option
 from ..site import Site
 from ..tiles import (
-    Layout,
     TileMethod,
     density_beside,
     density_of,
-    heaviest,
     kept_of,
     likely_share,
-    products,
 )
 
-LOGITS_BYTES = 2**27
-"""Strided logits of one chunk of tiles of queries, if more than one; two or three such tensors are
-alive at a time."""
+LARGEST_BYTES = 2**29
+"""Of the mass of each cell of queries in each tile of keys, if of more than a head; two or three
+such tensors are alive at a time."""
 
 
 class XAttention(TileMethod):
@@ -59,14 +57,22 @@ class XAttention(TileMethod):
         0.0, "Share of the key tiles that each query tile keeps at the least", least=0, most=1
     )
 
-    def choose(self, q: torch.Tensor, k: torch.Tensor, site: Site, layout: Layout) -> torch.Tensor:
-        """See `TileMethod`."""
-        mass = antidiagonal_mass(q, k, layout.tile, int(self.stride), layout.places)
-        return heaviest(mass, self.threshold, kept_of(self.least, mass.shape[-1]), layout.always)
-
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
         """See `AttentionMethod`."""
-        return None if self._everything(site) else super().plan(q, k, site)
+        return None if self._everything(site) else self.sparse(q, k, site)
+
+    def sparse(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan:
+        """The plan, also where it keeps everything."""
+        layout = self.layout(site, q.device)
+        mass = antidiagonal_mass(
+            q.detach(), k.detach(), layout.tile, int(self.stride), layout.places
+        )
+        columns = mass.shape[-1]
+        indices, counts = heaviest_tiles(
+            mass.log().float(), self.threshold, layout.always,
+            least=kept_of(self.least, columns), width=columns,
+        )  # fmt: skip
+        return self.listed(indices, counts, site, layout)
 
     def predict(self, site: Site) -> float:
         """An estimate: what is kept depends on the numbers, see `likely_share`."""
@@ -98,8 +104,6 @@ def antidiagonal_mass(
     tile: Tile,
     stride: int,
     order: torch.Tensor,
-    *,
-    bytes_at_once: int | None = None,
 ) -> torch.Tensor:
     """Attention between tiles as cells of `stride` tokens show it, `[B, H, Q, K]` float32 or more.
 
@@ -109,26 +113,22 @@ def antidiagonal_mass(
         q, k: `[B, H, L, D]`.
         stride: a divisor of both sizes of a tile.
         order: `[L]` int64 in which tokens are cut into cells and tiles.
-        bytes_at_once: of logits; None is `LOGITS_BYTES`.
     """
     rows, columns = (tiles_of(q.shape[2], size) for size in (tile.query, tile.key))
     high, wide = tile.query // stride, tile.key // stride
     # Last to first: products of what stands at the same place are then those of an antidiagonal.
     queries, weights = _cells(q, stride, order, rows * high, backwards=True)
     keys, sizes = _cells(k, stride, order, columns * wide)
-    # Minus infinity for padding; less for a short cell.
-    sizes = sizes.log()
     scale = q.shape[-1] ** -0.5 / stride
-    limit = LOGITS_BYTES if bytes_at_once is None else bytes_at_once
-    one = q.shape[0] * q.shape[1] * high * columns * wide * sizes.element_size()
-    step = max(1, limit // one)
-    chunks: list[torch.Tensor] = []
-    for row in range(0, rows, step):
-        part = slice(row * high, (row + step) * high)
-        logits = products(queries[:, :, part], keys).mul_(scale).add_(sizes)
-        tiles = logits.softmax(-1).unflatten(-1, (columns, wide)).sum(-1)
-        chunks.append((tiles * weights[part, None]).unflatten(-2, (-1, high)).sum(-2))
-    return torch.cat(chunks, -2)
+    # As many heads at a time as fit.
+    many = max(1, LARGEST_BYTES // (4 * rows * high * columns))
+    found: list[torch.Tensor] = []
+    for some, some_keys in zip(queries.split(many, 1), keys.split(many, 1), strict=True):
+        # Minus infinity for padding; less for a short cell.
+        logits = group_logits(some, some_keys, wide, "log-sum-exp", scale, sizes.log())
+        tiles = logits.softmax(-1) * weights[:, None]
+        found.append(tiles.unflatten(2, (-1, high)).sum(3))
+    return torch.cat(found, 1)
 
 
 def _cells(

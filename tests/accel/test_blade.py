@@ -50,7 +50,7 @@ def planned(method: Blade, at: Site, q: torch.Tensor, k: torch.Tensor) -> BlockP
 
 
 def scored(method: Blade, at: Site, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    return scores(q, k, at, method.layout(at, q.device), method.samples)
+    return scores(q, k, at, method.layout(at, q.device), method.samples).softmax(-1)
 
 
 def by_loops(queries: list[torch.Tensor], keys: list[torch.Tensor]) -> torch.Tensor:
@@ -212,7 +212,7 @@ def test_a_larger_budget_keeps_all_that_a_smaller_one_keeps():
     by_least = [{"keep_least": it, "keep": 1, "mass": 0.2} for it in (0, 0.3, 0.6, 1)]
     for budgets in (by_mass, by_most, by_least):
         methods = [Blade(tile="64x64", **it) for it in budgets]  # pyright: ignore[reportArgumentType]
-        masks = [it.choose(q, k, at, it.layout(at, q.device)) for it in methods]
+        masks = [it.sparse(q, k, at).mask() for it in methods]
         for less, more in itertools.pairwise(masks):
             assert (less <= more).all() and not torch.equal(less, more)
 
@@ -226,11 +226,7 @@ def test_to_keep_everything_is_dense(options: dict[str, float], tail: str):
     assert method.plan(q, k, at) is None and method.predict(at) == 1
     assert method.why_dense(at) == "because all of 15 tiles are kept"
     # As it would be executed.
-    layout = method.layout(at, q.device)
-    whole = BlockPlan.from_mask(
-        method.choose(q, k, at, layout), tile=layout.tile, queries=909, keys=909,
-        tail=method.tiling()[1], order=layout.places,
-    )  # fmt: skip
+    whole = method.sparse(q, k, at)
     assert whole.mask().all()
     out, _ = block_attention(q, k, v, whole)
     torch.testing.assert_close(out, torch.softmax(q @ k.mT / 4, -1) @ v)
@@ -327,8 +323,8 @@ def test_scores_are_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch):
     at, method = site(text=3), Blade(tile="128x64")
     q, k, _ = tensors(at)
     expected = scored(method, at, q, k)
-    for chunk in (1, 16 * 16 * 16 * 3, 16 * 16 * 16 * 8 * 2):
-        monkeypatch.setattr(blade, "CHUNK", chunk)
+    for chunk in (1, 4 * 8 * 16 * 15):
+        monkeypatch.setattr(blade, "LARGEST_BYTES", chunk)
         torch.testing.assert_close(scored(method, at, q, k), expected)
 
 

@@ -126,15 +126,14 @@ def test_stride_1_is_the_attention_between_tiles(tile: Tile):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stride", [1, 8])
-def test_chunks_are_the_whole(dtype: torch.dtype, stride: int):
+def test_chunks_are_the_whole(dtype: torch.dtype, stride: int, monkeypatch: pytest.MonkeyPatch):
     at = site(7)
     q, k = (x.to(dtype) for x in tensors(at)[:2])
     order = token_order("gilbert", GRID, 7, False).places
-    whole = antidiagonal_mass(q, k, Tile(64, 64), stride, order, bytes_at_once=2**40)
+    whole = antidiagonal_mass(q, k, Tile(64, 64), stride, order)
     assert whole.dtype == torch.promote_types(dtype, torch.float32)
-    for limit in (1, 2**21, None):
-        parts = antidiagonal_mass(q, k, Tile(64, 64), stride, order, bytes_at_once=limit)
-        torch.testing.assert_close(parts, whole)
+    monkeypatch.setattr("kinora.accel.methods.x_attention.LARGEST_BYTES", 1)
+    torch.testing.assert_close(antidiagonal_mass(q, k, Tile(64, 64), stride, order), whole)
 
 
 @pytest.mark.parametrize("stride", STRIDES)
@@ -181,10 +180,8 @@ def test_the_largest_budgets_are_dense(options: dict[str, Any]):
     q, k, v = tensors(at)
     assert method.plan(q, k, at) is None and method.predict(at) == 1
     assert method.why_dense(at).startswith("because ")
-    layout = method.layout(at, q.device)
-    mask = method.choose(q, k, at, layout)
-    assert mask.all()
-    plan = BlockPlan.from_mask(mask, tile=layout.tile, queries=900, keys=900, order=layout.places)
+    plan = method.sparse(q, k, at)
+    assert plan.mask().all()
     dense = torch.softmax(q @ k.mT / 4, -1) @ v
     torch.testing.assert_close(block_attention(q, k, v, plan)[0], dense)
 
