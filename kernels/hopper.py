@@ -157,7 +157,7 @@ def _forward(
     factor = scale * LOG2_E
     last = plan.keys - (columns - 1) * tile
     # Weights in float16 or 8 bits have too few exponents for a reference that stays.
-    lazy = precision.pv == "input" and v.dtype == torch.bfloat16 and plan.within is None
+    lazy = precision.pv == "input" and v.dtype == torch.bfloat16
     again = torch.zeros(1 + groups * total, dtype=torch.int32, device=q.device) if lazy else counts
     q_desc = descriptor(q, 64)
     tail_k_desc = descriptor(pooled_k, step) if tail else k_desc

@@ -14,8 +14,9 @@ its tiles, scales, which tiles are left out) is loaded before the wait for them.
 The softmax needs a reference to take from logits, which need not be their largest: bfloat16 and
 float32 have exponents enough for weights far above 1. So a first pass keeps the largest logit of
 the first step, and neither looks for a larger one nor rescales what it has. Query tiles for which
-that was too low (sums above 2^100, or products that overflow; none in practice) are put on a list,
-and a second pass does these as others do all: with the largest so far.
+that was too low (sums above 2^100, or products that overflow; none in practice) or, where masks
+leave keys out that it counts, too high are put on a list, and a second pass does these as others do
+all: with the largest so far.
 """
 
 from __future__ import annotations
@@ -119,9 +120,17 @@ def _compute(
                 s, 0, lists, facts, keys, columns, one, last,
                 TILE_K, STEP, LOGITS, TAIL, BIASED, INT8,
             )  # fmt: skip
+            if PASS == 1:
+                # Of all keys of the tiles, so that a mask that has none of them has one too.
+                best = pieces.highest(s, best, facts, TILE_K, STEP, LOGITS, INT8)
             if MASKED:
                 s = pieces.masked(s, 0, most, mask, TILE_K, STEP, LOGITS)
-            best, weights, shrink = pieces.softmax(s, best, facts, TILE_K, STEP, LOGITS, INT8, UP)
+            if PASS == 1:
+                weights = pieces.weights_of(s, best, facts, TILE_K, STEP, LOGITS, INT8, UP)
+            else:
+                best, weights, shrink = pieces.softmax(
+                    s, best, facts, TILE_K, STEP, LOGITS, INT8, UP
+                )
             parts = pieces.sums_in_threads(weights, STEP)
             if not FP8:
                 weights = pieces.operand(weights, v_type, STEP, WEIGHTS, FP8)
@@ -196,7 +205,12 @@ def _compute(
                 # Above 2^100. What is no number is neither; a maximum would pass over it.
                 beyond = gl.max(gl.where(gl.abs(out) < float("inf"), 0, 1), 1)
                 beyond = gl.convert_layout(beyond, gl.SliceLayout(1, LOGITS))
-                if gl.max(gl.where(weight <= 1.2676506e30, beyond, 1), 0) != 0:
+                beyond = gl.where(weight <= 1.2676506e30, beyond, 1)
+                if MASKED:
+                    # Below 2^-100: the reference was of keys that this query does not attend to.
+                    here = first + gl.arange(0, 64, gl.SliceLayout(1, LOGITS)) < queries
+                    beyond = gl.where(here & (weight < 7.8886e-31), 1, beyond)
+                if gl.max(beyond, 0) != 0:
                     place = gl.atomic_add(again_ptr, 1)
                     gl.store(again_ptr + 1 + place, at)
         mbarrier.arrive(free_q, count=1)
@@ -239,10 +253,9 @@ def forward(
     its last dimension; lse `[B, H, queries]`. indices, counts, bias and left_out (`words` of 32
     tiles) contiguous, with strides `plan_b` and `plan_h` in rows of the plan; a row of the plan is
     `SPLIT` of the kernel's, which have `GROUPS` x 64 queries. within likewise, masks of the first
-    `most` entries of each row; only with `PASS` 0, since a first step may leave a query no key.
-    `total` is B x H x rows. `factor`: the scale times log2(e), above 0; `one` and `last`: what a
-    pooled token of a whole and of the last tile weighs, as a logit. `q_scale [B, H, queries / 64]`,
-    `k_scale [B, H, columns]`,
+    `most` entries of each row. `total` is B x H x rows. `factor`: the scale times log2(e), above 0;
+    `one` and `last`: what a pooled token of a whole and of the last tile weighs, as a logit.
+    `q_scale [B, H, queries / 64]`, `k_scale [B, H, columns]`,
     `tail_scale [B, H, columns / STEP]`, `v_scale [B, H, DIM]`, `shift [B, H, queries]` (added to
     the log-sum-exp) are of 8-bit operands.
 

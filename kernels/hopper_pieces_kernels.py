@@ -247,25 +247,34 @@ def sums_in_threads(weights, STEP: gl.constexpr):
 
 
 @gluon.jit
+def highest(
+    s, best, facts,
+    TILE_K: gl.constexpr, STEP: gl.constexpr, LOGITS: gl.constexpr, INT8: gl.constexpr,
+):  # fmt: skip
+    """The largest logit of each row so far, `best` before this step."""
+    PER: gl.constexpr = STEP // TILE_K
+    f0, f1, f2, f3 = facts[12], facts[13], facts[14], facts[15]
+    if INT8:
+        # The largest of each tile before its unit: one product a tile, not one a logit.
+        parts = s.reshape([64, PER, TILE_K])
+        largest = gl.max(parts, 2)
+        PARTS: gl.constexpr = largest.type.layout
+        number = gl.arange(0, PER, gl.SliceLayout(0, PARTS))
+        unit = spread(f0, f1, f2, f3, number, 1, PER)
+        largest = gl.max((largest - 12582912.0) * unit[None, :], 1)
+        return gl.maximum(best, gl.convert_layout(largest, gl.SliceLayout(1, LOGITS)))
+    else:
+        return gl.maximum(best, gl.max(s, 1) * f0)
+
+
+@gluon.jit
 def softmax(
     s, best, facts,
     TILE_K: gl.constexpr, STEP: gl.constexpr, LOGITS: gl.constexpr,
     INT8: gl.constexpr, UP: gl.constexpr,
 ):  # fmt: skip
     """One step of the softmax over the keys as they come, in powers of two, times 2 ** `UP`."""
-    PER: gl.constexpr = STEP // TILE_K
-    f0, f1, f2, f3 = facts[12], facts[13], facts[14], facts[15]
-    if INT8:
-        # The largest of each tile before its unit: one product a tile, not one a logit.
-        parts = s.reshape([64, PER, TILE_K])
-        highest = gl.max(parts, 2)
-        PARTS: gl.constexpr = highest.type.layout
-        number = gl.arange(0, PER, gl.SliceLayout(0, PARTS))
-        unit = spread(f0, f1, f2, f3, number, 1, PER)
-        highest = gl.max((highest - 12582912.0) * unit[None, :], 1)
-        higher = gl.maximum(best, gl.convert_layout(highest, gl.SliceLayout(1, LOGITS)))
-    else:
-        higher = gl.maximum(best, gl.max(s, 1) * f0)
+    higher = highest(s, best, facts, TILE_K, STEP, LOGITS, INT8)
     weights = weights_of(s, higher, facts, TILE_K, STEP, LOGITS, INT8, UP)
     shrink = gl.exp2(best - higher)
     return higher, weights, shrink
