@@ -65,7 +65,7 @@ def steps(sass: str) -> list[list[str]]:
     labels = {line.rstrip(":"): at for at, line in enumerate(lines) if line.startswith("LBB")}
     ends = ((line.split()[-1].rstrip(";"), at) for at, line in enumerate(lines) if " BRA " in line)
     loops = [(labels[to], at) for to, at in ends if labels.get(to, at) < at]
-    found = [loop for loop in loops if any("HGMMA" in it for it in lines[slice(*loop)])]
+    found = [loop for loop in loops if any("GMMA" in it for it in lines[slice(*loop)])]
     inner = [
         (start, end)
         for start, end in found
