@@ -15,18 +15,57 @@ from . import lists_launch as launch
 from .lists import by_mass, listed, listed_width
 from .lists_launch import Backend
 from .plan import tiles_of
-from .triton_support import on_device
+from .triton_support import interpreted, on_device, padded
 
 LOGITS_BYTES = 2**26
 """Logits in float32 that are alive at a time in `torch`."""
+JOINED_BYTES = 2**29
+"""What groups of columns leave of all rows, alive at a time if of more than a head."""
+Reduce = Literal["largest", "log-sum-exp"]
 _COLUMNS = 128
+
+
+def tile_scores(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    sizes: tuple[int, int],
+    reduce: Reduce,
+    scale: float,
+    added: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+    *,
+    backend: Backend | None = None,
+) -> torch.Tensor:
+    """How much groups of rows attend to groups of columns, as logarithms.
+
+    Of logits `scale * a @ b.mT` the largest, or the log-sum-exp, of each group of columns; less the
+    largest, or the log-sum-exp, of their row; then the same of each group of rows.
+
+    Args:
+        a, b: `[B, H, M, D]` and `[B, H, N, D]` of one floating dtype.
+        sizes: rows and columns of a group; the last ones may have fewer.
+        added: `[M]` and `[N]` float32, logarithms of what rows and columns weigh. Those of rows are
+            added at the end.
+
+    Returns:
+        `[B, H, groups of rows, groups of columns]` float32, float64 of float64.
+    """
+    rows, columns = a.shape[2], tiles_of(b.shape[2], sizes[1])
+    many = max(1, JOINED_BYTES // (4 * rows * columns))
+    found = [
+        join_rows(
+            group_logits(*some, sizes[1], reduce, scale, added[1], backend=backend),
+            sizes[0], reduce, added[0], backend=backend,
+        )
+        for some in zip(a.split(many, 1), b.split(many, 1), strict=True)
+    ]  # fmt: skip
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 def group_logits(
     a: torch.Tensor,
     b: torch.Tensor,
     group: int,
-    reduce: Literal["largest", "log-sum-exp"],
+    reduce: Reduce,
     scale: float,
     added: torch.Tensor | None = None,
     *,
@@ -36,27 +75,30 @@ def group_logits(
 
     Args:
         a, b: `[B, H, M, D]` and `[B, H, N, D]` of one floating dtype.
-        group: columns that leave their largest logit, or the log-sum-exp of theirs; divides N.
+        group: columns that leave their largest logit, or the log-sum-exp of theirs; the last group
+            may have fewer.
         added: `[N]` float32.
         backend: None is `triton` where it can, for groups of a power of two up to 128; else
             `torch`.
 
     Returns:
-        `[B, H, M, N / group]` float32, float64 of float64. What is no number makes its group none.
+        `[B, H, M, N / group rounded up]` float32, float64 of float64. What is no number
+        makes its group none.
 
     Raises:
-        ValueError: a group that does not divide N, a backend that cannot.
+        ValueError: a group of less than 1, a backend that cannot.
     """
     batch, heads, rows, dim = a.shape
     columns = b.shape[2]
-    if group < 1 or columns % group:
-        raise ValueError(f"groups of {group}; they must divide {columns} columns")
+    groups = tiles_of(columns, max(1, group))
+    if group < 1:
+        raise ValueError(f"groups of {group} columns; at least 1 is needed")
     fits = group <= _COLUMNS and group & (group - 1) == 0
     if backend == "triton" and not fits:
         raise ValueError(f"backend triton takes groups of a power of two up to 128, not {group}")
     if not fits or not launch.takes(backend, a, b):
         return _group_logits(a, b, group, reduce, scale, added)
-    out = torch.empty(batch, heads, rows, columns // group, dtype=torch.float32, device=a.device)
+    out = torch.empty(batch, heads, rows, groups, dtype=torch.float32, device=a.device)
     a, b = a.contiguous(), b.contiguous()
     half = a.dtype != torch.float32
     size: dict[str, Any] = {"ROWS": 128 if half else 64, "STEP": 64 if half else 32}
@@ -66,9 +108,9 @@ def group_logits(
     kernel: Any = scores_kernels.group_logits
     with on_device(a):
         kernel[(blocks, batch * heads)](
-            a, b, out if added is None else added, out, rows, columns, columns // group, scale,
+            a, b, out if added is None else added, out, rows, columns, groups, scale,
             DIM=dim, GROUP=group, COLUMNS=_COLUMNS, SUMS=reduce == "log-sum-exp",
-            ADDED=added is not None, PRECISION="ieee" if half else launch.precision(a.device),
+            ADDED=added is not None, WIDE=interpreted(), PRECISION="ieee" if half else launch.precision(a.device),
             num_warps=8, num_stages=3 if half else 2, **size,
         )  # fmt: skip
     return out
@@ -81,7 +123,7 @@ def _group_logits(
     wide = torch.promote_types(a.dtype, torch.float32)
     batch, heads, rows, _ = a.shape
     columns = b.shape[2]
-    out = torch.empty(batch, heads, rows, columns // group, dtype=wide, device=a.device)
+    out = a.new_empty(batch, heads, rows, tiles_of(columns, group), dtype=wide)
     # Of one head; some rows of it, or several heads.
     step = max(1, min(rows, LOGITS_BYTES // (wide.itemsize * columns)))
     many = max(1, LOGITS_BYTES // (wide.itemsize * columns * step))
@@ -93,8 +135,55 @@ def _group_logits(
             logits = queries[:, part].to(wide) @ keys * scale
             if added is not None:
                 logits = logits + added
-            parts = logits.unflatten(-1, (-1, group))
+            missing = -columns % group
+            parts = torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
+            parts = parts.unflatten(-1, (-1, group))
             to[:, part] = parts.amax(-1) if reduce == "largest" else parts.logsumexp(-1)
+    return out
+
+
+def join_rows(
+    logits: torch.Tensor,
+    high: int,
+    reduce: Reduce,
+    added: torch.Tensor | None = None,
+    *,
+    backend: Backend | None = None,
+) -> torch.Tensor:
+    """Of logits less the largest, or the log-sum-exp, of their row the same of every `high` rows.
+
+    Args:
+        logits: `[B, H, M, K]` float32 or float64.
+        added: `[M]` float32, added to the rows before they are joined.
+
+    Returns:
+        `[B, H, M / high rounded up, K]` of the dtype of `logits`.
+
+    Raises:
+        ValueError: less than a row, a backend that cannot.
+    """
+    if high < 1:
+        raise ValueError(f"groups of {high} rows; at least 1 is needed")
+    batch, heads, rows, columns = logits.shape
+    tiles = tiles_of(rows, high)
+    if not launch.takes(backend, logits):
+        largest = reduce == "largest"
+        whole = logits.amax(-1, keepdim=True) if largest else logits.logsumexp(-1, keepdim=True)
+        own = logits - whole if added is None else logits - whole + added[:, None]
+        own = torch.nn.functional.pad(own, (0, 0, 0, -rows % high), value=-torch.inf)
+        parts = own.unflatten(2, (-1, high))
+        return parts.amax(3) if largest else parts.logsumexp(3)
+    out = torch.empty(batch, heads, tiles, columns, dtype=torch.float32, device=logits.device)
+    logits, lines = logits.contiguous(), padded(high)
+    from . import scores_kernels
+
+    kernel: Any = scores_kernels.join_rows
+    with on_device(logits):
+        kernel[(tiles, batch * heads)](
+            logits, out if added is None else added, out, rows, columns, tiles,
+            HIGH=high, PADDED=lines, STEP=max(16, min(padded(columns), 8192 // lines)),
+            SUMS=reduce == "log-sum-exp", ADDED=added is not None, num_warps=8,
+        )  # fmt: skip
     return out
 
 

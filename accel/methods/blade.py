@@ -9,13 +9,10 @@ from typing import ClassVar, Literal
 import torch
 
 from ...kernels.plan import BlockPlan, Tail, Tile, tile_lengths, tiles_of
-from ...kernels.scores import group_logits, heaviest_tiles
+from ...kernels.scores import heaviest_tiles, tile_scores
 from ..options import option
 from ..site import Site
 from ..tiles import Layout, TileMethod, density_of, longest, tile_of
-
-LARGEST_BYTES = 2**29
-"""Of the largest logits of each sampled query and tile, alive at a time if of more than a head."""
 
 
 class Blade(TileMethod):
@@ -150,35 +147,26 @@ def scores(
     Args:
         q, k: `[B, H, L, D]` as they come.
     """
-    generator = torch.Generator().manual_seed(seed_of(site))
+    layouts = ((q, layout.tile.query), (k, layout.tile.key))
     queries, keys = (
-        sampled(x, layout.places, size, samples, generator)
-        for x, size in ((q, layout.tile.query), (k, layout.tile.key))
+        sampled(x, layout.places, size, samples, seed_of(site) + of)
+        for of, (x, size) in enumerate(layouts)
     )
-    drawn, group = queries.shape[3], keys.shape[3]
-    found: list[torch.Tensor] = []
-    # As many heads at a time as fit.
-    many = max(1, LARGEST_BYTES // (4 * queries[0, 0, ..., 0].numel() * keys.shape[2]))
-    for some, some_keys in zip(queries.split(many, 1), keys.split(many, 1), strict=True):
-        best = group_logits(
-            some.flatten(2, 3), some_keys.flatten(2, 3), group, "largest", q.shape[-1] ** -0.5
-        )
-        best = best - best.amax(-1, keepdim=True)
-        found.append(best.unflatten(2, (-1, drawn)).amax(3))
-    return torch.cat(found, 1)
+    sizes = queries.shape[3], keys.shape[3]
+    queries, keys = queries.flatten(2, 3), keys.flatten(2, 3)
+    return tile_scores(queries, keys, sizes, "largest", q.shape[-1] ** -0.5)
 
 
 def sampled(
-    x: torch.Tensor, places: torch.Tensor, size: int, samples: int, generator: torch.Generator
+    x: torch.Tensor, places: torch.Tensor, size: int, samples: int, seed: int
 ) -> torch.Tensor:
     """Tokens at places drawn for each head, `[B, H, tiles, samples, D]`, fewer if `size` is.
 
     What lies behind the end of a last, ragged tile is counted again from its beginning.
     """
     batch, heads, tokens, _ = x.shape
-    shape = (batch, heads, min(size, tokens))
-    drawn = torch.rand(shape, generator=generator, dtype=torch.float32).argsort(dim=-1, stable=True)
-    drawn = drawn[..., None, :samples].to(x.device)
+    shape = batch, heads, min(size, tokens)
+    drawn = draws(shape, seed, x.device).argsort(dim=-1, stable=True)[..., None, :samples]
     lengths = tile_lengths(tokens, size, x.device)[:, None]
     start = torch.arange(len(lengths), device=x.device)[:, None] * size
     token = places[start + drawn % lengths]
@@ -186,6 +174,18 @@ def sampled(
     return x.gather(2, index).unflatten(2, token.shape[2:])
 
 
+def draws(shape: tuple[int, ...], seed: int, device: torch.device) -> torch.Tensor:
+    """Whole numbers at random, int64: the same for a seed on every device, none waited for.
+
+    Numbers of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+    2014), whose shifts to the right here bring the sign along.
+    """
+    x = torch.arange(1, math.prod(shape) + 1, device=device) * -0x61C8864680B583EB + seed
+    x = (x ^ (x >> 30)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27)) * -0x6B2FB644ECCEEE15
+    return (x ^ (x >> 31)).view(shape)
+
+
 def seed_of(site: Site) -> int:
-    """One number for each seed, layer and step."""
-    return ((site.seed * 1_000_003 + site.layer) * 1_000_003 + site.step) % 2**63
+    """One even number for each seed, layer and step."""
+    return 2 * ((site.seed * 1_000_003 + site.layer) * 1_000_003 + site.step) % 2**62

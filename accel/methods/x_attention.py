@@ -8,7 +8,7 @@ import torch
 
 from ...kernels.lists import permuted
 from ...kernels.plan import BlockPlan, Tile, tile_lengths, tiles_of
-from ...kernels.scores import group_logits, heaviest_tiles
+from ...kernels.scores import heaviest_tiles, tile_scores
 from ..options import option
 from ..site import Site
 from ..tiles import (
@@ -18,10 +18,6 @@ from ..tiles import (
     kept_of,
     likely_share,
 )
-
-LARGEST_BYTES = 2**29
-"""Of the mass of each cell of queries in each tile of keys, if of more than a head; two or three
-such tensors are alive at a time."""
 
 
 class XAttention(TileMethod):
@@ -69,7 +65,7 @@ class XAttention(TileMethod):
         )
         columns = mass.shape[-1]
         indices, counts = heaviest_tiles(
-            mass.log().float(), self.threshold, layout.always,
+            mass.float(), self.threshold, layout.always,
             least=kept_of(self.least, columns), width=columns,
         )  # fmt: skip
         return self.listed(indices, counts, site, layout)
@@ -107,49 +103,41 @@ def antidiagonal_mass(
 ) -> torch.Tensor:
     """Attention between tiles as cells of `stride` tokens show it, `[B, H, Q, K]` float32 or more.
 
-    Rows sum to the tokens of their tile / `stride`; with stride 1 it is the attention itself.
+    As logarithms. Rows sum to the tokens of their tile / `stride`; with stride 1 it is the
+    attention itself.
 
     Args:
         q, k: `[B, H, L, D]`.
         stride: a divisor of both sizes of a tile.
         order: `[L]` int64 in which tokens are cut into cells and tiles.
     """
-    rows, columns = (tiles_of(q.shape[2], size) for size in (tile.query, tile.key))
-    high, wide = tile.query // stride, tile.key // stride
+    sizes = tile.query // stride, tile.key // stride
     # Last to first: products of what stands at the same place are then those of an antidiagonal.
-    queries, weights = _cells(q, stride, order, rows * high, backwards=True)
-    keys, sizes = _cells(k, stride, order, columns * wide)
+    queries, weights = _cells(q, stride, order, backwards=True)
+    keys, lengths = _cells(k, stride, order)
     scale = q.shape[-1] ** -0.5 / stride
-    # As many heads at a time as fit.
-    many = max(1, LARGEST_BYTES // (4 * rows * high * columns))
-    found: list[torch.Tensor] = []
-    for some, some_keys in zip(queries.split(many, 1), keys.split(many, 1), strict=True):
-        # Minus infinity for padding; less for a short cell.
-        logits = group_logits(some, some_keys, wide, "log-sum-exp", scale, sizes.log())
-        tiles = logits.softmax(-1) * weights[:, None]
-        found.append(tiles.unflatten(2, (-1, high)).sum(3))
-    return torch.cat(found, 1)
+    return tile_scores(queries, keys, sizes, "log-sum-exp", scale, (weights.log(), lengths.log()))
 
 
 def _cells(
-    x: torch.Tensor, stride: int, order: torch.Tensor, count: int, *, backwards: bool = False
+    x: torch.Tensor, stride: int, order: torch.Tensor, *, backwards: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`[B, H, L, D]` to `[B, H, count, stride * D]`, and the share of its tokens that a cell has.
+    """`[B, H, L, D]` to `[B, H, cells, stride * D]`, and the share of its tokens that a cell has.
 
     A short last cell is filled with the mean of its tokens, so that a vector added to all tokens is
-    added to each place; what comes behind it is padding, whose share is 0.
+    added to each place.
     """
     tokens = x.shape[2]
-    x = permuted(x, order)
     start = tokens // stride * stride
-    missing = -tokens % stride
-    if missing:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        mean = x[:, :, start:].to(wide).mean(2, keepdim=True).to(x.dtype)
-        x = torch.cat([x, mean.expand(-1, -1, missing, -1)], 2)
-    x = torch.nn.functional.pad(x, (0, 0, 0, count * stride - x.shape[2]))
-    cells = x.unflatten(2, (count, stride))
-    share = torch.zeros(count, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    lengths = tile_lengths(tokens, stride, x.device)
-    share[: len(lengths)] = lengths.to(share.dtype) / stride
-    return (cells.flip(3) if backwards else cells).flatten(3), share
+    if backwards:
+        turned = order[:start].view(-1, stride).flip(1).flatten(), order[start:].flip(0)
+        order = torch.cat(turned)
+    x = permuted(x, order)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    share = tile_lengths(tokens, stride, x.device).to(wide) / stride
+    if start < tokens:
+        rest = x[:, :, start:]
+        mean = rest.to(wide).mean(2, keepdim=True).to(x.dtype)
+        mean = mean.expand(-1, -1, start + stride - tokens, -1)
+        x = torch.cat([x[:, :, :start], *((mean, rest) if backwards else (rest, mean))], 2)
+    return x.unflatten(2, (-1, stride)).flatten(3), share

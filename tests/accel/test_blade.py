@@ -68,9 +68,8 @@ def by_loops(queries: list[torch.Tensor], keys: list[torch.Tensor]) -> torch.Ten
 def test_the_scores_are_those_of_the_sampled_tokens():
     at, method = site(text=9, grid=TokenGrid(3, 5, 9)), Blade(samples=5, tile="64x64")
     q, k, _ = tensors(at)
-    layout, generator = method.layout(at, q.device), torch.Generator()
-    generator.manual_seed(blade.seed_of(at))
-    queries, keys = (sampled(x, layout.places, 64, 5, generator) for x in (q, k))
+    layout, seed = method.layout(at, q.device), blade.seed_of(at)
+    queries, keys = (sampled(x, layout.places, 64, 5, seed + i) for i, x in enumerate((q, k)))
     found = scored(method, at, q, k)
     for b, h in itertools.product(range(2), range(3)):
         torch.testing.assert_close(found[b, h], by_loops([*queries[b, h]], [*keys[b, h]]))
@@ -89,10 +88,9 @@ def test_with_all_tokens_drawn_it_is_the_largest_of_each_tile(samples: int, orde
 
 @pytest.mark.parametrize("samples", [1, 7, 64])
 def test_places_are_the_same_in_all_tiles_of_a_head_and_valid_in_the_last(samples: int):
-    generator = torch.Generator().manual_seed(3)
     tokens, size = 300, 64  # the last tile has 44
     ids = torch.arange(tokens, dtype=torch.float64)[:, None].expand(2, 3, -1, 1)
-    found = sampled(ids, torch.arange(tokens), size, samples, generator)[..., 0].long()
+    found = sampled(ids, torch.arange(tokens), size, samples, 3)[..., 0].long()
     assert found.shape == (2, 3, 5, samples)
     assert torch.equal(
         found[:, :, :4] - torch.arange(4)[:, None] * 64 - found[:, :, :1], 0 * found[:, :, :4]
@@ -324,7 +322,7 @@ def test_scores_are_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch):
     q, k, _ = tensors(at)
     expected = scored(method, at, q, k)
     for chunk in (1, 4 * 8 * 16 * 15):
-        monkeypatch.setattr(blade, "LARGEST_BYTES", chunk)
+        monkeypatch.setattr("kinora.kernels.scores.JOINED_BYTES", chunk)
         torch.testing.assert_close(scored(method, at, q, k), expected)
 
 

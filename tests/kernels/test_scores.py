@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinora.kernels import scores
-from kinora.kernels.scores import group_logits, heaviest_tiles
+from kinora.kernels.scores import group_logits, heaviest_tiles, join_rows, tile_scores
 
 TRITON = pytest.param(
     "triton",
@@ -32,6 +32,7 @@ def _case(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "columns", "group", "dim"), [
     (70, 96, 8, 20), (1, 4, 4, 64), (130, 256, 128, 16), (33, 300, 1, 80), (5, 160, 32, 8),
+    (20, 77, 16, 8), (3, 5, 8, 4),
 ])  # fmt: skip
 def test_it_is_what_is_written_out(
     backend: Any, reduce: Reduce, dtype: torch.dtype, rows: int, columns: int, group: int, dim: int
@@ -42,7 +43,9 @@ def test_it_is_what_is_written_out(
     for more in (None, added):
         found = group_logits(a, b, group, reduce, 0.3, more, backend=backend)
         logits = 0.3 * a.double() @ b.double().mT + (0 if more is None else more.double())
-        parts = logits.unflatten(-1, (-1, group))
+        missing = -columns % group
+        parts = torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
+        parts = parts.unflatten(-1, (-1, group))
         expected = parts.amax(-1) if reduce == "largest" else parts.logsumexp(-1)
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
@@ -81,10 +84,51 @@ def test_double_stays_double():
 
 def test_groups_that_do_not_fit_are_refused():
     a, b = _case(1, 1, 7, 20), _case(1, 1, 12, 20)
-    with pytest.raises(ValueError, match="groups of 5; they must divide 12 columns"):
-        group_logits(a, b, 5, "largest", 1.0)
+    with pytest.raises(ValueError, match="groups of 0 columns; at least 1 is needed"):
+        group_logits(a, b, 0, "largest", 1.0)
+    with pytest.raises(ValueError, match="groups of 0 rows; at least 1 is needed"):
+        join_rows(a, 0, "largest")
     with pytest.raises(ValueError, match="a power of two up to 128, not 6"):
         group_logits(a, b, 6, "largest", 1.0, backend="triton")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduce", ["largest", "log-sum-exp"])
+@pytest.mark.parametrize(("rows", "columns", "high"), [(32, 40, 16), (35, 700, 16), (7, 3, 5)])
+def test_rows_are_joined_as_written_out(
+    backend: Any, reduce: Reduce, rows: int, columns: int, high: int
+):
+    logits, added = 5 * _case(2, 3, rows, columns), _case(rows, seed=1)
+    logits[0, 0, 1, 0] = -torch.inf
+    for more in (None, added):
+        found = join_rows(logits, high, reduce, more, backend=backend)
+        x = logits.double()
+        whole = x.amax(-1) if reduce == "largest" else x.logsumexp(-1)
+        x = x - whole[..., None] + (0 if more is None else more[:, None])
+        parts = [it.amax(2) if reduce == "largest" else it.logsumexp(2) for it in x.split(high, 2)]
+        torch.testing.assert_close(found.double(), torch.stack(parts, 2), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduce", ["largest", "log-sum-exp"])
+def test_what_is_no_number_makes_its_rows_none(backend: Any, reduce: Reduce):
+    logits = _case(1, 1, 35, 700)
+    logits[0, 0, 18, 650] = torch.nan
+    found = join_rows(logits, 16, reduce, backend=backend)
+    assert bool(found[0, 0, 1].isnan().all()) and bool(found[0, 0, (0, 2)].isfinite().all())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tiles_of_attention(backend: Any, monkeypatch: pytest.MonkeyPatch):
+    """With groups of tokens and log-sum-exp it is the attention between them, in chunks too."""
+    q, k = _case(2, 3, 50, 16), _case(2, 3, 70, 16, seed=1)
+    attention = (q @ k.mT * 0.25).softmax(-1)
+    rows = torch.stack([it.sum(2) for it in attention.split(16, 2)], 2)
+    expected = torch.stack([it.sum(3) for it in rows.split(8, 3)], 3)
+    for limit in (1, 2**29):
+        monkeypatch.setattr(scores, "JOINED_BYTES", limit)
+        found = tile_scores(q, k, (16, 8), "log-sum-exp", 0.25, backend=backend)
+        torch.testing.assert_close(found.exp(), expected, rtol=1e-4, atol=1e-5)
 
 
 def _expected(row: list[float], mass: float, forced: list[bool], least: int, most: int) -> set[int]:
