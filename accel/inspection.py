@@ -127,8 +127,8 @@ class Caught(Exception):  # noqa: N818 - not an error: the caller asked for it
 class Lens(Delegate):
     """Another method, up to one call: where that is planned, `Caught` is raised with it.
 
-    The call is the first of its step and layer, of the last item of its batch: in all pipelines
-    the one that sees the prompt.
+    The call is the first of its step and layer, of the last item of its batch, also where each item
+    has a call of its own: in all pipelines the one that sees the prompt.
 
     Raises AccelerationError at the beginning of a run that has no such call, or where the method is
     dense there, with the nearest one where it is not.
@@ -149,7 +149,8 @@ class Lens(Delegate):
 
         def plan(q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
             made = inner(q, k, site)
-            if (site.layer, site.step, site.branch) != (self._layer, self._step, 0):
+            prompt = site.branch == 0 and site.item == site.items - 1
+            if not prompt or (site.layer, site.step) != (self._layer, self._step):
                 return made
             if made is None:
                 raise AccelerationError(_dense(self.method, site))

@@ -157,6 +157,19 @@ def test_of_a_batch_the_lens_takes_the_last_item_which_is_the_prompts(build: Bui
     assert not torch.equal(caught.value.view.q, seen[-1][:1])
 
 
+def test_of_items_attended_to_one_by_one_the_lens_takes_the_last_too(build: Build):
+    """As Mochi does, with guidance in the batch and the prompt behind the unconditional item."""
+    model = build("mochi")  # the first item has 8 tokens of text, the last 5
+    lens = Lens(TopBlocks(tile="64x64", keep=0.3), layer=1, step=1)
+    with (
+        pytest.raises(Caught) as caught,
+        accelerate(model, Recipe(attention=lens, when="always")),
+    ):
+        model(steps=2)
+    site = caught.value.view.site
+    assert (site.layer, site.step, site.item, site.items, site.text) == (1, 1, 1, 2, 5)
+
+
 @pytest.mark.parametrize(
     ("method", "layer", "step", "told"),
     [
