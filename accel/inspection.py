@@ -153,7 +153,7 @@ class Lens(Delegate):
             if not prompt or (site.layer, site.step) != (self._layer, self._step):
                 return made
             if made is None:
-                raise AccelerationError(_dense(self.method, site))
+                raise AccelerationError(why_dense(self.method, site))
             raise Caught(View(site, q[-1:].detach(), k[-1:].detach(), _last(made)))
 
         return plan
@@ -175,7 +175,7 @@ class Lens(Delegate):
                 )
         wanted = dataclasses.replace(site, layer=self._layer, step=self._step)
         if self.method.predict(wanted) >= 1:
-            raise AccelerationError(_dense(self.method, wanted))
+            raise AccelerationError(why_dense(self.method, wanted))
 
 
 def tile_mass(
@@ -224,10 +224,11 @@ def _last(plan: BlockPlan) -> BlockPlan:
     )
 
 
-def _dense(method: AttentionMethod, site: Site) -> str:
+def why_dense(method: AttentionMethod, site: Site) -> str:
+    """Why `method` has no plan at a call that it keeps dense, and at which one near it it has."""
     near = next((it for it in _nearest_first(site) if method.predict(it) < 1), None)
     remedy = (
-        "nowhere in this run is it sparse"
+        "nowhere in this run is it sparse: take more steps, a larger size or another recipe"
         if near is None
         else f"the nearest sparse one is layer {near.layer} at step {near.step}"
     )
