@@ -124,7 +124,7 @@ class PermutedBlocks(TileMethod):
         columns = tiles_of(site.tokens, self.tiling()[0].key)
         if self.forces_all(site):
             return self.why_forced(site, "of the row's own segment")
-        return f"because {self.keep:g} of {columns} tiles is all"
+        return f"because keep {self.keep:g} is all of {columns} tiles"
 
     def forces_all(self, site: Site) -> bool:
         """See `TileMethod`."""

@@ -13,7 +13,7 @@ from kinora.accel.attach import accelerate
 from kinora.accel.errors import AccelerationError
 from kinora.accel.grid import TokenGrid
 from kinora.accel.inspection import Caught, Lens, View, tile_mass
-from kinora.accel.methods import TopBlocks
+from kinora.accel.methods import Hierarchical, TopBlocks
 from kinora.accel.order import AXES, axes
 from kinora.accel.recipe import Recipe
 from kinora.accel.site import Site
@@ -182,7 +182,13 @@ def test_of_items_attended_to_one_by_one_the_lens_takes_the_last_too(build: Buil
             "layer 1 at step 0 runs dense in the first 50% of the steps; "
             "the nearest sparse one is layer 1 at step 2",
         ),
-        (TopBlocks(keep=1), 0, 0, "runs dense because 1 of 6 tiles is all; nowhere in this run"),
+        (
+            TopBlocks(keep=1),
+            0,
+            0,
+            "runs dense because keep 1 is all of 6 tiles; nowhere in this run",
+        ),
+        (Hierarchical(blocks=32), 0, 0, "dense because it keeps 32 tiles and there are 6; nowhere"),
     ],
 )
 def test_a_call_that_is_not_there_or_dense_is_told_at_once(

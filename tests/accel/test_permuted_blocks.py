@@ -201,7 +201,7 @@ def test_keep_1_is_dense_and_so_is_what_only_text_and_own_segments_fill():
         method = method_of(**options)
         assert method.plan(q, k, site()) is None and method.predict(site()) == 1
     assert "0.1 of" not in method_of(segment="1024").why_dense(site())
-    assert method_of(keep=1).why_dense(site()) == "because 1 of 15 tiles is all"
+    assert method_of(keep=1).why_dense(site()) == "because keep 1 is all of 15 tiles"
     assert method_of(segment="clip", tile="256x128").forces_all(site(900, grid=TokenGrid(1, 8, 8)))
     # All tiles are a budget, not a wish, where a mass is asked for.
     assert method_of(keep=1, mass=0.9).predict(site()) < 1

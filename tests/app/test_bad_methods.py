@@ -175,7 +175,8 @@ def test_a_strict_run_that_would_accelerate_nothing_is_refused_and_without_stric
     asked = ("generate", "a", "--model", wan_folder, *SMALL, *whole)
     strict = cli(*asked, "--strict")
     assert (
-        strict.status == 2 and "all calls run dense because 1 of 4 tiles is all" in strict.complaint
+        strict.status == 2
+        and "all calls run dense because keep 1 is all of 4 tiles" in strict.complaint
     )
     told = cli(*asked)
     assert (

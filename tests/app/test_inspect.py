@@ -103,9 +103,7 @@ def test_it_looks_also_where_the_recipe_would_run_dense(cli: Cli, wan_folder: Pa
     assert called.last["recipe"]["attention"]["method"] == "blade"
 
 
-def test_a_step_that_is_dense_is_told_before_anything_is_loaded(
-    cli: Cli, wan_folder: Path
-) -> None:
+def test_a_step_that_is_dense_is_told_before_anything_is_loaded(cli: Cli, wan_folder: Path) -> None:
     """And not by that the recipe accelerates nothing, as blade, which would lose here, does."""
     called = cli("inspect", "--model", wan_folder, *SMALL, "--step", 0)
     assert called.status == 2 and called.err.splitlines() == [
@@ -148,7 +146,7 @@ def test_it_draws_calls_with_text(cli: Cli, model_folders: dict[str, Path], fami
         (("--set", "attention.method=paro"), "make one with `kinora calibrate`"),
         (
             ("--set", "attention.method=top-blocks", "--set", "attention.keep=1"),
-            "because 1 of 4 tiles is all; nowhere in this run is it sparse",
+            "because keep 1 is all of 4 tiles; nowhere in this run is it sparse",
         ),
     ],
 )
