@@ -62,5 +62,5 @@ def test_the_reference_on_a_gpu_counts_its_logits():
 def test_larger_tiles_are_predicted_to_be_faster_on_a_cpu(grid: TokenGrid):
     balanced, fast = (find(name).attention for name in ("balanced", "fast"))
     assert balanced is not None and fast is not None
-    assert 1 < predicted(balanced, grid=grid).speedup
+    assert predicted(balanced, grid=grid).speedup > 1
     assert 1.1 * predicted(balanced, grid=grid).speedup < predicted(fast, grid=grid).speedup
