@@ -38,7 +38,7 @@ from .arguments import (
 )
 from .bench.command import bench_app
 from .calibrate import calibrate
-from .ending import EXIT_FAULT, Left, ended, print_json, stdout
+from .ending import EXIT_FAULT, EXIT_REFUSED, Left, ended, print_json, stdout
 from .inspection import inspect
 from .listing import methods_app, models_app, recipes_app
 from .ui.command import ui
@@ -219,6 +219,12 @@ def plan(
         print_json(predicted.to_json())
     else:
         show_plan(predicted, stdout())
+    # Without weights a plan is still one: they can be got.
+    refused = [it for it in predicted.parts if it.verdict == "refused" and it.part != "weights"]
+    for part in refused:
+        typer.echo(f"kinora: {part.why}", err=True)
+    if refused:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 @app.command()
