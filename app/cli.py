@@ -305,14 +305,23 @@ def main(argv: list[str] | None = None) -> int:
         # Python warnings are for developers; what a user should know arrives as a notice.
         warnings.simplefilter("ignore")
     given = sys.argv[1:] if argv is None else argv
-    command = f"kinora {given[0]}" if given and given[0] in _COMMANDS else "kinora"
     left = Left()
     return ended(
         lambda: app(args=given or ["--help"], prog_name="kinora", standalone_mode=False, obj=left),
         as_json="--json" in given,
-        hint=f"`{command} --help` tells more",
+        hint=f"`{_command(given)} --help` tells more",
         left=left,
     )
+
+
+def _command(given: list[str]) -> str:
+    """The command that an argument list names, as far as there is one."""
+    if not given or given[0] not in _COMMANDS:
+        return "kinora"
+    groups = {it.name: it.typer_instance for it in app.registered_groups}
+    known = groups[given[0]].registered_commands if given[0] in groups else []
+    names = [it.name or getattr(it.callback, "__name__", "") for it in known]
+    return " ".join(["kinora", given[0], *(it for it in given[1:2] if it in names)])
 
 
 if __name__ == "__main__":

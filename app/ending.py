@@ -100,7 +100,7 @@ def _guarded(run: Callable[[], object], as_json: bool, hint: str, left: Left) ->
             _leave_the_worker(status)
             return status
     except _UsageError as error:
-        message = " ".join(cast("Any", error).format_message().split())
+        message = " ".join(cast("Any", error).format_message().split()).removesuffix(".")
         told = f"kinora: {message}; {hint}"
         end(told, status="error", kind="UsageError", error=message)
         return EXIT_REFUSED
