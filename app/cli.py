@@ -309,19 +309,24 @@ def main(argv: list[str] | None = None) -> int:
     return ended(
         lambda: app(args=given or ["--help"], prog_name="kinora", standalone_mode=False, obj=left),
         as_json="--json" in given,
-        hint=f"`{_command(given)} --help` tells more",
+        hint=_hint(given),
         left=left,
     )
 
 
-def _command(given: list[str]) -> str:
-    """The command that an argument list names, as far as there is one."""
+def _hint(given: list[str]) -> str:
+    """Where a mistake in an argument list is explained."""
     if not given or given[0] not in _COMMANDS:
-        return "kinora"
-    groups = {it.name: it.typer_instance for it in app.registered_groups}
-    known = groups[given[0]].registered_commands if given[0] in groups else []
+        return "`kinora --help` tells more"
+    group = {it.name: it.typer_instance for it in app.registered_groups}.get(given[0])
+    known = group.registered_commands if group else []
     names = [it.name or getattr(it.callback, "__name__", "") for it in known]
-    return " ".join(["kinora", given[0], *(it for it in given[1:2] if it in names)])
+    name = next((it for it in given[1:] if not it.startswith("-")), "")
+    if name in names:
+        return f"`kinora {given[0]} {name} --help` tells more"
+    if name and "show" in names:
+        return f"`kinora {given[0]} show {name}` shows one, `kinora {given[0]}` lists them"
+    return f"`kinora {given[0]} --help` tells more"
 
 
 if __name__ == "__main__":
