@@ -81,6 +81,11 @@ class AttentionMethod(Options):
         del weights
         return None
 
+    @classmethod
+    def check_options(cls, values: Mapping[str, Any]) -> None:
+        """Whether option `values`, each in its range, go together. Raises RecipeError."""
+        del values
+
     def start(self) -> Planner:
         """A planner for one run."""
         return self.plan
@@ -158,7 +163,10 @@ class Wrapper(Delegate):
 
     @classmethod
     def check(cls, method: type[AttentionMethod], values: Mapping[str, Any]) -> None:
-        """Whether option `values` go together around `method`. Raises RecipeError."""
+        """Whether option `values` go together around `method`, whose are among them.
+
+        Raises RecipeError.
+        """
         del method, values
 
 

@@ -241,10 +241,11 @@ def _method(table: Any) -> AttentionMethod | None:
     def of(model: type[AttentionMethod]) -> dict[str, Any]:
         return {it.name: values[it.name] for it in options_of(model) if it.name in values}
 
+    METHODS[name].check_options(values)
     method = METHODS[name](**of(METHODS[name]))
     for wrapper in WRAPPERS:
         if any(value != _default(wrapper, key) for key, value in of(wrapper).items()):
-            wrapper.check(METHODS[name], of(wrapper))
+            wrapper.check(METHODS[name], values)
             method = wrapper(method=method, **of(wrapper))
     return method
 

@@ -10,7 +10,7 @@ from .arguments import Json, Settings
 from .ending import print_json, stdout
 
 
-def _group(help: str | None = None) -> typer.Typer:
+def _group(help: str) -> typer.Typer:
     return typer.Typer(
         help=help,
         invoke_without_command=True,
@@ -19,7 +19,7 @@ def _group(help: str | None = None) -> typer.Typer:
     )
 
 
-models_app = _group()
+models_app = _group("The models that Kinora knows by name, and where their weights are.")
 recipes_app = _group("The recipes that Kinora knows: what to accelerate, and how.")
 methods_app = _group("The attention methods that recipes can name: rules and sources.")
 

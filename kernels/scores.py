@@ -110,7 +110,8 @@ def group_logits(
         kernel[(blocks, batch * heads)](
             a, b, out if added is None else added, out, rows, columns, groups, scale,
             DIM=dim, GROUP=group, COLUMNS=_COLUMNS, SUMS=reduce == "log-sum-exp",
-            ADDED=added is not None, WIDE=interpreted(), PRECISION="ieee" if half else launch.precision(a.device),
+            ADDED=added is not None, WIDE=interpreted(),
+            PRECISION="ieee" if half else launch.precision(a.device),
             num_warps=8, num_stages=3 if half else 2, **size,
         )  # fmt: skip
     return out

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 
 from ...kernels.plan import BlockPlan, Tail, Tile, tile_lengths, tiles_of
 from ...kernels.scores import heaviest_tiles, tile_scores
+from ..errors import RecipeError
 from ..options import option
 from ..site import Site
 from ..tiles import Layout, TileMethod, density_of, longest, tile_of
@@ -71,6 +74,23 @@ class Blade(TileMethod):
     )
     pool: int = option(30, "Of tail double: tokens of a mean", least=1, most=1024, unit="tokens")
 
+    @classmethod
+    def check_options(cls, values: Mapping[str, Any]) -> None:
+        """See `AttentionMethod`."""
+        least, most = (
+            values.get(it, cls.model_fields[it].default) for it in ("keep_least", "keep")
+        )
+        if least > most:
+            raise RecipeError(
+                f"attention.keep_least {least:g} must not be above attention.keep {most:g}: "
+                f"lower the one or raise the other"
+            )
+
+    @model_validator(mode="after")
+    def _checked(self) -> Blade:
+        self.check_options(self.model_dump())
+        return self
+
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
         """See `AttentionMethod`."""
         return None if self._whole(site) else self.sparse(q, k, site)
@@ -125,7 +145,7 @@ class Blade(TileMethod):
         least, most = (
             max(1, math.floor(round(share * columns, 6))) for share in (self.keep_least, self.keep)
         )
-        return min(least, most), most
+        return least, most
 
     def _whole(self, site: Site) -> bool:
         """Whether everything is kept, whatever the scores are."""

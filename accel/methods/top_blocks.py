@@ -95,4 +95,4 @@ class TopBlocks(TileMethod):
         if self.forces_all(site):
             return self.why_forced(site)
         columns = tiles_of(site.tokens, self.tiling()[0].key)
-        return f"because {self.keep:g} of {columns} tiles is all"
+        return f"because keep {self.keep:g} is all of {columns} tiles"

@@ -84,7 +84,7 @@ class XAttention(TileMethod):
             return self.why_forced(site)
         if self.threshold == 1:
             return "because only all tiles hold all attention"
-        return f"because {self.least:g} of {columns} tiles is all"
+        return f"because least {self.least:g} is all of {columns} tiles"
 
     def _everything(self, site: Site) -> bool:
         """Whether the options keep every tile whatever the numbers."""

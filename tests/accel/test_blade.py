@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import Blade, blade
@@ -15,6 +16,7 @@ from kinora.accel.methods.blade import sampled, scores
 from kinora.accel.site import Site
 from kinora.accel.spans import At
 from kinora.accel.tiles import forced, token_order
+from kinora.accel.wrappers import ByLayer
 from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan, tile_lengths
 
@@ -152,21 +154,21 @@ def test_heads_and_batch_items_choose_for_themselves():
     assert not torch.equal(whole.mask()[:, 0], whole.mask()[:, 1])
 
 
-@pytest.mark.parametrize("keep_least", [0, 0.3])
+@pytest.mark.parametrize("least_of_keep", [0, 0.6])
 @pytest.mark.parametrize("keep", [0.05, 0.5, 1])
 @pytest.mark.parametrize("mass", [0.01, 0.6, 0.95])
 @pytest.mark.parametrize("text", [0, 70])
 def test_a_row_keeps_the_fewest_best_tiles_that_reach_the_mass(
-    keep_least: float, keep: float, mass: float, text: int
+    least_of_keep: float, keep: float, mass: float, text: int
 ):
-    at = site(text)
+    at, keep_least = site(text), least_of_keep * keep
     method = Blade(mass=mass, keep_least=keep_least, keep=keep, tile="64x64")
     q, k, _ = tensors(at)
     q *= 2
     plan, found = planned(method, at, q, k), scored(method, at, q, k)
     always = forced(At(plan.tile, "gilbert", at.grid, text))
     most = max(1, math.floor(keep * plan.columns + 1e-9))
-    least = min(most, max(1, math.floor(keep_least * plan.columns + 1e-9)))
+    least = max(1, math.floor(keep_least * plan.columns + 1e-9))
     mask = plan.mask()
     for b, h, row in itertools.product(range(2), range(3), range(plan.rows)):
         score = found[b, h, row].tolist()
@@ -206,7 +208,7 @@ def test_a_larger_budget_keeps_all_that_a_smaller_one_keeps():
     at = site(text=7)
     q, k, _ = tensors(at)
     by_mass = [{"mass": it, "keep": 1} for it in (0.05, 0.3, 0.7, 1)]
-    by_most = [{"keep": it} for it in (0.01, 0.2, 0.5)]
+    by_most = [{"keep": it, "keep_least": 0.01} for it in (0.01, 0.2, 0.5)]
     by_least = [{"keep_least": it, "keep": 1, "mass": 0.2} for it in (0, 0.3, 0.6, 1)]
     for budgets in (by_mass, by_most, by_least):
         methods = [Blade(tile="64x64", **it) for it in budgets]  # pyright: ignore[reportArgumentType]
@@ -312,9 +314,17 @@ def test_equal_scores_keep_the_tile_itself_and_the_first_ones():
 def test_the_bounds_are_rounded_down_but_at_least_one_tile():
     at = site()  # 15 tiles
     q, k, _ = tensors(at)
-    for keep_least, keep, kept in ((0.2, 0.2, 3), (0.26, 0.26, 3), (0, 1e-3, 1), (1, 0.2, 3)):
+    for keep_least, keep, kept in ((0.2, 0.2, 3), (0.26, 0.26, 3), (0, 1e-3, 1)):
         method = Blade(keep_least=keep_least, keep=keep, tile="64x64")
         assert (planned(method, at, q, k).counts == kept).all()
+
+
+def test_the_fewest_tiles_are_no_more_than_the_most():
+    with pytest.raises(ValidationError, match=r"keep_least 0\.3 must not be above attention.keep"):
+        Blade(keep_least=0.3, keep=0.2)
+    with pytest.raises(ValidationError, match="keep_least"):
+        ByLayer(method=Blade(), by_layer="keep 0.2 0.01")
+    assert Blade(keep_least=0.2, keep=0.2).keep_least == 0.2
 
 
 def test_scores_are_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch):
