@@ -13,6 +13,7 @@ import math
 import torch
 
 from . import lists_launch as launch
+from .listing import entries
 from .lists_launch import Backend
 from .plan import Tile, tiles_of
 from .reference import pool
@@ -310,13 +311,10 @@ def listed(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What is true in each row of `chosen` or forced, ascending, then zeros; how many."""
     chosen = chosen if forced is None else chosen | forced
-    counts = chosen.sum(-1, dtype=torch.int32)
-    if int(counts.max()) > width:
-        raise ValueError(f"width {width}; a list has {int(counts.max())} tiles")
-    # Chosen ones first, both groups in rising order.
-    indices = chosen.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)[..., :width]
-    places = torch.arange(width, device=chosen.device)
-    return indices.to(torch.int32).masked_fill_(places >= counts[..., None], 0), counts
+    longest = int(chosen.sum(-1).max())
+    if longest > width:
+        raise ValueError(f"width {width}; a list has {longest} tiles")
+    return entries(chosen, width)
 
 
 def _fit_tokens(name: str, x: torch.Tensor, order: torch.Tensor | None) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from . import bits
+from .listing import entries
 
 Tail = Literal["none", "complement"]
 
@@ -329,20 +330,7 @@ class BlockPlan:
                 f"a mask {tuple(mask.shape)} of {mask.dtype}; [B or 1, H or 1, {shape[0]}, "
                 f"{shape[1]}] of torch.bool is needed"
             )
-        # Without a sort: how many are kept up to a tile is its place on the list.
-        places = mask.cumsum(-1)
-        counts = places[..., -1].to(torch.int32)
-        width = max(1, int(counts.max()))
-        if first is not None:
-            ahead = mask & first
-            before = ahead.cumsum(-1)
-            places = torch.where(ahead, before, places - before + before[..., -1:])
-        # What is left out goes into one entry too many.
-        places = (places - 1).masked_fill_(~mask, width)
-        tiles = torch.arange(shape[1], dtype=torch.int32, device=mask.device)
-        indices = counts.new_zeros(*counts.shape, width + 1)
-        indices.scatter_(-1, places, tiles.expand_as(places))
-        indices = indices[..., :width].contiguous()
+        indices, counts = entries(mask, first=first)
         return cls(indices, counts, tile, queries, keys, tail, order, key_order)
 
     @classmethod

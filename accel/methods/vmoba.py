@@ -302,8 +302,10 @@ def planned(chosen: torch.Tensor, found: Layout, *, shared: bool) -> BlockPlan:
     taken = taken.unflatten(2, (-1, tile.query))  # [B, H, Q, tile.query, C + 1]
     takers = taken.sum(3)
     full = takers == tile_lengths(tokens, tile.query, chosen.device)[:, None]
+    mask = (takers > 0).float() @ found.holds > 0
+    split = mask & ((~full).float() @ found.holds > 0)
     plan = BlockPlan.from_mask(
-        (takers > 0).float() @ found.holds > 0,
+        mask,
         tile=tile,
         queries=tokens,
         keys=tokens,
@@ -311,37 +313,25 @@ def planned(chosen: torch.Tensor, found: Layout, *, shared: bool) -> BlockPlan:
             [order + found.start, found.order[queries:].expand(batch, heads, -1)], dim=-1
         ),
         key_order=found.order,
+        first=None if shared else split,
     )
-    if shared:
-        return plan
-    plan, most = _whole_last(plan, (~full).float() @ found.holds > 0)
+    most = 0 if shared else int(split.sum(-1).max())
     return replace(plan, within=_within(taken, plan.indices, most, found)) if most else plan
 
 
-def _whole_last(plan: BlockPlan, split: torch.Tensor) -> tuple[BlockPlan, int]:
-    """The plan with tiles that are not `split`, `[B, H, Q, K]` bool, behind those that are.
-
-    Returns:
-        The plan, and of how many first entries a row has split ones at most.
-    """
-    split = split.gather(-1, plan.indices.long()) & plan.kept
-    last = split.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
-    return replace(plan, indices=plan.indices.gather(-1, last)), int(split.sum(-1).max())
-
-
 def _within(taken: torch.Tensor, indices: torch.Tensor, most: int, found: Layout) -> torch.Tensor:
-    """See `BlockPlan.within`; entries of `indices` from `most` on are whole.
+    """See `BlockPlan.within`.
 
     Args:
         taken: `[B, H, Q, tile.query, C + 1]` bool, blocks of each query.
     """
     size, words = taken.shape[3], found.masks[0].shape[-1]
-    masks = torch.empty(*indices.shape, size, words, dtype=torch.int32, device=taken.device)
-    masks[:, :, :, most:] = -1
+    shape = *indices.shape[:3], most, size, words
+    masks = torch.empty(shape, dtype=torch.int32, device=taken.device)
     # Words in pairs where they are: fewer are looked up.
     kind = torch.int64 if words % 2 == 0 else torch.int32
     tables = [it.flatten(0, 1).view(kind) for it in found.masks]
-    out, rows = masks.flatten(0, 2)[:, :most].view(kind), indices.flatten(0, 2)[:, :most]
+    out, rows = masks.flatten(0, 2).view(kind), indices.flatten(0, 2)[:, :most]
     blocks = taken.shape[4]
     choices = taken.mT.flatten(0, 2).contiguous().view(torch.uint8)  # [B H Q, C + 1, tile.query]
     many = max(1, MASKS // (most * size))
