@@ -127,8 +127,8 @@ class Caught(Exception):  # noqa: N818 - not an error: the caller asked for it
 class Lens(Delegate):
     """Another method, up to one call: where that is planned, `Caught` is raised with it.
 
-    The call is the first of its step and layer, of the last item of its batch: in all pipelines
-    the one that sees the prompt.
+    The call is the first of its step and layer, of the last item of its batch, also where each item
+    has a call of its own: in all pipelines the one that sees the prompt.
 
     Raises AccelerationError at the beginning of a run that has no such call, or where the method is
     dense there, with the nearest one where it is not.
@@ -149,10 +149,11 @@ class Lens(Delegate):
 
         def plan(q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
             made = inner(q, k, site)
-            if (site.layer, site.step, site.branch) != (self._layer, self._step, 0):
+            prompt = site.branch == 0 and site.item == site.items - 1
+            if not prompt or (site.layer, site.step) != (self._layer, self._step):
                 return made
             if made is None:
-                raise AccelerationError(_dense(self.method, site))
+                raise AccelerationError(why_dense(self.method, site))
             raise Caught(View(site, q[-1:].detach(), k[-1:].detach(), _last(made)))
 
         return plan
@@ -174,7 +175,7 @@ class Lens(Delegate):
                 )
         wanted = dataclasses.replace(site, layer=self._layer, step=self._step)
         if self.method.predict(wanted) >= 1:
-            raise AccelerationError(_dense(self.method, wanted))
+            raise AccelerationError(why_dense(self.method, wanted))
 
 
 def tile_mass(
@@ -223,10 +224,11 @@ def _last(plan: BlockPlan) -> BlockPlan:
     )
 
 
-def _dense(method: AttentionMethod, site: Site) -> str:
+def why_dense(method: AttentionMethod, site: Site) -> str:
+    """Why `method` has no plan at a call that it keeps dense, and at which one near it it has."""
     near = next((it for it in _nearest_first(site) if method.predict(it) < 1), None)
     remedy = (
-        "nowhere in this run is it sparse"
+        "nowhere in this run is it sparse: take more steps, a larger size or another recipe"
         if near is None
         else f"the nearest sparse one is layer {near.layer} at step {near.step}"
     )

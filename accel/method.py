@@ -137,5 +137,8 @@ class Wrapper(Delegate):
 
     @classmethod
     def check(cls, method: type[AttentionMethod], values: Mapping[str, Any]) -> None:
-        """Whether option `values` go together around `method`. Raises RecipeError."""
+        """Whether option `values` go together around `method`, whose are among them.
+
+        Raises RecipeError.
+        """
         del method, values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .options import Options, options_of
@@ -19,8 +20,10 @@ class Named(Options):
     use_when: ClassVar[str] = ""
     """When to choose it, in words that follow "where "."""
 
-    def check_together(self) -> None:
-        """Raise `RecipeError` where values, each of which is allowed, do not go together."""
+    @classmethod
+    def check_options(cls, values: Mapping[str, Any]) -> None:
+        """Whether option `values`, each in its range, go together. Raises RecipeError."""
+        del values
 
     def words(self) -> str:
         """The name and the options, in words."""

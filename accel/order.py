@@ -101,19 +101,19 @@ def first_frame_apart(order: Callable[[TokenGrid], TokenOrder], grid: TokenGrid)
 
 
 def boxes(grid: TokenGrid, box: TokenGrid) -> TokenOrder:
-    """Box by box, boxes and the tokens in them in raster order; those at the far ends are cut.
+    """Box by box, each a neighbour of the one before; those at the far ends are cut.
 
-    The tokens of a box stand together, so a box of as many tokens as a tile is one tile where the
-    box divides the grid.
+    The tokens of a box stand together, in raster order, so a box of as many tokens as a tile is one
+    tile where the box divides the grid; elsewhere a tile holds parts of boxes side by side.
     """
     sizes = (box.frames, box.height, box.width)
-    positions = list(zip(_coordinates(grid), sizes, strict=True))
-    key = torch.zeros(grid.tokens, dtype=torch.int64)
-    for position, size in positions:  # which box
-        key = key * (int(position.max()) // size + 1) + position // size
-    for position, size in positions:  # where in it
-        key = key * size + position % size
-    return TokenOrder(key.argsort(stable=True))
+    line = torch.zeros(grid.tokens, dtype=torch.int64)  # of boxes before this axis
+    inside = torch.zeros_like(line)
+    for position, size in zip(_coordinates(grid), sizes, strict=True):
+        at, last = position // size, int(position.max()) // size
+        line = line * (last + 1) + torch.where(line % 2 == 1, last - at, at)  # there and back
+        inside = inside * size + position % size
+    return TokenOrder((line * (sizes[0] * sizes[1] * sizes[2]) + inside).argsort(stable=True))
 
 
 def morton(grid: TokenGrid) -> TokenOrder:

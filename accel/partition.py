@@ -15,7 +15,7 @@ from .tiles import kept_of
 Rule = Literal["top", "similarity", "softmax"]
 Scope = Literal["query", "head", "global"]
 
-CHUNK = 2**25
+CHUNK = 2**24
 """Pairs of a query and a block that are chosen among at a time, where heads choose apart."""
 DIGIT = 62
 """Blocks whose choice is one whole number."""
@@ -135,13 +135,29 @@ def chosen_blocks(
         # Halved, so that the largest numbers have a difference.
         span = high / 2 - low / 2
         weights = ((weights / 2 - low / 2) / span).masked_fill(span == 0, 1)
-    counts = rule == "top"
-    if counts:
-        target = (kept_of(share, count) - 1) * own.sum(-1, keepdim=True)
+    if rule == "top":
+        others = kept_of(share, count) - 1
+        if scope == "query":
+            return (own | _most(weights, own, others)).view(scores.shape)
+        target = others * own.sum(-1, keepdim=True)
     else:
         held = torch.where(own, weights, 0).sum(-1, keepdim=True)
         target = share * weights.sum(-1, keepdim=True) - held
-    return (own | _heaviest(weights, own, target, counts=counts)).view(scores.shape)
+    return (own | _heaviest(weights, own, target, counts=rule == "top")).view(scores.shape)
+
+
+def _most(weights: torch.Tensor, own: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` heaviest of each pool, of equal ones the first; see `_heaviest`.
+
+    For many small pools, which need not be read 32 times.
+    """
+    if count == 0:
+        return torch.zeros_like(own)
+    ranks = _ranks(weights, own)
+    lightest = ranks.topk(count, sorted=False).values.amin(-1, keepdim=True)
+    above, tied = ranks > lightest, ranks == lightest
+    missing = count - above.sum(-1, keepdim=True, dtype=torch.int32)
+    return above | (tied & (tied.cumsum(-1, dtype=torch.int32) <= missing))
 
 
 def _heaviest(
@@ -160,9 +176,7 @@ def _heaviest(
     def together(mask: torch.Tensor) -> torch.Tensor:
         return (mask if counts else torch.where(mask, weights, 0)).sum(-1, keepdim=True)
 
-    # Bits of floats are in the floats' order, but for the sign; -0 is made 0.
-    bits = (weights + 0.0).view(torch.int32)
-    ranks = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).masked_fill(own, -(2**31))
+    ranks = _ranks(weights, own)
     lightest = torch.full_like(target, -(2**31), dtype=torch.int64)
     for bit in range(31, -1, -1):
         higher = lightest + 2**bit
@@ -174,6 +188,14 @@ def _heaviest(
     missing = target - together(above)
     taken = above | (tied & ((before if counts else before * weights) < missing))
     return taken & ~own & (target > 0)
+
+
+def _ranks(weights: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Whole numbers in the order of the weights, int32; the least where a query's own block is."""
+    # Bits of floats are in the floats' order, but for the sign; -0 is made 0.
+    ranks = (weights + 0.0).view(torch.int32)
+    ranks.bitwise_xor_((ranks >> 31).bitwise_and_(0x7FFFFFFF))
+    return ranks.masked_fill_(own, -(2**31))
 
 
 def by_choice(chosen: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

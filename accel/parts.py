@@ -80,12 +80,12 @@ class Part(Generic[T]):
         def of(model: type[Named]) -> dict[str, Any]:
             return {it.name: values[it.name] for it in options_of(model) if it.name in values}
 
+        chosen.check_options(values)
         found: Any = chosen(**of(chosen))
-        found.check_together()
         for wrapper in self.wrappers:
             if any(value != default(wrapper, key) for key, value in of(wrapper).items()):
                 method = cast("type[AttentionMethod]", chosen)
-                wrapper.check(method, of(wrapper))
+                wrapper.check(method, values)
                 found = wrapper(method=found, **of(wrapper))
         return found
 

@@ -35,6 +35,8 @@ class Site:
     where a step is one call, that is told by the first step's sample."""
     item: int = 0
     """Which of the batch, in models that attend to each of its items alone."""
+    items: int = 1
+    """How many of these there are, the prompt's last where guidance is in the batch."""
     expert: int = 0
     """Which denoiser, of models that have one for noise and one for detail."""
     seed: int = 0

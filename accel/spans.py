@@ -44,20 +44,22 @@ class At(NamedTuple):
 class Spans:
     """What `tiles.forced` says, of tiles or of blocks of tiles.
 
-    A row always keeps the columns that hold its own queries and those that hold a token that
-    `everywhere` has.
+    A row always keeps the columns that hold its own queries, or the `run`s of tokens that these
+    are in, and those that hold a token that `everywhere` has.
 
     Args:
         tokens: `L`.
         tile: queries and keys of a row and of a column.
         everywhere: places in the order that every row keeps, apart from each other, rising.
-        whole: places whose rows keep everything; for `density` alone.
+        whole: places whose rows keep everything; for `density` and `forces_all` alone.
+        run: tokens of a run, from the first token on; 0: nothing is kept for the row's own sake.
     """
 
     tokens: int
     tile: Tile
     everywhere: tuple[range, ...]
     whole: range
+    run: int = 1
 
     @classmethod
     def of(cls, at: At) -> Spans:
@@ -74,9 +76,13 @@ class Spans:
         return replace(self, tile=Tile(self.tile.query * branch, self.tile.key * branch))
 
     def own(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first column that holds a query of each row, and the one behind the last."""
+        """The first column of each row's own, and the one behind the last."""
+        if not self.run:
+            return torch.zeros_like(rows), torch.zeros_like(rows)
+        first = rows * self.tile.query // self.run * self.run
         last = ((rows + 1) * self.tile.query).clamp(max=self.tokens) - 1
-        return rows * self.tile.query // self.tile.key, last // self.tile.key + 1
+        behind = ((last // self.run + 1) * self.run).clamp(max=self.tokens)
+        return first // self.tile.key, (behind - 1) // self.tile.key + 1
 
     def shared(self) -> tuple[range, ...]:
         """Columns that every row keeps."""

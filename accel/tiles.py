@@ -10,16 +10,13 @@ from typing import Literal
 import torch
 
 from ..kernels.lists import widest
-from ..kernels.plan import BlockPlan, Tail, Tile, tile_lengths, tiles_of
+from ..kernels.plan import BlockPlan, Tail, Tile, tiles_of
 from .grid import TokenGrid
 from .method import AttentionMethod
 from .options import option
 from .order import ORDERS, TokenOrder, first_frame_apart
 from .site import Site
 from .spans import At, Spans
-
-"""Tile, name of the order, grid, tokens of text, whether these are first, and whether the first
-frame is kept always."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +68,20 @@ class TileMethod(AttentionMethod):
         mask = self.choose(q.detach(), k.detach(), site, layout) | layout.always
         return BlockPlan.from_mask(
             mask,
+            tile=layout.tile,
+            queries=site.tokens,
+            keys=site.tokens,
+            tail=self.tiling()[1],
+            order=layout.places,
+        )
+
+    def listed(
+        self, indices: torch.Tensor, counts: torch.Tensor, site: Site, layout: Layout
+    ) -> BlockPlan:
+        """The plan of such lists, which hold what is kept always too."""
+        return BlockPlan(
+            indices=indices,
+            counts=counts,
             tile=layout.tile,
             queries=site.tokens,
             keys=site.tokens,
@@ -180,18 +191,6 @@ def density_of(keep: float, at: At) -> float:
     By ranges: of a large picture a mask of all pairs of tiles would not fit anywhere.
     """
     return Spans.of(at).density(kept_of(keep, tiles_of(at.tokens, at.tile.key)))
-
-
-def density_with(always: torch.Tensor, kept: int, tile: Tile, tokens: int) -> float:
-    """Of plans that keep `kept` tiles of each row, and those of `always`, `[Q, K]` bool."""
-    always = always.double()
-    heights, widths = (tile_lengths(tokens, size).double() for size in (tile.query, tile.key))
-    # What scores choose beside the forced tiles is as long as those are on average: only a
-    # ragged last tile is shorter.
-    free = always.shape[1] - always.sum(-1)
-    chosen = (kept - always.sum(-1)).clamp(min=0)
-    held = always @ widths + chosen * (tokens - always @ widths) / free.clamp(min=1)
-    return float(heights @ held) / tokens**2
 
 
 def density_beside(share: float, at: At) -> float:

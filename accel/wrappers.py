@@ -34,11 +34,13 @@ class ByLayer(Wrapper):
     @classmethod
     def check(cls, method: type[AttentionMethod], values: Mapping[str, Any]) -> None:
         """See `Wrapper`."""
-        curve_of(method, values.get("by_layer", ""))
+        name, curve = curve_of(method, values.get("by_layer", ""))
+        for value in curve:
+            method.check_options({**values, name: value})
 
     @model_validator(mode="after")
     def _checked(self) -> ByLayer:
-        curve_of(type(self.method), self.by_layer)
+        self.check(type(self.method), {**self.method.model_dump(), "by_layer": self.by_layer})
         return self
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:

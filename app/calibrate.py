@@ -12,12 +12,15 @@ from .arguments import Device, Dtype, Frames, Json, Seed, Size, Steps, size_of
 from .ending import print_json
 
 if TYPE_CHECKING:
+    from ..accel.calibration import Calibration
     from ..pipelines.calibrate import Calibrated
 
 
 def calibrate(
     model: Annotated[str, typer.Argument(help="Name from `kinora models`, or a folder.")],
-    method: Annotated[str, typer.Option(help="What is calibrated. [default: paro]")] = "paro",
+    method: Annotated[
+        str, typer.Option(help="What is calibrated. [default: paro]", show_default=False)
+    ] = "paro",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="File to write. [default: paro.npz]"),
@@ -65,19 +68,32 @@ def calibrate(
 
 def told(made: Calibrated) -> list[str]:
     """The file first, then what it holds, in words."""
-    from ..accel.order import AXES
-
     it = made.calibration
     layers, heads = it.orders.shape
-    chosen = Counter(AXES[i] for i in it.orders.flatten().tolist())
-    orders = ", ".join(f"{name} {count}" for name, count in chosen.most_common())
-    before, after = it.incoherence.mean((0, 1)).tolist()
     density = float(it.masks.float().mean())
     return [
         str(made.path),
         f"{it.model}, tokens {it.grid}, {layers} layers of {heads} heads",
-        f"orders of axes, by heads: {orders}",
         f"masks keep {density:.0%} of the tiles and {it.recall:.0%} of the attention",
-        f"incoherence in a tile: {before:.1f} before, {after:.1f} after reordering",
+        *_orders(it),
         f"use it: --set attention.method=paro --set attention.calibration={made.path}",
     ]
+
+
+def _orders(it: Calibration) -> list[str]:
+    """How many heads have each order of axes, and what it does to the incoherence of theirs."""
+    from ..accel.order import AXES
+
+    told = [
+        "incoherence, by order of axes: the largest over the mean attention in a tile, lower is "
+        "better, 1 is even"
+    ]
+    worse = False
+    for i, count in Counter(it.orders.flatten().tolist()).most_common():
+        before, after = it.incoherence[it.orders == i].mean(0).tolist()
+        change = f"{before:.1f} -> {after:.1f}" if i else f"{after:.1f}, the model's own order"
+        told.append(f"  {AXES[i]}, {count} head{'' if count == 1 else 's'}: {change}")
+        worse |= after > before
+    if worse:
+        told.append("  where it rises, masks keep more of the attention in that order")
+    return told

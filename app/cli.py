@@ -38,7 +38,7 @@ from .arguments import (
 )
 from .bench.command import bench_app
 from .calibrate import calibrate
-from .ending import EXIT_FAULT, Left, ended, print_json, stdout
+from .ending import EXIT_FAULT, EXIT_REFUSED, Left, ended, print_json, stdout
 from .inspection import inspect
 from .listing import methods_app, models_app, policies_app, recipes_app
 from .ui.command import ui
@@ -220,6 +220,12 @@ def plan(
         print_json(predicted.to_json())
     else:
         show_plan(predicted, stdout())
+    # Without weights a plan is still one: they can be got.
+    refused = [it for it in predicted.parts if it.verdict == "refused" and it.part != "weights"]
+    for part in refused:
+        typer.echo(f"kinora: {part.why}", err=True)
+    if refused:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 @app.command()
@@ -301,14 +307,28 @@ def main(argv: list[str] | None = None) -> int:
         # Python warnings are for developers; what a user should know arrives as a notice.
         warnings.simplefilter("ignore")
     given = sys.argv[1:] if argv is None else argv
-    command = f"kinora {given[0]}" if given and given[0] in _COMMANDS else "kinora"
     left = Left()
     return ended(
         lambda: app(args=given or ["--help"], prog_name="kinora", standalone_mode=False, obj=left),
         as_json="--json" in given,
-        hint=f"`{command} --help` tells more",
+        hint=_hint(given),
         left=left,
     )
+
+
+def _hint(given: list[str]) -> str:
+    """Where a mistake in an argument list is explained."""
+    if not given or given[0] not in _COMMANDS:
+        return "`kinora --help` tells more"
+    group = {it.name: it.typer_instance for it in app.registered_groups}.get(given[0])
+    known = group.registered_commands if group else []
+    names = [it.name or getattr(it.callback, "__name__", "") for it in known]
+    name = next((it for it in given[1:] if not it.startswith("-")), "")
+    if name in names:
+        return f"`kinora {given[0]} {name} --help` tells more"
+    if name and "show" in names:
+        return f"`kinora {given[0]} show {name}` shows one, `kinora {given[0]}` lists them"
+    return f"`kinora {given[0]} --help` tells more"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -100,7 +101,11 @@ def _guarded(run: Callable[[], object], as_json: bool, hint: str, left: Left) ->
             _leave_the_worker(status)
             return status
     except _UsageError as error:
-        message = " ".join(cast("Any", error).format_message().split())
+        message = " ".join(cast("Any", error).format_message().split()).removesuffix(".")
+        # As newer releases of typer have it from pydantic.
+        message = re.sub(
+            r"Input should be ([^,]+)(, unable to parse .*)?$", r"it must be \1", message
+        )
         told = f"kinora: {message}; {hint}"
         end(told, status="error", kind="UsageError", error=message)
         return EXIT_REFUSED

@@ -50,8 +50,9 @@ def inspect(
     head: Annotated[
         list[int] | None,
         typer.Option(
+            metavar="HEAD",
             help="Head to draw, from 0; may be given several times. "
-            f"[default: all, or {MOST_HEADS} of them]"
+            f"[default: all, or {MOST_HEADS} of them]",
         ),
     ] = None,
     query: Annotated[

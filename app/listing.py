@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..accel.parts import Part
 
 
-def _group(help: str | None = None) -> typer.Typer:
+def _group(help: str) -> typer.Typer:
     return typer.Typer(
         help=help,
         invoke_without_command=True,
@@ -26,7 +26,7 @@ def _group(help: str | None = None) -> typer.Typer:
     )
 
 
-models_app = _group()
+models_app = _group("The models that Kinora knows by name, and where their weights are.")
 recipes_app = _group("The recipes that Kinora knows: what to accelerate, and how.")
 methods_app = _group("The attention methods that recipes can name: rules and sources.")
 policies_app = _group("The step policies that recipes can name: rules and sources.")

@@ -60,6 +60,7 @@ SHAPES = {
     "wan-1.3b-480p": Shape(TokenGrid(21, 30, 52), 12, 128),
     "wan-14b-720p": Shape(TokenGrid(21, 45, 80), 40, 128),
     "cogvideox-5b": Shape(TokenGrid(13, 30, 45), 48, 64, text=226),
+    "hunyuan-720p-8-heads": Shape(TokenGrid(30, 48, 80), 8, 128),
     "small": Shape(TokenGrid(4, 16, 20), 2, 64, text=5),
 }
 TILE = {"tile": "128x64"}
@@ -72,6 +73,12 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("permuted-blocks", {"keep": 0.2, **TILE}),
     ("hierarchical", {"blocks": 100, "tail": "none", **TILE}),
     ("sliding-tile", {"frames": 0.6, "height": 0.58, "width": 0.58, **TILE}),
+    *(
+        ("neighborhood", {"frames": 0.6, "height": 0.6, "width": 0.6, "tile": it})
+        for it in ("64x64", "128x64", "256x128")
+    ),
+    ("vmoba", {"keep": 0.2, **TILE}),
+    ("vmoba", {"keep": 0.2, "shared": True, **TILE}),
     ("paro", {}),
 ]
 PRECISIONS = (Precision(), Precision("int8"), Precision("int8", "fp8"))
@@ -79,7 +86,11 @@ PRECISIONS = (Precision(), Precision("int8"), Precision("int8", "fp8"))
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method on one shape; times in milliseconds."""
+    """One method on one shape; times in milliseconds.
+
+    `density` is of pairs of tokens that are attended to, `computed` of those that the kernels go
+    over, as predicted.
+    """
 
     shape: str
     method: str
@@ -87,6 +98,7 @@ class Row:
     precision: str
     kernel: str
     density: float
+    computed: float
     plan_ms: float
     ms: float
     dense_ms: float
@@ -172,6 +184,7 @@ def measured(
             continue
         density = float(plan.density().mean())
         plan_ms = median_ms(lambda method=method: method.plan(q, k, site), device)
+        before, found = median_ms(dense, device), list[tuple[Precision, str, float, float]]()
         for precision in PRECISIONS:
             kernel = choose(Problem.of(q, k, v, plan, precision))
             if kernel == "reference":
@@ -183,12 +196,13 @@ def measured(
                 return block_attention(q, k, v, again, precision=it)[0]
 
             error = float((call() - exact).float().norm() / exact.float().norm())
-            before, ms, after = (median_ms(it, device) for it in (dense, call, dense))
-            dense_ms = (before + after) / 2
+            found.append((precision, kernel, median_ms(call, device), error))
+        dense_ms = (before + median_ms(dense, device)) / 2
+        for precision, kernel, ms, error in found:
             yield Row(
                 name, method_name, str(options), str(precision), kernel, round(density, 4),
-                round(plan_ms, 3), round(ms, 3), round(dense_ms, 3), round(dense_ms / ms, 3),
-                round(error, 4),
+                round(method.computed(site), 4), round(plan_ms, 3), round(ms, 3),
+                round(dense_ms, 3), round(dense_ms / ms, 3), round(error, 4),
             )  # fmt: skip
 
 
@@ -210,7 +224,8 @@ def main() -> None:
             for row in measured(name, SHAPES[name], options.methods, device, Path(folder)):
                 print(
                     f"{row.shape:14} {row.method:17} {row.setting:58} {row.precision:14} "
-                    f"{row.kernel:7} density {row.density:.3f} plan {row.plan_ms:8.3f} all "
+                    f"{row.kernel:7} density {row.density:.3f} of {row.computed:.3f} "
+                    f"plan {row.plan_ms:8.3f} all "
                     f"{row.ms:8.3f} dense {row.dense_ms:8.3f} ms {row.speedup:6.2f} times "
                     f"error {row.error:.3f}",
                     flush=True,

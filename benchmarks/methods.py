@@ -212,7 +212,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         of = f"tile {TILE}x{TILE}" if method == "paro" else "tile 256x128"
         parts = setting.split(", ")
         tile = next((it for it in parts if it.startswith("tile ")), of)
-        ways = [it for it in parts if it.startswith(("order ", "segment "))]
+        ways = [it for it in parts if it.startswith(("order ", "segment ", "scope ", "shared "))]
         named.setdefault(", ".join([method, tile.partition(" ")[2], *ways]), []).append(
             (mean(group, "density"), mean(group, "recall"), mean(group, "error"))
         )

@@ -6,9 +6,13 @@ Every prompt is made dense and by each recipe in turn, with the same seed, throu
 loaded model; prompts and meanings are those of `tiny_quality.py`. The difference in *all correct*
 is paired: its interval is a bootstrap over prompts. Run nothing beside it.
 
+Frames are kept without loss: PSNR and SSIM are of a video to the dense one of the same prompt, mean
+over its frames.
+
 With `--workers N` the prompts are shared among N processes, on all GPUs: for verdicts over many
 prompts. Such processes slow each other, so no times are reported then. With `--rows FILE` each
-video's row is kept as soon as it is there, and a later run of the same command goes on behind them.
+video's row is kept as soon as it is there, and a later run of the same command, with more prompts
+too, goes on behind them.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import skimage.metrics
 import torch
 from tiny_quality import Group
 
@@ -57,6 +63,19 @@ def run_once(request: Request, shelf: Shelf) -> dict[str, Any]:
     }
 
 
+def likeness(made: Any, dense: Any) -> dict[str, float]:
+    """PSNR in dB, at most 99, and SSIM of frames `[F, height, width, 3]` uint8 to dense ones."""
+    metrics: Any = skimage.metrics
+    pairs = list(zip(dense, made, strict=True))
+    with np.errstate(divide="ignore"):  # of equal frames
+        psnr = [min(99.0, float(metrics.peak_signal_noise_ratio(a, b))) for a, b in pairs]
+    ssim = [float(metrics.structural_similarity(a, b, channel_axis=-1)) for a, b in pairs]
+    return {
+        "psnr": round(statistics.fmean(psnr), 3),
+        "ssim": round(statistics.fmean(ssim), 5),
+    }
+
+
 def paired_interval(differences: list[float], seed: int = 0) -> tuple[float, float]:
     """The middle 95 % of the mean of `differences` over resampled prompts."""
     rng, count = random.Random(seed), len(differences)
@@ -76,7 +95,9 @@ def kept_rows(path: Path | None, asked: dict[str, Any]) -> Rows:
         path.write_text(json.dumps(asked) + "\n")
         return {}
     first, *lines = path.read_text().splitlines()
-    if json.loads(first) != asked:
+    # The same prompts come first, whatever their number.
+    more = {"prompts": asked["prompts"], "workers": asked["workers"]}
+    if json.loads(first) | more != asked:
         raise SystemExit(f"{path} is of another command, {first}; name another file")
     return {(row["seed"], row["recipe"]): row for row in map(json.loads, lines)}
 
@@ -84,14 +105,21 @@ def kept_rows(path: Path | None, asked: dict[str, Any]) -> Rows:
 def judged(options: argparse.Namespace, names: Sequence[str], done: Rows, share: int) -> Rows:
     """Rows of every `workers`-th prompt from `share` on that are not `done`."""
     width, height = (int(side) for side in options.size.split("x"))
-    prompts = Group("recipes", "test", options.things, width).prompts(options.prompts)
+    prompts = Group("recipes", "test", options.things, width).prompts(
+        options.first + options.prompts
+    )
     count = torch.cuda.device_count()
     device = f"cuda:{share % count}" if count > 1 and options.workers > 1 else "auto"
     if options.workers > 1:
         # Threads that wait for each other on too few cores stand still.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.workers))
-    seeds = range(share, len(prompts), options.workers)
+    seeds = range(options.first + share, len(prompts), options.workers)
     left = [(seed, name) for seed in seeds for name in names if (seed, name) not in done]
+    # Others are compared with its frames, so it is made again where they go on.
+    again = {seed for seed, _ in left}
+    left = [(seed, name) for seed in seeds for name in names
+            if (seed, name) in left or (seed in again and name == DENSE)]  # fmt: skip
+    frames: dict[int, Any] = {}
     shelf, rows = Shelf(), Rows()
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -101,6 +129,8 @@ def judged(options: argparse.Namespace, names: Sequence[str], done: Rows, share:
         print(f"worker {share}: loaded on {device} in {time.perf_counter() - began:.1f} s, "
               f"{len(left)} videos to go", flush=True)  # fmt: skip
         for seed, name in left:
+            if options.minutes and time.perf_counter() - began > 60 * options.minutes:
+                break
             prompt, meaning = prompts[seed]
             request = Request(
                 prompt=prompt,
@@ -109,14 +139,20 @@ def judged(options: argparse.Namespace, names: Sequence[str], done: Rows, share:
                 steps=options.steps,
                 seed=seed,
                 output=folder,
+                format="png",
                 device=device,
                 recipe=name,
                 settings=() if name == DENSE else tuple(options.settings),
             )
             row: dict[str, Any] = {"seed": seed, "recipe": name} | run_once(request, shelf)
             path = Path(row.pop("path"))
-            row[ALL_CORRECT] = judge(read_frames(path), meaning)[ALL_CORRECT] or 0.0
+            made = read_frames(path)
+            row[ALL_CORRECT] = judge(made, meaning)[ALL_CORRECT] or 0.0
             path.unlink()
+            if name == DENSE:
+                frames = {seed: made}
+            else:
+                row |= likeness(made, frames[seed])
             rows[seed, name] = row
             if options.rows:
                 with options.rows.open("a") as file:  # one write of one line: workers share it
@@ -133,6 +169,8 @@ def main() -> None:
     parser.add_argument("--size", default="256x256")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--prompts", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="number of the first prompt")
+    parser.add_argument("--minutes", type=float, help="begin no video after these")
     parser.add_argument("--things", type=int, default=1, help="objects in each")
     parser.add_argument("--workers", type=int, default=1, help="processes; more than 1: no times")
     parser.add_argument("--rows", type=Path, help="JSON lines that are kept and gone on with")
@@ -159,7 +197,10 @@ def main() -> None:
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
             for part in pool.map(work, range(options.workers)):
                 found = found | part
-    seeds = sorted({seed for seed, _ in found})
+    seeds = sorted({seed for seed, _ in found if all((seed, name) in found for name in names)})
+    if not seeds:
+        raise SystemExit("no prompt is done by all recipes: give it more --minutes")
+    report["done"] = len(seeds)
     rows = {name: [found[seed, name] for seed in seeds] for name in names}
     dense = rows[DENSE]
     for name, made in rows.items():
@@ -169,6 +210,8 @@ def main() -> None:
             "all correct": sum(row[ALL_CORRECT] for row in made) / len(made),
             "against dense": sum(differences) / len(differences),
             "interval": paired_interval(differences),
+            "psnr": mean_of(made, "psnr"),
+            "ssim": mean_of(made, "ssim"),
             "receipt": made[-1]["words"],
         }
         if options.workers == 1:
@@ -178,6 +221,12 @@ def main() -> None:
     if options.json:
         options.json.write_text(line + "\n")
     print(line)
+
+
+def mean_of(made: list[dict[str, Any]], key: str) -> float | None:
+    """None where no row has it, as those of dense attention."""
+    values = [row[key] for row in made if key in row]
+    return round(statistics.fmean(values), 4) if values else None
 
 
 def times(made: list[dict[str, Any]], dense: list[dict[str, Any]]) -> dict[str, float]:

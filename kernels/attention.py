@@ -48,6 +48,7 @@ def block_attention(
         those that a mask leaves out of a kept tile weigh nothing, but must be finite.
 
     Raises:
+        TypeError: a `precision` that is none, such as text.
         ValueError: tensors that do not fit the plan, or a backend that refuses, with its reason;
             with `KINORA_CHECK=1` in the environment also numbers that `BlockPlan.check` refuses.
 
@@ -55,6 +56,11 @@ def block_attention(
     2508.10774) without counting kept tiles twice. With `means` they are, as in its authors' code,
     which computes two attentions and joins them by their log-sum-exp, as this does.
     """
+    if not isinstance(precision, Precision):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"precision {precision!r}; it must be a Precision, such as Precision('int8', 'fp8') "
+            "from kinora.kernels.precision"
+        )
     if plan.means:
         given = scale, precision, backend
         return merge(_attend(q, k, v, plan, *given), _attend_to_means(q, k, v, plan, *given))

@@ -21,18 +21,20 @@ from .reference import pool
 GATHERED_BYTES = 2**25
 """Keys and values gathered for one call; less is all calls, more falls out of the caches."""
 
-_EFFICIENCIES: dict[tuple[bool, Tail], tuple[tuple[int, float], ...]] = {
-    (True, "none"): ((8192, 0.6), (2048, 0.55), (512, 0.35), (0, 0.15)),
-    (True, "complement"): ((8192, 0.42), (2048, 0.35), (512, 0.25), (0, 0.1)),
-    (False, "none"): ((8192, 0.42), (2048, 0.26), (512, 0.26), (0, 0.1)),
-    (False, "complement"): ((8192, 0.2), (2048, 0.17), (512, 0.13), (0, 0.05)),
+_EFFICIENCIES: dict[tuple[int, Tail], tuple[tuple[int, float], ...]] = {
+    (256, "none"): ((8192, 0.75), (2048, 0.6), (512, 0.2), (0, 0.1)),
+    (256, "complement"): ((8192, 0.6), (2048, 0.5), (512, 0.18), (0, 0.1)),
+    (128, "none"): ((8192, 0.6), (2048, 0.55), (512, 0.2), (0, 0.1)),
+    (128, "complement"): ((8192, 0.42), (2048, 0.28), (512, 0.17), (0, 0.1)),
+    (0, "none"): ((8192, 0.42), (2048, 0.26), (512, 0.13), (0, 0.1)),
+    (0, "complement"): ((8192, 0.2), (2048, 0.17), (512, 0.11), (0, 0.05)),
 }
-"""Density x dense time / own time from so many tokens on; by whether 128 queries
-share a tile, and by tail.
+"""Density x dense time / own time from so many tokens on; by how many queries share a tile at
+least, and by tail.
 
 The lower ones of those measured beside torch's dense attention on two cores with AVX-512: 4 heads
-of 64, density 1/4, planning included. Few queries a tile mean that tiles are gathered more often;
-the tail needs masks and copies.
+of 64, density 1/4, planning included, 576, 2304 and 9216 tokens. Few queries a tile mean that tiles
+are gathered more often; the tail needs masks and copies.
 """
 
 _MASK_BYTES = 9
@@ -141,7 +143,7 @@ class _Extras:
     pooled: tuple[torch.Tensor, torch.Tensor] | None
     """Mean key and value of each tile, `[B * H, K, D]`, where the plan has a tail."""
     within: tuple[torch.Tensor, torch.Tensor] | None
-    """The plan's, `[rows of the plan, width, tile.query, words]`, and where in it a row is."""
+    """The plan's, `[rows of the plan, most, tile.query, words]`, and where in it a row is."""
 
     @classmethod
     def of(cls, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan) -> _Extras:
@@ -182,13 +184,16 @@ class _Extras:
         if self.within is None:
             return mask[:, None]
         words, source = self.within
-        attended = bits.unpack(words[:, : places.shape[1]][source[chosen]], self.size)
+        words = words[:, : places.shape[1]][source[chosen]]
+        whole = places.shape[1] - words.shape[1]
+        attended = F.pad(bits.unpack(words, self.size), (0, 0, 0, 0, 0, whole), value=True)
         return mask[:, None].where(attended.transpose(1, 2).flatten(2), -torch.inf)
 
 
 def efficiency(problem: Problem) -> float:
     """As measured, see `_EFFICIENCIES`."""
-    table = _EFFICIENCIES[problem.tile.query >= 128, problem.tail]
+    queries = next(it for it in (256, 128, 0) if problem.tile.query >= it)
+    table = _EFFICIENCIES[queries, problem.tail]
     return next(value for tokens, value in table if problem.keys >= tokens)
 
 

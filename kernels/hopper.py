@@ -62,8 +62,8 @@ def refuses(problem: Problem) -> str | None:
         return f"it takes tiles of 32, 64 or 128 keys, not {problem.tile.key}"
     if problem.tile.query == 64 and problem.tile.key == 128:
         return "it takes tiles of 128 keys with 128 or 256 queries only"
-    if problem.masked:
-        return "it has no masks of tokens within tiles; triton has"
+    if problem.masked and problem.requires_grad:
+        return "it has no backward pass of masks of tokens within tiles; the reference has"
     return machine()
 
 
@@ -166,18 +166,20 @@ def _forward(
             forward[(min(_programs(q.device, groups), total),)](
                 q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc,
                 out, lse, indices, counts,
-                lse if plan.bias is None else plan.bias.contiguous(), bits,
+                lse if plan.bias is None else plan.bias.contiguous(),
+                counts if plan.within is None else plan.within.contiguous(), bits,
                 q_scale, k_scale, tail_scale, v_scale, shift, again,
                 *out.stride()[:3],
                 0 if indices.shape[0] == 1 else indices.shape[1] * indices.shape[2],
                 0 if indices.shape[1] == 1 else indices.shape[2],
-                heads, queries, plan.keys, rows, columns, indices.shape[3], words, total, factor,
+                heads, queries, plan.keys, rows, columns, indices.shape[3],
+                0 if plan.within is None else plan.within.shape[3], words, total, factor,
                 math.log2(tile), math.log2(last),
                 DIM=dim, TILE_K=tile, STEP=step, GROUPS=groups,
                 SPLIT=max(1, plan.tile.query // 128),
                 STAGES=3 if dim == 128 or groups == 1 else 2, TAIL=tail,
-                BIASED=plan.bias is not None, INT8=precision.qk == "int8",
-                FP8=precision.pv == "fp8", PASS=part, REGISTERS=240,
+                BIASED=plan.bias is not None, MASKED=plan.within is not None,
+                INT8=precision.qk == "int8", FP8=precision.pv == "fp8", PASS=part, REGISTERS=240,
                 num_warps=4, **({} if groups == 2 else {"maxnreg": 128}),
             )  # fmt: skip
     return out, lse

@@ -14,8 +14,9 @@ its tiles, scales, which tiles are left out) is loaded before the wait for them.
 The softmax needs a reference to take from logits, which need not be their largest: bfloat16 and
 float32 have exponents enough for weights far above 1. So a first pass keeps the largest logit of
 the first step, and neither looks for a larger one nor rescales what it has. Query tiles for which
-that was too low (sums above 2^100, or products that overflow; none in practice) are put on a list,
-and a second pass does these as others do all: with the largest so far.
+that was too low (sums above 2^100, or products that overflow; none in practice) or, where masks
+leave keys out that it counts, too high are put on a list, and a second pass does these as others do
+all: with the largest so far.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ from . import hopper_pieces_kernels as pieces
 @gluon.jit
 def _compute(
     q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
-    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
+    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, within_ptr, left_out_ptr,
     q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr, again_ptr,
     out_b, out_h, out_l, plan_b, plan_h,
-    heads, queries, keys, rows, columns, width, words, total, factor, one, last,
+    heads, queries, keys, rows, columns, width, most, words, total, factor, one, last,
     DIM: gl.constexpr, TILE_K: gl.constexpr, STEP: gl.constexpr, STAGES: gl.constexpr,
     GROUPS: gl.constexpr, SPLIT: gl.constexpr, TAIL: gl.constexpr, BIASED: gl.constexpr,
-    INT8: gl.constexpr, FP8: gl.constexpr, PASS: gl.constexpr, PART: gl.constexpr,
+    MASKED: gl.constexpr, INT8: gl.constexpr, FP8: gl.constexpr, PASS: gl.constexpr,
+    PART: gl.constexpr,
 ):  # fmt: skip
     """A group that computes: queries `(row * GROUPS + PART) * 64` and on."""
     q_type: gl.constexpr = k_smem.dtype
@@ -62,6 +64,7 @@ def _compute(
     else:
         v_all = v_smem._reinterpret(v_type, [STAGES, STEP, DIM], pieces.flat(DIM, 2))
     PER: gl.constexpr = STEP // TILE_K
+    TILE_Q: gl.constexpr = 64 * GROUPS * SPLIT
     step = 0
     turn = 0
     if PASS == 2:
@@ -95,6 +98,11 @@ def _compute(
             zero = gl.zeros([64, STEP], gl.int32, LOGITS)
         else:
             zero = gl.zeros([64, STEP], gl.float32, LOGITS)
+        # Of these queries in the first of the row's tiles that have masks.
+        masks = within_ptr
+        if MASKED:
+            masks += in_plan.to(gl.int64) * most * (TILE_Q * pieces.words_of(TILE_K))
+            masks += (row % SPLIT * GROUPS + PART) * 64 * pieces.words_of(TILE_K)
         mbarrier.wait(ready_q, turn & 1)
         if steps > 0:
             facts = pieces.known(
@@ -102,6 +110,8 @@ def _compute(
                 indices_ptr, bias_ptr, left_out_ptr, k_scale_ptr, tail_scale_ptr,
                 TILE_K, STEP, TAIL, BIASED, INT8,
             )  # fmt: skip
+            if MASKED:
+                mask = pieces.mask(masks, 0, count, most, LOGITS, TILE_Q, TILE_K, STEP)
             stage = step % STAGES
             mbarrier.wait(ready_k.index(stage), (step // STAGES) & 1)
             s = warpgroup_mma(q, k_all.index(stage).permute((1, 0)), zero, use_acc=False)
@@ -110,7 +120,17 @@ def _compute(
                 s, 0, lists, facts, keys, columns, one, last,
                 TILE_K, STEP, LOGITS, TAIL, BIASED, INT8,
             )  # fmt: skip
-            best, weights, shrink = pieces.softmax(s, best, facts, TILE_K, STEP, LOGITS, INT8, UP)
+            if PASS == 1:
+                # Of all keys of the tiles, so that a mask that has none of them has one too.
+                best = pieces.highest(s, best, facts, TILE_K, STEP, LOGITS, INT8)
+            if MASKED:
+                s = pieces.masked(s, 0, most, mask, TILE_K, STEP, LOGITS)
+            if PASS == 1:
+                weights = pieces.weights_of(s, best, facts, TILE_K, STEP, LOGITS, INT8, UP)
+            else:
+                best, weights, shrink = pieces.softmax(
+                    s, best, facts, TILE_K, STEP, LOGITS, INT8, UP
+                )
             parts = pieces.sums_in_threads(weights, STEP)
             if not FP8:
                 weights = pieces.operand(weights, v_type, STEP, WEIGHTS, FP8)
@@ -143,12 +163,16 @@ def _compute(
                     words, unit, indices_ptr, bias_ptr, left_out_ptr, k_scale_ptr, tail_scale_ptr,
                     TILE_K, STEP, TAIL, BIASED, INT8,
                 )  # fmt: skip
+                if MASKED:
+                    mask = pieces.mask(masks, i, count, most, LOGITS, TILE_Q, TILE_K, STEP)
                 s = warpgroup_mma_wait(1, deps=[s_next])
                 mbarrier.arrive(free_k.index(stage), count=1)
                 s = pieces.prepared(
                     s, i, lists, facts, keys, columns, one, last,
                     TILE_K, STEP, LOGITS, TAIL, BIASED, INT8,
                 )  # fmt: skip
+                if MASKED:
+                    s = pieces.masked(s, i, most, mask, TILE_K, STEP, LOGITS)
                 if PASS == 1:
                     weights = pieces.weights_of(s, best, facts, TILE_K, STEP, LOGITS, INT8, UP)
                     parts += pieces.sums_in_threads(weights, STEP)
@@ -181,7 +205,12 @@ def _compute(
                 # Above 2^100. What is no number is neither; a maximum would pass over it.
                 beyond = gl.max(gl.where(gl.abs(out) < float("inf"), 0, 1), 1)
                 beyond = gl.convert_layout(beyond, gl.SliceLayout(1, LOGITS))
-                if gl.max(gl.where(weight <= 1.2676506e30, beyond, 1), 0) != 0:
+                beyond = gl.where(weight <= 1.2676506e30, beyond, 1)
+                if MASKED:
+                    # Below 2^-100: the reference was of keys that this query does not attend to.
+                    here = first + gl.arange(0, 64, gl.SliceLayout(1, LOGITS)) < queries
+                    beyond = gl.where(here & (weight < 7.8886e-31), 1, beyond)
+                if gl.max(beyond, 0) != 0:
                     place = gl.atomic_add(again_ptr, 1)
                     gl.store(again_ptr + 1 + place, at)
         mbarrier.arrive(free_q, count=1)
@@ -208,13 +237,13 @@ def _compute(
 @gluon.jit
 def forward(
     q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc,
-    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
+    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, within_ptr, left_out_ptr,
     q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr, again_ptr,
     out_b, out_h, out_l, plan_b, plan_h,
-    heads, queries, keys, rows, columns, width, words, total, factor, one, last,
+    heads, queries, keys, rows, columns, width, most, words, total, factor, one, last,
     DIM: gl.constexpr, TILE_K: gl.constexpr, STEP: gl.constexpr, STAGES: gl.constexpr,
     GROUPS: gl.constexpr, SPLIT: gl.constexpr, TAIL: gl.constexpr, BIASED: gl.constexpr,
-    INT8: gl.constexpr, FP8: gl.constexpr, PASS: gl.constexpr,
+    MASKED: gl.constexpr, INT8: gl.constexpr, FP8: gl.constexpr, PASS: gl.constexpr,
     REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Block attention; as many programs as run at once, each takes every so many-th query tile.
@@ -223,9 +252,10 @@ def forward(
     `quantise_kernels` makes it; pooled keys and values likewise. out by its strides, contiguous in
     its last dimension; lse `[B, H, queries]`. indices, counts, bias and left_out (`words` of 32
     tiles) contiguous, with strides `plan_b` and `plan_h` in rows of the plan; a row of the plan is
-    `SPLIT` of the kernel's, which have `GROUPS` x 64 queries. `total` is B x H x rows. `factor`:
-    the scale times log2(e), above 0; `one` and `last`: what a pooled token of a whole and of the
-    last tile weighs, as a logit. `q_scale [B, H, queries / 64]`, `k_scale [B, H, columns]`,
+    `SPLIT` of the kernel's, which have `GROUPS` x 64 queries. within likewise, masks of the first
+    `most` entries of each row. `total` is B x H x rows. `factor`: the scale times log2(e), above 0;
+    `one` and `last`: what a pooled token of a whole and of the last tile weighs, as a logit.
+    `q_scale [B, H, queries / 64]`, `k_scale [B, H, columns]`,
     `tail_scale [B, H, columns / STEP]`, `v_scale [B, H, DIM]`, `shift [B, H, queries]` (added to
     the log-sum-exp) are of 8-bit operands.
 
@@ -263,19 +293,23 @@ def forward(
             [
                 (_compute, (
                     q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
-                    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
+                    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, within_ptr, left_out_ptr,
                     q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr, again_ptr,
                     out_b, out_h, out_l, plan_b, plan_h,
-                    heads, queries, keys, rows, columns, width, words, total, factor, one, last,
-                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, PASS, 0,
+                    heads, queries, keys, rows, columns, width, most, words, total,
+                    factor, one, last,
+                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, MASKED, INT8, FP8,
+                    PASS, 0,
                 )),
                 (_compute, (
                     q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
-                    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
+                    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, within_ptr, left_out_ptr,
                     q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr, again_ptr,
                     out_b, out_h, out_l, plan_b, plan_h,
-                    heads, queries, keys, rows, columns, width, words, total, factor, one, last,
-                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, PASS, 1,
+                    heads, queries, keys, rows, columns, width, most, words, total,
+                    factor, one, last,
+                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, MASKED, INT8, FP8,
+                    PASS, 1,
                 )),
                 (loading.load, (
                     q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc,
@@ -293,11 +327,13 @@ def forward(
             [
                 (_compute, (
                     q_smem, k_smem, v_smem, ready_q, free_q, ready_k, free_k, ready_v, free_v,
-                    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, left_out_ptr,
+                    out_ptr, lse_ptr, indices_ptr, counts_ptr, bias_ptr, within_ptr, left_out_ptr,
                     q_scale_ptr, k_scale_ptr, tail_scale_ptr, v_scale_ptr, shift_ptr, again_ptr,
                     out_b, out_h, out_l, plan_b, plan_h,
-                    heads, queries, keys, rows, columns, width, words, total, factor, one, last,
-                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, INT8, FP8, PASS, 0,
+                    heads, queries, keys, rows, columns, width, most, words, total,
+                    factor, one, last,
+                    DIM, TILE_K, STEP, STAGES, GROUPS, SPLIT, TAIL, BIASED, MASKED, INT8, FP8,
+                    PASS, 0,
                 )),
                 (loading.load, (
                     q_desc, k_desc, v_desc, tail_k_desc, tail_v_desc,

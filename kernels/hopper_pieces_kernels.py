@@ -169,6 +169,59 @@ def prepared(
     return s
 
 
+@gluon.constexpr_function
+def words_of(keys: int) -> int:
+    """Words of a query's mask of a tile."""
+    return (keys + 31) // 32
+
+
+@gluon.jit
+def mask(
+    ptr, i, count, most, LOGITS: gl.constexpr,
+    TILE_Q: gl.constexpr, TILE_K: gl.constexpr, STEP: gl.constexpr,
+):  # fmt: skip
+    """Masks of step `i`, a word `[64]` for 32 keys; all are set where a tile has none.
+
+    ptr: to the masks of these queries in the first tile of the row, `[tiles, TILE_Q, words]`.
+    """
+    WORDS: gl.constexpr = words_of(TILE_K)
+    place = i * (STEP // TILE_K)
+    most = gl.minimum(most, count)
+    ptr += place.to(gl.int64) * (TILE_Q * WORDS)
+    lines = ptr + gl.arange(0, 64, gl.SliceLayout(1, LOGITS)) * WORDS
+    a = gl.load(lines, mask=place < most, other=-1)
+    second: gl.constexpr = 1 // WORDS
+    b = gl.load(lines + second * TILE_Q * WORDS + 1 % WORDS, mask=place + second < most, other=-1)
+    c = a
+    d = b
+    if STEP == 128:
+        third: gl.constexpr = 2 // WORDS
+        fourth: gl.constexpr = 3 // WORDS
+        c = gl.load(lines + third * TILE_Q * WORDS + 2 % WORDS, mask=place + third < most, other=-1)
+        d = gl.load(
+            lines + fourth * TILE_Q * WORDS + 3 % WORDS, mask=place + fourth < most, other=-1
+        )
+    return a, b, c, d
+
+
+@gluon.jit
+def masked(
+    s, i, most, mask, TILE_K: gl.constexpr, STEP: gl.constexpr, LOGITS: gl.constexpr
+):  # fmt: skip
+    """Logits of step `i`, minus infinity where `mask` has no bit."""
+    if i * (STEP // TILE_K) < most:
+        a, b, c, d = mask
+        along = gl.arange(0, STEP, gl.SliceLayout(0, LOGITS))[None, :]
+        # A word is moved by what differs between threads once, and a bit of it is a constant.
+        near = along % 8
+        word = gl.where(along // 32 == 0, a[:, None] >> near, b[:, None] >> near)
+        if STEP == 128:
+            word = gl.where(along // 32 == 2, c[:, None] >> near, word)
+            word = gl.where(along // 32 == 3, d[:, None] >> near, word)
+        s = gl.where((word & (1 << (along & 24))) != 0, s, -float("inf"))
+    return s
+
+
 @gluon.jit
 def weights_of(
     s, best, facts,
@@ -194,25 +247,34 @@ def sums_in_threads(weights, STEP: gl.constexpr):
 
 
 @gluon.jit
+def highest(
+    s, best, facts,
+    TILE_K: gl.constexpr, STEP: gl.constexpr, LOGITS: gl.constexpr, INT8: gl.constexpr,
+):  # fmt: skip
+    """The largest logit of each row so far, `best` before this step."""
+    PER: gl.constexpr = STEP // TILE_K
+    f0, f1, f2, f3 = facts[12], facts[13], facts[14], facts[15]
+    if INT8:
+        # The largest of each tile before its unit: one product a tile, not one a logit.
+        parts = s.reshape([64, PER, TILE_K])
+        largest = gl.max(parts, 2)
+        PARTS: gl.constexpr = largest.type.layout
+        number = gl.arange(0, PER, gl.SliceLayout(0, PARTS))
+        unit = spread(f0, f1, f2, f3, number, 1, PER)
+        largest = gl.max((largest - 12582912.0) * unit[None, :], 1)
+        return gl.maximum(best, gl.convert_layout(largest, gl.SliceLayout(1, LOGITS)))
+    else:
+        return gl.maximum(best, gl.max(s, 1) * f0)
+
+
+@gluon.jit
 def softmax(
     s, best, facts,
     TILE_K: gl.constexpr, STEP: gl.constexpr, LOGITS: gl.constexpr,
     INT8: gl.constexpr, UP: gl.constexpr,
 ):  # fmt: skip
     """One step of the softmax over the keys as they come, in powers of two, times 2 ** `UP`."""
-    PER: gl.constexpr = STEP // TILE_K
-    f0, f1, f2, f3 = facts[12], facts[13], facts[14], facts[15]
-    if INT8:
-        # The largest of each tile before its unit: one product a tile, not one a logit.
-        parts = s.reshape([64, PER, TILE_K])
-        highest = gl.max(parts, 2)
-        PARTS: gl.constexpr = highest.type.layout
-        number = gl.arange(0, PER, gl.SliceLayout(0, PARTS))
-        unit = spread(f0, f1, f2, f3, number, 1, PER)
-        highest = gl.max((highest - 12582912.0) * unit[None, :], 1)
-        higher = gl.maximum(best, gl.convert_layout(highest, gl.SliceLayout(1, LOGITS)))
-    else:
-        higher = gl.maximum(best, gl.max(s, 1) * f0)
+    higher = highest(s, best, facts, TILE_K, STEP, LOGITS, INT8)
     weights = weights_of(s, higher, facts, TILE_K, STEP, LOGITS, INT8, UP)
     shrink = gl.exp2(best - higher)
     return higher, weights, shrink

@@ -13,6 +13,7 @@ import math
 import torch
 
 from . import lists_launch as launch
+from .listing import entries
 from .lists_launch import Backend
 from .plan import Tile, tiles_of
 from .reference import pool
@@ -121,13 +122,13 @@ def top_tiles(
     _fit_means(means_q, means_k, forced)
     columns = means_k.shape[2]
     _in_range("count", count, columns)
-    width = _width(width, forced, count, columns)
+    width = listed_width(width, forced, count, columns)
     if launch.takes(backend, means_q, means_k, columns=columns):
         return launch.choose(means_q, means_k, forced, width, count)
     ranks = _ranks(means_q @ means_k.mT, forced)
     best = ranks.argsort(dim=-1, descending=True, stable=True)[..., :count]
     chosen = torch.zeros_like(ranks, dtype=torch.bool).scatter_(-1, best, True)
-    return _lists(chosen if forced is None else chosen | forced, width)
+    return listed(chosen, forced, width)
 
 
 def mass_tiles(
@@ -170,25 +171,35 @@ def mass_tiles(
         raise ValueError(f"last {last}; the last tile has more than 0 and at most 1 of the others")
     if not math.isfinite(scale):
         raise ValueError(f"scale {scale}; it must be finite")
-    width = _width(width, forced, most, columns)
+    width = listed_width(width, forced, most, columns)
     scale, added = scale * math.log2(math.e), math.log2(last)
     if launch.takes(backend, means_q, means_k, columns=columns):
         return launch.choose(means_q, means_k, forced, width, most, (mass, scale, added))
     logits = means_q @ means_k.mT * scale
     logits[..., -1] += added
-    ranks = _ranks(logits, forced)
-    best = ranks.argsort(dim=-1, descending=True, stable=True)
+    return listed(by_mass(logits, mass, forced, 0, most), forced, width)
+
+
+def by_mass(
+    logits: torch.Tensor, mass: float, forced: torch.Tensor | None, least: int, most: int
+) -> torch.Tensor:
+    """Of each row the fewest best that hold `mass` of its weight, but `least` to `most`, as a mask.
+
+    Args:
+        logits: `[B, H, Q, K]` float32, in powers of two.
+    """
+    best = _ranks(logits, forced).argsort(dim=-1, descending=True, stable=True)
     largest = torch.finfo(logits.dtype).max
     finite = logits.nan_to_num(nan=-largest, posinf=largest, neginf=-largest)
     weights = (finite - finite.amax(-1, keepdim=True)).exp2().masked_fill(logits.isnan(), 0)
     before = weights.gather(-1, best).cumsum(-1)
     total = before[..., -1:]
-    goal = total.masked_fill(total == 0, torch.inf) * (mass if mass < 1 else torch.inf)
+    goal = total * mass if mass < 1 else torch.full_like(total, torch.inf)
     before = torch.nn.functional.pad(before[..., :-1], (1, 0))
-    taken = before < goal
+    taken = (before < goal) | (total == 0)
+    taken[..., :least] = True
     taken[..., most:] = False
-    chosen = torch.zeros_like(taken).scatter_(-1, best, taken)
-    return _lists(chosen if forced is None else chosen | forced, width)
+    return torch.zeros_like(taken).scatter_(-1, best, taken)
 
 
 def transposed(
@@ -229,7 +240,7 @@ def transposed(
         places = torch.arange(entries, device=indices.device)
         at = torch.where(places < counts[..., None], indices, columns).long()
         chosen = at.new_zeros(batch, heads, rows, columns + 1, dtype=torch.bool)
-        return _lists(chosen.scatter_(-1, at, True)[..., :-1].mT, width)
+        return listed(chosen.scatter_(-1, at, True)[..., :-1].mT, None, width)
     return launch.transposed(indices, counts, columns, width)
 
 
@@ -295,15 +306,15 @@ def _ranks(scores: torch.Tensor, forced: torch.Tensor | None) -> torch.Tensor:
     return ranks if forced is None else ranks.masked_fill(forced, 2**31 - 1)
 
 
-def _lists(chosen: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is true in each row of `chosen`, ascending, then zeros; how many."""
-    counts = chosen.sum(-1, dtype=torch.int32)
-    if int(counts.max()) > width:
-        raise ValueError(f"width {width}; a list has {int(counts.max())} tiles")
-    # Chosen ones first, both groups in rising order.
-    indices = chosen.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)[..., :width]
-    places = torch.arange(width, device=chosen.device)
-    return indices.to(torch.int32).masked_fill_(places >= counts[..., None], 0), counts
+def listed(
+    chosen: torch.Tensor, forced: torch.Tensor | None, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is true in each row of `chosen` or forced, ascending, then zeros; how many."""
+    chosen = chosen if forced is None else chosen | forced
+    longest = int(chosen.sum(-1).max())
+    if longest > width:
+        raise ValueError(f"width {width}; a list has {longest} tiles")
+    return entries(chosen, width)
 
 
 def _fit_tokens(name: str, x: torch.Tensor, order: torch.Tensor | None) -> None:
@@ -350,7 +361,7 @@ def _in_range(name: str, value: int, most: int) -> None:
         raise ValueError(f"{name} {value}; it must be 1 to {most}")
 
 
-def _width(width: int | None, forced: torch.Tensor | None, count: int, columns: int) -> int:
+def listed_width(width: int | None, forced: torch.Tensor | None, count: int, columns: int) -> int:
     """What was asked, or the least that serves."""
     width = widest(forced, count) if width is None else width
     if not count <= width <= columns:

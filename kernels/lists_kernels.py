@@ -110,7 +110,7 @@ def permute(
 @triton.jit
 def choose(
     q_ptr, k_ptr, scores_ptr, forced_ptr, indices_ptr, counts_ptr,
-    rows, columns, width, most, mass, scale, last,
+    rows, columns, width, most, fewest, mass, scale, last,
     DIM: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     SCORED: tl.constexpr, IS_FORCED: tl.constexpr, BY_MASS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -119,9 +119,9 @@ def choose(
 
     q `[B * H, rows, DIM]` and k `[B * H, columns, DIM]` or, `SCORED`, scores `[B * H, rows,
     columns]`; forced `[rows, columns]` int8. The score of the last kept is found bit by bit, as the
-    largest that enough others reach: no sort. `BY_MASS`: enough is a mass of `mass`, at most `most`
-    tiles; scores are multiplied with `scale`, `last` is added to those of the last tile, both in
-    powers of two.
+    largest that enough others reach: no sort. `BY_MASS`: enough is a mass of `mass`, at least
+    `fewest` and at most `most` tiles; scores are multiplied with `scale`, `last` is added to those
+    of the last tile, both in powers of two.
     """
     head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -170,14 +170,16 @@ def choose(
     reaches = rank >= 0
     found = tl.sum(reaches.to(tl.int32), 1) >= enough
     if BY_MASS:
-        found = found | (tl.sum(tl.where(reaches, weights, 0.0), 1) >= goal)
+        many = tl.sum(reaches.to(tl.int32), 1) >= fewest
+        found = found | (many & (tl.sum(tl.where(reaches, weights, 0.0), 1) >= goal))
     threshold = tl.where(found, 0, LOWEST)
     for bit in range(31):
         trial = threshold | (1 << (30 - bit))
         reaches = rank >= trial[:, None]
         found = tl.sum(reaches.to(tl.int32), 1) >= enough
         if BY_MASS:
-            found = found | (tl.sum(tl.where(reaches, weights, 0.0), 1) >= goal)
+            many = tl.sum(reaches.to(tl.int32), 1) >= fewest
+            found = found | (many & (tl.sum(tl.where(reaches, weights, 0.0), 1) >= goal))
         threshold = tl.where(found, trial, threshold)
 
     above = rank > threshold[:, None]
@@ -191,6 +193,7 @@ def choose(
         # Division by 0 and too large quotients: all of them.
         by_mass = tl.where(each > 0, tl.math.ceil(missing / tl.where(each > 0, each, 1.0)), LARGEST)
         by_mass = tl.minimum(tl.maximum(by_mass, 1.0), COLUMNS * 1.0).to(tl.int32)
+        by_mass = tl.maximum(by_mass, fewest - sure)
         needed = tl.minimum(tl.minimum(needed, by_mass), equals)
         needed = tl.where(threshold == FORCED, equals, needed)
     kept = sure + needed

@@ -122,12 +122,12 @@ def choose(
         "SCORED": not fused,
         "IS_FORCED": forced is not None,
         "BY_MASS": by_mass is not None,
-        "PRECISION": _precision(device),
+        "PRECISION": precision(device),
     }
     means_q, means_k = (x.contiguous().flatten(0, 1) for x in (means_q, means_k))
     flat_indices, flat_counts = indices.flatten(0, 1), counts.flatten(0, 1)
     mask = flat_counts if forced is None else forced.contiguous().view(torch.int8)
-    numbers = rows, columns, width, most, *(by_mass or (0.0, 1.0, 0.0))
+    numbers = rows, columns, width, most, 0, *(by_mass or (0.0, 1.0, 0.0))
     step = batch * heads if fused else max(1, SCORES_BYTES // (4 * rows * columns))
     with on_device(means_q):
         for start in range(0, batch * heads, step):
@@ -137,6 +137,32 @@ def choose(
                 q, k, q if fused else q @ k.mT, mask, flat_indices[part], flat_counts[part],
                 *numbers, **given,
             )  # fmt: skip
+    return indices, counts
+
+
+def choose_scored(
+    scores: torch.Tensor,
+    forced: torch.Tensor | None,
+    width: int,
+    most: int,
+    least: int,
+    by_mass: tuple[float, float, float],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`heaviest_tiles`, see `choose`, of scores `[B, H, Q, K]`."""
+    batch, heads, rows, columns = scores.shape
+    indices = torch.empty(batch, heads, rows, width, dtype=torch.int32, device=scores.device)
+    counts = torch.empty(batch, heads, rows, dtype=torch.int32, device=scores.device)
+    most_columns = padded(columns)
+    scores = scores.contiguous()
+    mask = counts if forced is None else forced.contiguous().view(torch.int8)
+    given = _shape(most_columns, False)
+    with on_device(scores):
+        _kernels().choose[(tiles_of(rows, given["ROWS"]), batch * heads)](
+            scores, scores, scores, mask, indices, counts,
+            rows, columns, width, most, least, *by_mass, **given,
+            DIM=1, COLUMNS=most_columns, SCORED=True, IS_FORCED=forced is not None, BY_MASS=True,
+            PRECISION="ieee",
+        )  # fmt: skip
     return indices, counts
 
 
@@ -195,7 +221,7 @@ def _kernels() -> Any:
     return lists_kernels
 
 
-def _precision(device: torch.device) -> str:
+def precision(device: torch.device) -> str:
     """Of products of float32: three of TF32 err as little as one of float32, and are fast."""
     nvidia = device.type == "cuda" and torch.version.hip is None and not interpreted()
     return "tf32x3" if nvidia and torch.cuda.get_device_capability(device) >= (8, 0) else "ieee"

@@ -7,11 +7,12 @@ Shapes here and everywhere in Kinora: `B` batch, `H` heads, `L` tokens, `D` head
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from . import bits
+from .listing import entries
 
 Tail = Literal["none", "complement"]
 
@@ -60,10 +61,11 @@ class BlockPlan:
         means: tokens of a mean; above 0, one token for every so many, in the plan's order, is
             attended to by all queries, weighing as much as its number of tokens. Tokens of kept
             tiles are in them too and so count twice; hence not beside a tail. 0: none.
-        within: `[B or 1, H or 1, Q, width, tile.query, tile.key / 32 rounded up]` int32, with the
-            first dimensions of `indices`: a mask of the tokens of each entry's tile. Bit c % 32 of
-            word c // 32 says that a query attends to key c of the tile; bits of tokens behind the
-            last are ignored. None: queries attend to whole tiles. Not beside a tail or means.
+        within: `[B or 1, H or 1, Q, most, tile.query, tile.key / 32 rounded up]` int32, with the
+            first dimensions of `indices` and 1 to `width` as `most`: a mask of the tokens of the
+            tile of each of a row's first `most` entries; those behind are attended to whole. Bit
+            c % 32 of word c // 32 says that a query attends to key c of the tile; bits of tokens
+            behind the last are ignored. None: no tile has a mask. Not beside a tail or means.
 
     Raises:
         ValueError: shapes, dtypes or lengths that do not fit together.
@@ -127,12 +129,15 @@ class BlockPlan:
             )
 
     def _check_within(self, within: torch.Tensor) -> None:
-        words = bits.words_of(self.tile.key)
-        shape = (*self.indices.shape, self.tile.query, words)
-        if within.shape != shape or within.dtype != torch.int32:
+        words, most = bits.words_of(self.tile.key), within.shape[3] if within.ndim == 6 else 0
+        shape = (*self.indices.shape[:3], most, self.tile.query, words)
+        width = self.indices.shape[3]
+        if within.shape != shape or not 1 <= most <= width or within.dtype != torch.int32:
+            shown = ", ".join(map(str, (*self.indices.shape[:3], f"1 to {width}", *shape[4:])))
             raise ValueError(
-                f"within {tuple(within.shape)} of {within.dtype}; {shape} of torch.int32 is "
-                f"needed: {self.tile.query} queries by {words} words for every entry of indices"
+                f"within {tuple(within.shape)} of {within.dtype}; [{shown}] of torch.int32 is "
+                f"needed: {self.tile.query} queries by {words} words for the first entries of "
+                "each row"
             )
         if self.tail != "none" or self.means:
             raise ValueError(
@@ -182,6 +187,8 @@ class BlockPlan:
             return self.mask()[:, :, row].repeat_interleave(size, dim=-1)[..., : self.keys]
         # [B, H, N, width, words], then words where their tile is; see `mask`.
         words = self.within[:, :, row, :, queries % self.tile.query].movedim(0, 2)
+        whole = self.indices.shape[3] - words.shape[3]
+        words = torch.nn.functional.pad(words, (0, 0, 0, whole), value=-1)
         places = torch.where(self.kept, self.indices, self.columns)[:, :, row].long()
         found = words.new_zeros(*places.shape[:3], self.columns + 1, words.shape[-1])
         found.scatter_(3, places[..., None].expand_as(words), words)
@@ -223,11 +230,12 @@ class BlockPlan:
 
     def _attended(self, within: torch.Tensor) -> torch.Tensor:
         """Keys of each query, `[B or 1, H or 1, Q, tile.query]` int64; 0 behind the last one."""
-        device, words = within.device, within.shape[-1]
-        valid = bits.first(tile_lengths(self.keys, self.tile.key, device), words)
+        device, most = within.device, within.shape[3]
+        lengths = tile_lengths(self.keys, self.tile.key, device)
         places = torch.where(self.kept, self.indices, 0).long()
-        valid = torch.where(self.kept[..., None], valid[places], 0)[..., None, :]
-        attended = bits.ones(within & valid).sum((3, 5))
+        held = torch.where(self.kept, lengths[places], 0)
+        valid = bits.first(held[..., :most], within.shape[-1])[..., None, :]
+        attended = bits.ones(within & valid).sum((3, 5)) + held[..., most:].sum(-1)[..., None]
         here = torch.arange(self.tile.query, device=device)
         return attended * (here < tile_lengths(self.queries, self.tile.query, device)[:, None])
 
@@ -273,15 +281,10 @@ class BlockPlan:
 
     def to(self, device: torch.device | str) -> BlockPlan:
         """The same plan elsewhere."""
-        return replace(
-            self,
-            indices=self.indices.to(device),
-            counts=self.counts.to(device),
-            order=None if self.order is None else self.order.to(device),
-            key_order=None if self.key_order is None else self.key_order.to(device),
-            bias=None if self.bias is None else self.bias.to(device),
-            within=None if self.within is None else self.within.to(device),
-        )
+        fields = ("indices", "counts", "order", "key_order", "bias", "within")
+        held: dict[str, Any] = {name: getattr(self, name) for name in fields}
+        moved = {name: it if it is None else it.to(device) for name, it in held.items()}
+        return replace(self, **moved)
 
     def repeated(self, times: int) -> BlockPlan:
         """The plan of a batch that holds this one's items `times` times, one behind the other."""
@@ -313,28 +316,22 @@ class BlockPlan:
         tail: Tail = "none",
         order: torch.Tensor | None = None,
         key_order: torch.Tensor | None = None,
+        first: torch.Tensor | None = None,
     ) -> BlockPlan:
-        """The plan that keeps the tiles that are true in `mask`, `[B or 1, H or 1, Q, K]` bool."""
+        """The plan that keeps the tiles that are true in `mask`, `[B or 1, H or 1, Q, K]` bool.
+
+        Args:
+            first: `[B or 1, H or 1, Q, K]` bool, kept tiles that stand first in the list of their
+                row, as those with a mask of tokens must. None: in rising order all.
+        """
         shape = (tiles_of(queries, tile.query), tiles_of(keys, tile.key))
         if mask.dtype != torch.bool or mask.ndim != 4 or mask.shape[2:] != shape:
             raise ValueError(
                 f"a mask {tuple(mask.shape)} of {mask.dtype}; [B or 1, H or 1, {shape[0]}, "
                 f"{shape[1]}] of torch.bool is needed"
             )
-        counts = mask.sum(-1, dtype=torch.int32)
-        # Kept tiles first, both groups in rising order.
-        indices = mask.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
-        width = max(1, int(counts.max()))
-        return cls(
-            indices=indices[..., :width].to(torch.int32).contiguous(),
-            counts=counts,
-            tile=tile,
-            queries=queries,
-            keys=keys,
-            tail=tail,
-            order=order,
-            key_order=key_order,
-        )
+        indices, counts = entries(mask, first=first)
+        return cls(indices, counts, tile, queries, keys, tail, order, key_order)
 
     @classmethod
     def from_tokens(
@@ -362,16 +359,26 @@ class BlockPlan:
         padded = torch.nn.functional.pad(mask, (0, -keys % tile.key, 0, -queries % tile.query))
         tiles = padded.unflatten(3, (-1, tile.key)).unflatten(2, (-1, tile.query)).transpose(3, 4)
         some = tiles.any(-1).any(-1)
-        plan = cls.from_mask(
-            some, tile=tile, queries=queries, keys=keys, order=order, key_order=key_order
-        )
         heights, widths = tile_lengths(queries, tile.query), tile_lengths(keys, tile.key)
         whole = tiles.sum((-2, -1)) == (heights[:, None] * widths).to(mask.device)
-        if bool((whole | ~some).all()):
+        part = some & ~whole
+        plan = cls.from_mask(
+            some,
+            tile=tile,
+            queries=queries,
+            keys=keys,
+            order=order,
+            key_order=key_order,
+            first=part,
+        )
+        most = int(part.sum(-1).max())
+        if not most:
             return plan
         words = bits.pack(tiles)
-        places = plan.indices.long()[..., None, None].expand(*plan.indices.shape, *words.shape[4:])
-        return replace(plan, within=words.gather(3, places))
+        places = plan.indices[..., :most].long()[..., None, None]
+        return replace(
+            plan, within=words.gather(3, places.expand(-1, -1, -1, -1, *words.shape[4:]))
+        )
 
     @classmethod
     def dense(

@@ -126,6 +126,7 @@ def _forward(
             0 if indices.shape[0] == 1 else indices.shape[1] * rows,
             0 if indices.shape[1] == 1 else rows,
             heads, queries, plan.keys, rows, plan.columns, width,
+            0 if plan.within is None else plan.within.shape[3],
             scale,
             DIM=dim,
             PADDED_DIM=max(32, padded(dim)) if qk or pv else padded(dim),

@@ -92,7 +92,7 @@ def forward(
     v_b, v_h, v_l, v_d,
     out_b, out_h, out_l,
     plan_b, plan_h,
-    heads, queries, keys, rows, columns, width,
+    heads, queries, keys, rows, columns, width, most,
     scale,
     DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
@@ -114,7 +114,8 @@ def forward(
     q, k, v `[B, H, L, DIM]` by their strides; out contiguous in its last dimension; lse
     `[B, H, queries]`, indices, counts, bias and left_out contiguous with strides `plan_b` and
     `plan_h` in rows, left_out with a bit a tile; so is within, `TILE_Q` times `TILE_K / 32` words
-    of an entry of indices; pooled keys and values `[B, H, columns, DIM]` contiguous.
+    of each of the first `most` entries of a row; pooled keys and values `[B, H, columns, DIM]`
+    contiguous.
 
     `QK`, `PV`: 8 or 4 where q and k, or v, are whole numbers of so many bits, else 0; those of 4
     bits are packed, all as `quantise.whole_numbers` makes them, pooled ones too. Scales of q, k and
@@ -159,10 +160,12 @@ def forward(
         if BIASED:
             logits += tl.load(bias_ptr + in_plan * width + place) * LOG2_E
         logits = tl.where(is_key[None], logits, -float("inf"))
-        if MASKED:
-            # Tokens that share a word load it from one place.
-            entry = within_ptr + (in_plan * width + place) * (TILE_Q * WORDS)
-            words = tl.load(entry + (line * WORDS)[:, None] + (inside // 32)[None])
+        if MASKED and place < most:
+            # A word for 32 keys at a time: a thread that has several of a query's loads it once.
+            entry = within_ptr + (in_plan * most + place) * (TILE_Q * WORDS) + line * WORDS
+            words = tl.load(entry)[:, None] + inside[None] * 0
+            for i in tl.static_range(1, WORDS):
+                words = tl.where((inside // 32 == i)[None], tl.load(entry + i)[:, None], words)
             attended = ((words >> (inside % 32)[None]) & 1) != 0
             logits = tl.where(attended, logits, -float("inf"))
         v = _load(v_ptr, at, is_key, v_l, v_d, DIM, PADDED_DIM, PV == 4)

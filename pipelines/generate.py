@@ -72,7 +72,6 @@ def _generate(
     place = models.place(card, resolved.device, resolved.dtype)
     channel.check()
     resolved = resolved.model_copy(update={"device": place.device, "dtype": place.dtype})
-    channel.emit(Progress("load", 0, 0, clock.elapsed_s, None, 1, resolved.num_videos))
     _warn(weights, resolved, channel)
     outputs: list[Output] = []
     recipe, workspace = planning.recipe(resolved, weights, channel.notice)
@@ -93,6 +92,8 @@ def _generate(
         try:
             kept = resolved.num_videos if resolved.keep_latents else 1
             room.check_disk(destination, resolved, kept, channel.notice)
+            # Nothing is refused any more for what could be known without loading.
+            channel.emit(Progress("load", 0, 0, clock.elapsed_s, None, 1, resolved.num_videos))
             with relayed(channel.notice):
                 loaded = shelf.take(weights, place, channel.check)
                 clock.device = place.device

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import cards, models, planning
-from .errors import GenerationError, RecipeError, RequestError
+from .errors import AccelerationError, GenerationError, RecipeError, RequestError
 from .request import Request, resolve
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def inspect(
     weights = models.locate(card)
     place = models.place(card, resolved.device, resolved.dtype)
     resolved = resolved.model_copy(update={"device": place.device, "dtype": place.dtype})
-    recipe, _ = planning.recipe(resolved, weights, report)
+    notices: list[str] = []
+    recipe, _ = planning.recipe(resolved, weights, notices.append)
     if recipe.attention is None:
         raise RecipeError(
             "the recipe accelerates no attention, so there is no plan to look at: choose another "
@@ -75,10 +76,17 @@ def inspect(
     )
 
     from ..accel.attach import accelerate
-    from ..accel.inspection import Caught, Lens
+    from ..accel.inspection import Caught, Lens, why_dense
+    from ..accel.site import Site
     from .chatter import relayed
     from .denoise import denoise
 
+    site = Site(grid, layer, len(shape.layers), step, resolved.steps)
+    # How long text is beside the picture only the run knows.
+    if not of.text and recipe.attention.predict(site) >= 1:
+        raise AccelerationError(why_dense(recipe.attention, site))
+    for notice in notices:
+        report(f"{notice}; drawn is what its method would keep")
     report(f"loading {card.name}")
     with relayed(report):
         pipe: Any = models.load(weights, place).pipe

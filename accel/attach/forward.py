@@ -105,6 +105,7 @@ class Forward:
             branch=run.branch,
             branches=run.branches if self._items == 1 else 1,
             item=expected.item,
+            items=self._items,
             expert=self.denoiser.number,
             seed=self.seed,
         )

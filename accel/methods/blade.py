@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 
 from ...kernels.plan import BlockPlan, Tail, Tile, tile_lengths, tiles_of
+from ...kernels.scores import heaviest_tiles, tile_scores
+from ..errors import RecipeError
 from ..options import option
 from ..site import Site
-from ..tiles import Layout, TileMethod, density_of, tile_of
-
-CHUNK = 2**25
-"""Logits of sampled tokens that are alive at a time."""
+from ..tiles import Layout, TileMethod, density_of, longest, tile_of
 
 
 class Blade(TileMethod):
@@ -73,10 +74,38 @@ class Blade(TileMethod):
     )
     pool: int = option(30, "Of tail double: tokens of a mean", least=1, most=1024, unit="tokens")
 
+    @classmethod
+    def check_options(cls, values: Mapping[str, Any]) -> None:
+        """See `AttentionMethod`."""
+        least, most = (
+            values.get(it, cls.model_fields[it].default) for it in ("keep_least", "keep")
+        )
+        if least > most:
+            raise RecipeError(
+                f"attention.keep_least {least:g} must not be above attention.keep {most:g}: "
+                f"lower the one or raise the other"
+            )
+
+    @model_validator(mode="after")
+    def _checked(self) -> Blade:
+        self.check_options(self.model_dump())
+        return self
+
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
         """See `AttentionMethod`."""
-        found = None if self._whole(site) else super().plan(q, k, site)
-        return replace(found, means=self.pool) if found and self.tail == "double" else found
+        return None if self._whole(site) else self.sparse(q, k, site)
+
+    def sparse(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan:
+        """The plan, also where it keeps everything."""
+        layout = self.layout(site, q.device)
+        least, most = self._bounds(site)
+        indices, counts = heaviest_tiles(
+            scores(q.detach(), k.detach(), site, layout, self.samples).float(),
+            self.mass, layout.always,
+            least=least, most=most, width=max(most, longest(self.at(site))),
+        )  # fmt: skip
+        found = self.listed(indices, counts, site, layout)
+        return replace(found, means=self.pool) if self.tail == "double" else found
 
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`; means of everything are no tail of a plan."""
@@ -85,20 +114,6 @@ class Blade(TileMethod):
     def beside(self) -> float:
         """See `AttentionMethod`."""
         return 1 / self.pool if self.tail == "double" else 0.0
-
-    def choose(self, q: torch.Tensor, k: torch.Tensor, site: Site, layout: Layout) -> torch.Tensor:
-        """See `TileMethod`."""
-        found = scores(q, k, site, layout, self.samples)
-        least, most = self._bounds(site)
-        ranks = found.masked_fill(layout.always, torch.inf)
-        best = ranks.argsort(dim=-1, descending=True, stable=True)
-        sums = found.gather(-1, best).cumsum(-1)
-        before = torch.nn.functional.pad(sums[..., :-1], (1, 0))
-        # A sum that is rounded may reach everything too early.
-        taken = before < (sums[..., -1:] * self.mass if self.mass < 1 else torch.inf)
-        taken[..., :least] = True
-        taken[..., most:] = False
-        return torch.zeros_like(taken).scatter_(-1, best, taken)
 
     def predict(self, site: Site) -> float:
         """See `AttentionMethod`; an estimate, for scores that are all alike.
@@ -130,7 +145,7 @@ class Blade(TileMethod):
         least, most = (
             max(1, math.floor(round(share * columns, 6))) for share in (self.keep_least, self.keep)
         )
-        return min(least, most), most
+        return least, most
 
     def _whole(self, site: Site) -> bool:
         """Whether everything is kept, whatever the scores are."""
@@ -145,52 +160,33 @@ def scores(
     """How much a sampled query of a tile attends to a sampled key of another, `[B, H, Q, K]`.
 
     Of each sampled query r, R(r, j) is the largest logit of the sampled keys in tile j; the score
-    of I and j is the largest exp(R(r, j) - max over j of R(r, j)) of the sampled queries r in I,
-    over the sum of its row. In float32, or float64 for tensors of that.
+    of I and j is the largest R(r, j) - max over j of R(r, j) of the sampled queries r in I: the
+    logarithm of the paper's, but for what all of a row have in common. In float32, or float64 for
+    tensors of that.
 
     Args:
         q, k: `[B, H, L, D]` as they come.
     """
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    generator = torch.Generator().manual_seed(seed_of(site))
+    layouts = ((q, layout.tile.query), (k, layout.tile.key))
     queries, keys = (
-        sampled(x, layout.places, size, samples, generator)
-        for x, size in ((q, layout.tile.query), (k, layout.tile.key))
+        sampled(x, layout.places, size, samples, seed_of(site) + of)
+        for of, (x, size) in enumerate(layouts)
     )
-    rows, columns = queries.shape[2], keys.shape[2]
-    queries = queries.flatten(0, 1).to(dtype) * q.shape[-1] ** -0.5
-    keys = keys.flatten(0, 1).flatten(1, 2).to(dtype)
-    # Of one tile of queries; then of as many tiles, and then heads, as fit.
-    one = queries.shape[2] * keys.shape[1]
-    tiles = max(1, min(rows, CHUNK // one))
-    heads = max(1, CHUNK // (one * tiles))
-    found = [
-        torch.cat([_scored(part, some_keys, columns) for part in some.split(tiles, 1)], dim=1)
-        for some, some_keys in zip(queries.split(heads), keys.split(heads), strict=True)
-    ]
-    found = torch.cat(found).unflatten(0, q.shape[:2])
-    return found / found.sum(-1, keepdim=True)
-
-
-def _scored(queries: torch.Tensor, keys: torch.Tensor, columns: int) -> torch.Tensor:
-    """Scores before a row sums to 1: `[N, Q, samples, D]`, `[N, K * samples, D]` to `[N, Q, K]`."""
-    logits = (queries.flatten(1, 2) @ keys.mT).unflatten(-1, (columns, -1))
-    best = logits.amax(-1)
-    weights = (best - best.amax(-1, keepdim=True)).exp()
-    return weights.unflatten(1, queries.shape[1:3]).amax(2)
+    sizes = queries.shape[3], keys.shape[3]
+    queries, keys = queries.flatten(2, 3), keys.flatten(2, 3)
+    return tile_scores(queries, keys, sizes, "largest", q.shape[-1] ** -0.5)
 
 
 def sampled(
-    x: torch.Tensor, places: torch.Tensor, size: int, samples: int, generator: torch.Generator
+    x: torch.Tensor, places: torch.Tensor, size: int, samples: int, seed: int
 ) -> torch.Tensor:
     """Tokens at places drawn for each head, `[B, H, tiles, samples, D]`, fewer if `size` is.
 
     What lies behind the end of a last, ragged tile is counted again from its beginning.
     """
     batch, heads, tokens, _ = x.shape
-    shape = (batch, heads, min(size, tokens))
-    drawn = torch.rand(shape, generator=generator, dtype=torch.float32).argsort(dim=-1, stable=True)
-    drawn = drawn[..., None, :samples].to(x.device)
+    shape = batch, heads, min(size, tokens)
+    drawn = draws(shape, seed, x.device).argsort(dim=-1, stable=True)[..., None, :samples]
     lengths = tile_lengths(tokens, size, x.device)[:, None]
     start = torch.arange(len(lengths), device=x.device)[:, None] * size
     token = places[start + drawn % lengths]
@@ -198,6 +194,18 @@ def sampled(
     return x.gather(2, index).unflatten(2, token.shape[2:])
 
 
+def draws(shape: tuple[int, ...], seed: int, device: torch.device) -> torch.Tensor:
+    """Whole numbers at random, int64: the same for a seed on every device, none waited for.
+
+    Numbers of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+    2014), whose shifts to the right here bring the sign along.
+    """
+    x = torch.arange(1, math.prod(shape) + 1, device=device) * -0x61C8864680B583EB + seed
+    x = (x ^ (x >> 30)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27)) * -0x6B2FB644ECCEEE15
+    return (x ^ (x >> 31)).view(shape)
+
+
 def seed_of(site: Site) -> int:
-    """One number for each seed, layer and step."""
-    return ((site.seed * 1_000_003 + site.layer) * 1_000_003 + site.step) % 2**63
+    """One even number for each seed, layer and step."""
+    return 2 * ((site.seed * 1_000_003 + site.layer) * 1_000_003 + site.step) % 2**62

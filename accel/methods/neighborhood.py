@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import ClassVar, Literal
 
@@ -324,22 +324,21 @@ def _planned(
             return BlockPlan.from_mask(
                 found.tiles[None, None], tile=tile, queries=tokens, keys=tokens, order=order
             ).to(device)
-        tiles, masks = _masked(found, grid)
+        part, masks = _masked(found, grid)
         plan = BlockPlan.from_mask(
-            tiles[None, None], tile=tile, queries=tokens, keys=tokens, order=order
-        )
-        within = torch.zeros(
-            *plan.indices.shape, tile.query, bits.words_of(tile.key), dtype=torch.int32
-        )
-        for held, words in zip(within[0, 0], masks, strict=True):
+            (part | found.whole)[None, None],
+            tile=tile, queries=tokens, keys=tokens, order=order, first=part[None, None],
+        )  # fmt: skip
+        # Rows with fewer masks have whole tiles where others have masks.
+        shape = len(masks), max(map(len, masks)), tile.query, bits.words_of(tile.key)
+        within = torch.full(shape, -1, dtype=torch.int32)
+        for held, words in zip(within, masks, strict=True):
             held[: len(words)] = words
-        return BlockPlan(
-            plan.indices, plan.counts, tile, tokens, tokens, order=order, within=within
-        ).to(device)
+        return replace(plan, within=within[None, None]).to(device)
 
 
 def _masked(found: Windows, grid: TokenGrid) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Tiles that have a pair, `[Q, K]` bool, and of each row its masks `[kept, tile.query, W]`.
+    """Tiles of which some pairs are in windows, `[Q, K]` bool; a row's masks `[n, tile.query, W]`.
 
     No mask of all pairs of tokens is written down: of each position along an axis there are words
     for all keys, and a query's are those of its three positions, joined.
@@ -355,10 +354,10 @@ def _masked(found: Windows, grid: TokenGrid) -> tuple[torch.Tensor, list[torch.T
     is_text = (place >= grid.tokens) & (place < found.tokens)
     text = bits.pack(is_text.unflatten(0, (columns, tile.key)))
     every = bits.first(tile_lengths(found.tokens, tile.key), text.shape[1])
-    kept = torch.zeros_like(found.tiles)
+    partly = found.tiles & ~found.whole
     masks: list[torch.Tensor] = []
     for row in range(rows):
-        chosen = found.tiles[row].nonzero()[:, 0]
+        chosen = partly[row].nonzero()[:, 0]
         start = row * tile.query
         own = at[:, start : start + tile.query]
         frame, height, width = (
@@ -369,9 +368,9 @@ def _masked(found: Windows, grid: TokenGrid) -> tuple[torch.Tensor, list[torch.T
         words[: own.shape[1]] = (frame & height & width) | text[chosen]
         words[own.shape[1] : found.tokens - start] = every[chosen]
         some = words.any(-1).any(0)
-        kept[row, chosen[some]] = True
+        partly[row, chosen[~some]] = False
         masks.append(words[:, some].transpose(0, 1))
-    return kept, masks
+    return partly, masks
 
 
 def _sides(grid: TokenGrid) -> tuple[int, int, int]:

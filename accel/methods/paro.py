@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -82,7 +81,9 @@ class Paro(AttentionMethod):
 
     def _at(self, site: Site) -> tuple[str, int, tuple[int, int], Site]:
         """All that a plan depends on: steps of a window share it."""
-        alike = dataclasses.replace(site, step=0, steps=1, branch=0, branches=1, item=0, seed=0)
+        alike = Site(
+            site.grid, site.layer, site.layers, 0, 1, site.text, site.text_first, expert=site.expert
+        )
         return self.calibration, _stamp(self.calibration), (window(site), site.layer), alike
 
     def _fitting(self, site: Site) -> Calibration:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, Literal
 
@@ -12,10 +12,9 @@ from ...kernels.lists import mass_tiles, tile_means, top_tiles, widest
 from ...kernels.plan import BlockPlan, tiles_of
 from ..options import option
 from ..site import Site
-from ..spans import At
+from ..spans import At, Spans
 from ..tiles import (
     TileMethod,
-    density_with,
     kept_of,
     likely_share,
     products,
@@ -117,18 +116,18 @@ class PermutedBlocks(TileMethod):
         if self.mass < 1:
             # Not all, which would keep every call dense, where most of them may keep less.
             kept = min(kept, kept_of(likely_share(self.mass), columns), columns - 1)
-        return _density(kept, self.segment, self.at(site))
+        return _spans(self.segment, self.at(site)).density(kept)
 
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""
         columns = tiles_of(site.tokens, self.tiling()[0].key)
         if self.forces_all(site):
             return self.why_forced(site, "of the row's own segment")
-        return f"because {self.keep:g} of {columns} tiles is all"
+        return f"because keep {self.keep:g} is all of {columns} tiles"
 
     def forces_all(self, site: Site) -> bool:
         """See `TileMethod`."""
-        return bool(_always(self.segment, self.at(site)).all())
+        return _spans(self.segment, self.at(site)).forces_all()
 
     def _whole(self, site: Site) -> bool:
         """Whether everything is kept, whatever the numbers are."""
@@ -229,32 +228,18 @@ def _run(segment: str) -> int | None:
     return int(segment) if segment.isdecimal() else None
 
 
-@lru_cache(maxsize=64)
-def _always(segment: str, at: At) -> torch.Tensor:
-    """Tiles of a row's own segments, and rows and columns that hold a token of text, `[Q, K]`.
+def _spans(segment: str, at: At) -> Spans:
+    """A row's own segments, where these are runs, and what is kept everywhere.
 
-    With `first_frame`, columns that hold one of that too. The same in every order, since text
-    stays at its end and that frame before all others.
+    The same in every order, since text stays at its end and the first frame before all others.
     """
-    with torch.inference_mode(False):
-        tile, words = at.tile, torch.arange(at.words.start, at.words.stop)
-        rows, columns = (tiles_of(at.tokens, size) for size in (tile.query, tile.key))
-        kept = torch.zeros(rows, columns, dtype=torch.bool)
-        kept[words // tile.query] = True
-        kept[:, words // tile.key] = True
-        if at.first_frame:
-            kept[:, torch.arange(at.frame.start, at.frame.stop) // tile.key] = True
-        run = _run(segment)
-        if run:
-            starts = torch.arange(rows)[:, None] * tile.query
-            ends = (starts + tile.query).clamp(max=at.tokens)
-            first, last = starts // run * run, (ends - 1) // run * run + run - 1
-            column = torch.arange(columns)
-            kept |= (column >= first // tile.key) & (column <= last // tile.key)
-        return kept
+    return replace(Spans.of(at), run=_run(segment) or 0)
 
 
-@lru_cache(maxsize=64)
-def _density(kept: int, segment: str, at: At) -> float:
-    """Of plans that keep `kept` tiles of each row; asked often."""
-    return density_with(_always(segment, at), kept, at.tile, at.tokens)
+def _always(segment: str, at: At) -> torch.Tensor:
+    """`_spans` as tiles, `[Q, K]` bool."""
+    spans, tile = _spans(segment, at), at.tile
+    rows, columns = (torch.arange(tiles_of(at.tokens, size)) for size in (tile.query, tile.key))
+    kept = spans.holds(rows[:, None], columns)
+    kept[spans.whole_rows().start : spans.whole_rows().stop] = True
+    return kept

@@ -162,8 +162,11 @@ def windows_of(
     for count, window in zip(counts, kept, strict=True):
         along = axis_windows(count, window)
         near = (near[:, None, :, None] & along[None, :, None, :]).flatten(2).flatten(0, 1)
-    # A tile holds boxes from a first to a last one: it is kept where any of them is.
-    owner = _box_of(picture, sizes, sides, counts)
+    # Boxes as they follow each other; a tile holds those from a first to a last one.
+    walk, owner = torch.unique_consecutive(
+        _box_of(picture, sizes, sides, counts), return_inverse=True
+    )
+    near = near[walk][:, walk]
     heights, widths = (tile_lengths(len(places), size) for size in (tile.query, tile.key))
     mask = _any_of(near.mT, owner, tile.key, len(widths)).mT
     mask = _any_of(mask, owner, tile.query, len(heights))

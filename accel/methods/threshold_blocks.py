@@ -124,7 +124,7 @@ class ThresholdBlocks(TileMethod):
             return f"because of {columns} tiles none is {-self.beta:g} deviations below the mean"
         if self.mass == 1:
             return "because only all tiles hold the mass 1"
-        return f"because {self.keep:g} of {columns} tiles is all"
+        return f"because keep {self.keep:g} is all of {columns} tiles"
 
     def _everything(self, site: Site) -> bool:
         """Whether the options keep every tile whatever the numbers."""

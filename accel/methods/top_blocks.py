@@ -54,8 +54,8 @@ class TopBlocks(TileMethod):
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
         """See `AttentionMethod`."""
-        tokens, (tile, tail) = site.tokens, self.tiling()
-        columns = tiles_of(tokens, tile.key)
+        tile, _ = self.tiling()
+        columns = tiles_of(site.tokens, tile.key)
         kept = kept_of(self.keep, columns)
         if kept == columns or self.forces_all(site):
             return None
@@ -66,15 +66,7 @@ class TopBlocks(TileMethod):
         # Float32: in half precision ties would favour the first tiles.
         means = pair_means(q.detach(), k.detach(), tile, layout.places)
         indices, counts = top_tiles(*means, kept, layout.always, width=max(kept, longest(at)))
-        return BlockPlan(
-            indices=indices,
-            counts=counts,
-            tile=tile,
-            queries=tokens,
-            keys=tokens,
-            tail=tail,
-            order=layout.places,
-        )
+        return self.listed(indices, counts, site, layout)
 
     def choose(self, q: torch.Tensor, k: torch.Tensor, site: Site, layout: Layout) -> torch.Tensor:
         """See `TileMethod`; equal budgets have a faster way, see `plan`."""
@@ -103,4 +95,4 @@ class TopBlocks(TileMethod):
         if self.forces_all(site):
             return self.why_forced(site)
         columns = tiles_of(site.tokens, self.tiling()[0].key)
-        return f"because {self.keep:g} of {columns} tiles is all"
+        return f"because keep {self.keep:g} is all of {columns} tiles"

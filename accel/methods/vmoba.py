@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from ...kernels import bits
-from ...kernels.plan import BlockPlan, Tail, Tile, tiles_of
+from ...kernels.plan import BlockPlan, Tail, Tile, tile_lengths, tiles_of
 from ..grid import TokenGrid
 from ..method import AttentionMethod
 from ..options import option
@@ -24,6 +24,11 @@ from ..partition import (
 )
 from ..site import Site
 from ..tiles import kept_of, likely_share, tile_of
+
+CHOICES = 8
+"""Blocks of a tile whose choice is one number, of masks that are at hand."""
+MASKS = 2**22
+"""Queries in tiles whose masks are made at a time."""
 
 
 class VMoBA(AttentionMethod):
@@ -112,13 +117,12 @@ class VMoBA(AttentionMethod):
         """See `AttentionMethod`."""
         if self._whole(site):
             return None
-        found = layout(q.device, self.parts(site), site.grid, site.text, site.text_first)
         chosen = self.choose(q.detach(), k.detach(), site)
-        return planned(chosen, found, self.tiling()[0], shared=self.shared)
+        return planned(chosen, self._layout(q.device, site), shared=self.shared)
 
     def choose(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> torch.Tensor:
         """The blocks that each query of the picture takes, `[B, H, N, C]` bool, in raster order."""
-        found = layout(q.device, self.parts(site), site.grid, site.text, site.text_first)
+        found = self._layout(q.device, site)
         start = site.text if site.text_first else 0
         q, k = (x[:, :, start : start + site.grid.tokens] for x in (q, k))
         batch, heads, queries, _ = q.shape
@@ -176,6 +180,10 @@ class VMoBA(AttentionMethod):
             TokenGrid(self.cube_frames, self.cube_height, self.cube_width),
         )[site.layer % 3]
 
+    def _layout(self, device: torch.device, site: Site) -> Layout:
+        parts, (tile, _) = self.parts(site), self.tiling()
+        return layout(device, parts, site.grid, site.text, site.text_first, tile)
+
     def _whole(self, site: Site) -> bool:
         """Whether everything is taken, whatever the scores are."""
         count = blocks_of(site.grid, self.parts(site)).tokens
@@ -207,96 +215,141 @@ class VMoBA(AttentionMethod):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """A partition on a device, with text beside it.
+    """A partition on a device, with text beside it as one more block, which comes last.
 
     Attributes:
         owner: `[N]` int64, the block of each token of the picture in raster order.
         sizes: `[C]` int64, tokens of each block.
-        picture: `[N]` int64, the token of the picture at each place: block by block.
+        order: `[L]` int64, the token at each place, of all: block by block.
+        text: tokens of text.
         start: what the first token of the picture is among all.
-        text: `[text]` int64, the tokens of text, which come last.
+        tile: what the rest is of.
+        holds: `[C + 1, K]` float32, 1 where a tile of keys has tokens of a block.
+        blocks: `[most, K]` int64, the blocks of each tile; what fills up has no tokens of it.
+        masks: for every `CHOICES` of these, b of them, `[K, 2**b, words]` int32: bit i of the
+            number of a mask says that tokens of block i are in it, as `BlockPlan.within` has them.
     """
 
     owner: torch.Tensor
     sizes: torch.Tensor
-    picture: torch.Tensor
+    order: torch.Tensor
+    text: int
     start: int
-    text: torch.Tensor
+    tile: Tile
+    holds: torch.Tensor
+    blocks: torch.Tensor
+    masks: tuple[torch.Tensor, ...]
 
 
 @lru_cache(maxsize=32)
 def layout(
-    device: torch.device, parts: TokenGrid, grid: TokenGrid, text: int, text_first: bool
+    device: torch.device, parts: TokenGrid, grid: TokenGrid, text: int, text_first: bool, tile: Tile
 ) -> Layout:
     """The blocks of a grid, on a device; copied there once."""
     with torch.inference_mode(False):
         found = partition(grid, parts)
+        count, tokens = len(found.sizes), grid.tokens + text
         start = text if text_first else 0
         words = torch.arange(text) + (0 if text_first else grid.tokens)
-        owner, sizes, picture, words = (
-            it.to(device) for it in (found.owner, found.sizes, found.places, words)
+        owner = torch.cat([found.owner[found.places], torch.full_like(words, count)])
+        columns = tiles_of(tokens, tile.key)
+        here = torch.zeros(count + 1, columns * tile.key, dtype=torch.bool)
+        here[owner, torch.arange(tokens)] = True
+        here = here.unflatten(1, (columns, tile.key))  # which tokens of a tile are of a block
+        holds = here.any(-1)
+        most = int(holds.sum(0).max())
+        blocks = holds.to(torch.uint8).argsort(dim=0, descending=True, stable=True)[:most]
+        own = bits.pack(here.gather(0, blocks[..., None].expand(-1, -1, tile.key)))
+        return Layout(
+            found.owner.to(device),
+            found.sizes.to(device),
+            torch.cat([found.places + start, words]).to(device),
+            text,
+            start,
+            tile,
+            holds.float().to(device),
+            blocks.to(device),
+            tuple(_joined(some).to(device) for some in own.split(CHOICES)),
         )
-        return Layout(owner, sizes, picture, start, words)
 
 
-def planned(chosen: torch.Tensor, found: Layout, tile: Tile, *, shared: bool) -> BlockPlan:
+def _joined(words: torch.Tensor) -> torch.Tensor:
+    """Sums of all subsets of `[b, K, words]`, `[K, 2**b, words]`; bit i: the i-th is in it."""
+    sums = torch.zeros_like(words[0])[:, None]
+    for one in words:
+        # No two have a bit in common, so that adding is joining.
+        sums = torch.cat([sums, sums + one[:, None]], dim=1)
+    return sums
+
+
+def planned(chosen: torch.Tensor, found: Layout, *, shared: bool) -> BlockPlan:
     """The plan in which queries attend to the blocks they have chosen, and to text.
 
     Keys stand block by block, queries of each head sorted by what they have chosen; text is last in
-    both and attends to everything.
+    both and attends to everything. Of each row the tiles that all its queries take whole are last.
 
     Args:
         chosen: `[B, H, N, C]` bool, of the picture in raster order.
         shared: whether a tile of queries attends to every tile that any of them has chosen from.
     """
-    batch, heads, queries, count = chosen.shape
-    tokens = queries + len(found.text)
-    order = by_choice(chosen, found.picture)
+    batch, heads, queries, _ = chosen.shape
+    tile, tokens = found.tile, queries + found.text
+    order = by_choice(chosen, found.order[:queries] - found.start)
     taken = chosen.gather(2, order[..., None].expand_as(chosen))
     # Text is one more block, which all take, and behind the picture queries that take all.
-    taken = torch.nn.functional.pad(taken, (0, 1, 0, tokens - queries), value=True)
+    taken = torch.nn.functional.pad(taken, (0, 1, 0, found.text), value=True)
     taken = torch.nn.functional.pad(taken, (0, 0, 0, -tokens % tile.query))
     taken = taken.unflatten(2, (-1, tile.query))  # [B, H, Q, tile.query, C + 1]
-    owner = torch.cat([found.owner[found.picture], torch.full_like(found.text, count)])
-    columns = tiles_of(tokens, tile.key)
-    here = torch.zeros(count + 1, columns * tile.key, dtype=torch.bool, device=chosen.device)
-    here[owner, torch.arange(tokens, device=chosen.device)] = True
-    here = here.unflatten(1, (columns, tile.key))  # which tokens of a tile are of a block
-    holds = here.any(-1)
-    mask = taken.any(3).float() @ holds.float() > 0
-    words = found.text.expand(batch, heads, -1)
+    takers = taken.sum(3)
+    full = takers == tile_lengths(tokens, tile.query, chosen.device)[:, None]
+    mask = (takers > 0).float() @ found.holds > 0
+    split = mask & ((~full).float() @ found.holds > 0)
     plan = BlockPlan.from_mask(
         mask,
         tile=tile,
         queries=tokens,
         keys=tokens,
-        order=torch.cat([order + found.start, words], dim=-1),
-        key_order=torch.cat([found.picture + found.start, found.text]),
+        order=torch.cat(
+            [order + found.start, found.order[queries:].expand(batch, heads, -1)], dim=-1
+        ),
+        key_order=found.order,
+        first=None if shared else split,
     )
-    return plan if shared else replace(plan, within=_within(taken, plan.indices, here))
+    most = 0 if shared else int(split.sum(-1).max())
+    return replace(plan, within=_within(taken, plan.indices, most, found)) if most else plan
 
 
-def _within(taken: torch.Tensor, indices: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+def _within(taken: torch.Tensor, indices: torch.Tensor, most: int, found: Layout) -> torch.Tensor:
     """See `BlockPlan.within`.
 
     Args:
         taken: `[B, H, Q, tile.query, C + 1]` bool, blocks of each query.
-        here: `[C + 1, K, tile.key]` bool, which tokens of each tile are of a block.
     """
-    # The blocks of a tile, as many as the tile with the most has; what fills up has no tokens.
-    most = int(here.any(-1).sum(0).max())
-    blocks = here.any(-1).to(torch.uint8).argsort(dim=0, descending=True, stable=True)[:most]
-    words = bits.pack(here.gather(0, blocks[..., None].expand(-1, -1, here.shape[-1])))
-    shape = *indices.shape, taken.shape[3], words.shape[-1]
-    found = torch.zeros(shape, dtype=torch.int32, device=taken.device)
-    for one, places, rows in zip(
-        found.flatten(0, 1), indices.flatten(0, 1).long(), taken.flatten(0, 1).mT, strict=True
-    ):
-        for block, word in zip(blocks, words, strict=True):
-            at = block[places][..., None].expand(-1, -1, rows.shape[-1])
-            # Of a token only the bit of its own block is set, so that joining is adding.
-            one += rows.gather(1, at)[..., None] * word[places][:, :, None]
-    return found
+    size, words = taken.shape[3], found.masks[0].shape[-1]
+    shape = *indices.shape[:3], most, size, words
+    masks = torch.empty(shape, dtype=torch.int32, device=taken.device)
+    # Words in pairs where they are: fewer are looked up.
+    kind = torch.int64 if words % 2 == 0 else torch.int32
+    tables = [it.flatten(0, 1).view(kind) for it in found.masks]
+    out, rows = masks.flatten(0, 2).view(kind), indices.flatten(0, 2)[:, :most]
+    blocks = taken.shape[4]
+    choices = taken.mT.flatten(0, 2).contiguous().view(torch.uint8)  # [B H Q, C + 1, tile.query]
+    many = max(1, MASKS // (most * size))
+    for part in (slice(it, it + many) for it in range(0, len(rows), many)):
+        places = rows[part].long()
+        own = choices[part].flatten(0, 1)
+        starts = torch.arange(0, len(own), blocks, device=own.device)[:, None]
+        for group, table in zip(found.blocks.split(CHOICES), tables, strict=True):
+            at = (places * 2 ** len(group)).to(torch.int32)[..., None].repeat(1, 1, size)
+            for bit, block in enumerate(group):
+                at += own[starts + block[places]] << bit
+            for column, entries in enumerate(table.unbind(-1)):
+                joined = entries.contiguous().index_select(0, at.flatten()).view_as(at)
+                if table is tables[0]:
+                    out[part, ..., column] = joined
+                else:
+                    out[part, ..., column] |= joined
+    return masks
 
 
 def union_of(share: float, count: int, tiles: float) -> float:

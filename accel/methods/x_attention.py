@@ -8,22 +8,16 @@ import torch
 
 from ...kernels.lists import permuted
 from ...kernels.plan import BlockPlan, Tile, tile_lengths, tiles_of
+from ...kernels.scores import heaviest_tiles, tile_scores
 from ..options import option
 from ..site import Site
 from ..tiles import (
-    Layout,
     TileMethod,
     density_beside,
     density_of,
-    heaviest,
     kept_of,
     likely_share,
-    products,
 )
-
-LOGITS_BYTES = 2**27
-"""Strided logits of one chunk of tiles of queries, if more than one; two or three such tensors are
-alive at a time."""
 
 
 class XAttention(TileMethod):
@@ -59,14 +53,22 @@ class XAttention(TileMethod):
         0.0, "Share of the key tiles that each query tile keeps at the least", least=0, most=1
     )
 
-    def choose(self, q: torch.Tensor, k: torch.Tensor, site: Site, layout: Layout) -> torch.Tensor:
-        """See `TileMethod`."""
-        mass = antidiagonal_mass(q, k, layout.tile, int(self.stride), layout.places)
-        return heaviest(mass, self.threshold, kept_of(self.least, mass.shape[-1]), layout.always)
-
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
         """See `AttentionMethod`."""
-        return None if self._everything(site) else super().plan(q, k, site)
+        return None if self._everything(site) else self.sparse(q, k, site)
+
+    def sparse(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan:
+        """The plan, also where it keeps everything."""
+        layout = self.layout(site, q.device)
+        mass = antidiagonal_mass(
+            q.detach(), k.detach(), layout.tile, int(self.stride), layout.places
+        )
+        columns = mass.shape[-1]
+        indices, counts = heaviest_tiles(
+            mass.float(), self.threshold, layout.always,
+            least=kept_of(self.least, columns), width=columns,
+        )  # fmt: skip
+        return self.listed(indices, counts, site, layout)
 
     def predict(self, site: Site) -> float:
         """An estimate: what is kept depends on the numbers, see `likely_share`."""
@@ -82,7 +84,7 @@ class XAttention(TileMethod):
             return self.why_forced(site)
         if self.threshold == 1:
             return "because only all tiles hold all attention"
-        return f"because {self.least:g} of {columns} tiles is all"
+        return f"because least {self.least:g} is all of {columns} tiles"
 
     def _everything(self, site: Site) -> bool:
         """Whether the options keep every tile whatever the numbers."""
@@ -98,58 +100,44 @@ def antidiagonal_mass(
     tile: Tile,
     stride: int,
     order: torch.Tensor,
-    *,
-    bytes_at_once: int | None = None,
 ) -> torch.Tensor:
     """Attention between tiles as cells of `stride` tokens show it, `[B, H, Q, K]` float32 or more.
 
-    Rows sum to the tokens of their tile / `stride`; with stride 1 it is the attention itself.
+    As logarithms. Rows sum to the tokens of their tile / `stride`; with stride 1 it is the
+    attention itself.
 
     Args:
         q, k: `[B, H, L, D]`.
         stride: a divisor of both sizes of a tile.
         order: `[L]` int64 in which tokens are cut into cells and tiles.
-        bytes_at_once: of logits; None is `LOGITS_BYTES`.
     """
-    rows, columns = (tiles_of(q.shape[2], size) for size in (tile.query, tile.key))
-    high, wide = tile.query // stride, tile.key // stride
+    sizes = tile.query // stride, tile.key // stride
     # Last to first: products of what stands at the same place are then those of an antidiagonal.
-    queries, weights = _cells(q, stride, order, rows * high, backwards=True)
-    keys, sizes = _cells(k, stride, order, columns * wide)
-    # Minus infinity for padding; less for a short cell.
-    sizes = sizes.log()
+    queries, weights = _cells(q, stride, order, backwards=True)
+    keys, lengths = _cells(k, stride, order)
     scale = q.shape[-1] ** -0.5 / stride
-    limit = LOGITS_BYTES if bytes_at_once is None else bytes_at_once
-    one = q.shape[0] * q.shape[1] * high * columns * wide * sizes.element_size()
-    step = max(1, limit // one)
-    chunks: list[torch.Tensor] = []
-    for row in range(0, rows, step):
-        part = slice(row * high, (row + step) * high)
-        logits = products(queries[:, :, part], keys).mul_(scale).add_(sizes)
-        tiles = logits.softmax(-1).unflatten(-1, (columns, wide)).sum(-1)
-        chunks.append((tiles * weights[part, None]).unflatten(-2, (-1, high)).sum(-2))
-    return torch.cat(chunks, -2)
+    return tile_scores(queries, keys, sizes, "log-sum-exp", scale, (weights.log(), lengths.log()))
 
 
 def _cells(
-    x: torch.Tensor, stride: int, order: torch.Tensor, count: int, *, backwards: bool = False
+    x: torch.Tensor, stride: int, order: torch.Tensor, *, backwards: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`[B, H, L, D]` to `[B, H, count, stride * D]`, and the share of its tokens that a cell has.
+    """`[B, H, L, D]` to `[B, H, cells, stride * D]`, and the share of its tokens that a cell has.
 
     A short last cell is filled with the mean of its tokens, so that a vector added to all tokens is
-    added to each place; what comes behind it is padding, whose share is 0.
+    added to each place.
     """
     tokens = x.shape[2]
-    x = permuted(x, order)
     start = tokens // stride * stride
-    missing = -tokens % stride
-    if missing:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        mean = x[:, :, start:].to(wide).mean(2, keepdim=True).to(x.dtype)
-        x = torch.cat([x, mean.expand(-1, -1, missing, -1)], 2)
-    x = torch.nn.functional.pad(x, (0, 0, 0, count * stride - x.shape[2]))
-    cells = x.unflatten(2, (count, stride))
-    share = torch.zeros(count, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    lengths = tile_lengths(tokens, stride, x.device)
-    share[: len(lengths)] = lengths.to(share.dtype) / stride
-    return (cells.flip(3) if backwards else cells).flatten(3), share
+    if backwards:
+        turned = order[:start].view(-1, stride).flip(1).flatten(), order[start:].flip(0)
+        order = torch.cat(turned)
+    x = permuted(x, order)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    share = tile_lengths(tokens, stride, x.device).to(wide) / stride
+    if start < tokens:
+        rest = x[:, :, start:]
+        mean = rest.to(wide).mean(2, keepdim=True).to(x.dtype)
+        mean = mean.expand(-1, -1, start + stride - tokens, -1)
+        x = torch.cat([x[:, :, :start], *((mean, rest) if backwards else (rest, mean))], 2)
+    return x.unflatten(2, (-1, stride)).flatten(3), share

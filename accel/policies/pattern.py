@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -38,12 +39,14 @@ class Pattern(SkipPolicy):
     pattern: str = option("sC", "Letters that repeat: C evaluates a step, s skips it")
     mask: str = option("", "File with a letter for each step of the run, instead of pattern")
 
-    def check_together(self) -> None:
+    @classmethod
+    def check_options(cls, values: Mapping[str, Any]) -> None:
         """See `Named`."""
-        super().check_together()
-        if set(self.pattern) != {"C", "s"}:
+        super().check_options(values)
+        letters = cls(**values).pattern
+        if set(letters) != {"C", "s"}:
             raise RecipeError(
-                f"steps.pattern is {self.pattern[:60]!r}; it must be letters C (evaluate) and s "
+                f"steps.pattern is {letters[:60]!r}; it must be letters C (evaluate) and s "
                 f"(skip), with each at least once"
             )
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
 from ..codec import Codec, wide
-from ..errors import RecipeError
 from ..options import option
 from ..steps import Compute, Decision, Schedule, Skip, Step, StepPolicy, StepRun
 from .sign import stable
-from .skipping import EDGE, at_share, lagrange, relative_error, too_few, weighted
+from .skipping import EDGE, at_share, check_window, lagrange, relative_error, too_few, weighted
 
 _LAST, _BEFORE, _FIRST = 5 / 6, 5 / 6, -2 / 3
 """Of the derivatives y_i, y_{i-1} and y_{i-2} in the third-order estimate; they sum to 1."""
@@ -68,13 +68,10 @@ class Sada(StepPolicy):
         least=0, most=8,
     )  # fmt: skip
 
-    def check_together(self) -> None:
+    @classmethod
+    def check_options(cls, values: Mapping[str, Any]) -> None:
         """See `Named`."""
-        if self.from_step >= self.to_step:
-            raise RecipeError(
-                f"steps.from_step {self.from_step:g} must be below steps.to_step "
-                f"{self.to_step:g}, else nothing is skipped"
-            )
+        check_window(cls(**values))
 
     def window(self, steps: int) -> range:
         """The steps that may be skipped: the one after the first that may decide, and so on."""

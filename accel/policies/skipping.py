@@ -8,7 +8,7 @@ x0 of the sample as it really is. A gate decides where; that is what the policie
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +31,15 @@ def at_share(share: float, steps: int) -> int:
     """The first step that begins at or after a share of them."""
     # A little less, so that 0.2 of 50 steps are ten of them, whatever 0.2 * 50 is in binary.
     return math.ceil(share * steps - 1e-6)
+
+
+def check_window(policy: Any) -> None:
+    """Raise `RecipeError` where `from_step` and `to_step` of `policy` leave nothing between."""
+    if policy.from_step >= policy.to_step:
+        raise RecipeError(
+            f"steps.from_step {policy.from_step:g} must be below steps.to_step "
+            f"{policy.to_step:g}, else nothing is skipped"
+        )
 
 
 def too_few(steps: int, first: int) -> str | None:
@@ -87,13 +96,10 @@ class SkipPolicy(StepPolicy):
         """
         raise NotImplementedError
 
-    def check_together(self) -> None:
+    @classmethod
+    def check_options(cls, values: Mapping[str, Any]) -> None:
         """See `Named`."""
-        if self.from_step >= self.to_step:
-            raise RecipeError(
-                f"steps.from_step {self.from_step:g} must be below steps.to_step "
-                f"{self.to_step:g}, else nothing is skipped"
-            )
+        check_window(cls(**values))
 
     def window(self, steps: int) -> range:
         """The steps that may be skipped."""

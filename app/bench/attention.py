@@ -79,13 +79,16 @@ class Row:
     machine: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        begin = f"{self.name:14} {self.tile:8} {self.pattern:9} {self.tail:10} {self.precision:14}"
+        begin = (
+            f"{self.shape:14} {self.name:14} {self.tile:8} {self.pattern:9} {self.tail:10} "
+            f"{self.precision:14}"
+        )
         if self.refused:
             return f"{begin} no time: {self.refused}"
-        plan = "" if self.plan_ms is None else f"  plan {self.plan_ms:.3f} ms"
+        plan = "" if self.plan_ms is None else f" {self.plan_ms:9.3f}"
         return (
-            f"{begin} density {self.density:.3f} {self.ms:10.3f} ms  E {self.e:.3f}  "
-            f"{self.tflops_on_kept:7.2f} TFLOP/s  error {self.error:.1e}{plan}"
+            f"{begin} {self.density:7.3f} {self.ms:10.3f} {self.e:6.3f} "
+            f"{self.tflops_on_kept:8.2f} {self.error:8.1e}{plan}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -95,6 +98,13 @@ class Row:
             for name, value in dataclasses.asdict(self).items()
             if value not in (None, "") and not (isinstance(value, float) and not isfinite(value))
         }
+
+
+HEADING = (
+    f"{'shape':14} {'kernel':14} {'tile':8} {'pattern':9} {'tail':10} {'QK x PV':14} "
+    f"{'density':>7} {'ms':>10} {'E':>6} {'TFLOP/s':>8} {'error':>8} {'plan ms':>9}"
+)
+"""What the columns of a `Row` in words are."""
 
 
 def machine(device: str) -> dict[str, str]:

@@ -14,7 +14,12 @@ Folder = Annotated[
 ]
 Port = Annotated[
     int | None,
-    typer.Option(min=0, max=65535, help="[default: 7860, or the next one that is free]"),
+    typer.Option(
+        metavar="PORT",
+        min=0,
+        max=65535,
+        help="Port to listen on. [default: 7860, or the next one that is free]",
+    ),
 ]
 Browser = Annotated[bool, typer.Option("--open/--no-browser", help="Open a browser on it, or not.")]
 

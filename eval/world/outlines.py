@@ -65,7 +65,7 @@ def _templates() -> tuple[ArrayC, Array]:
         for size in _SIZES_PX
     ]
     samples = np.array(drawn, np.float32)
-    energy = (samples**2 * _WEIGHT).sum((-1, -2))
+    energy = (samples**2 * _WEIGHT).sum((-1, -2)).astype(np.float32)
     return np.fft.rfft(samples, axis=-1).astype(np.complex64), energy
 
 

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import Blade, blade
@@ -15,6 +16,7 @@ from kinora.accel.methods.blade import sampled, scores
 from kinora.accel.site import Site
 from kinora.accel.spans import At
 from kinora.accel.tiles import forced, token_order
+from kinora.accel.wrappers import ByLayer
 from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan, tile_lengths
 
@@ -50,7 +52,7 @@ def planned(method: Blade, at: Site, q: torch.Tensor, k: torch.Tensor) -> BlockP
 
 
 def scored(method: Blade, at: Site, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    return scores(q, k, at, method.layout(at, q.device), method.samples)
+    return scores(q, k, at, method.layout(at, q.device), method.samples).softmax(-1)
 
 
 def by_loops(queries: list[torch.Tensor], keys: list[torch.Tensor]) -> torch.Tensor:
@@ -68,9 +70,8 @@ def by_loops(queries: list[torch.Tensor], keys: list[torch.Tensor]) -> torch.Ten
 def test_the_scores_are_those_of_the_sampled_tokens():
     at, method = site(text=9, grid=TokenGrid(3, 5, 9)), Blade(samples=5, tile="64x64")
     q, k, _ = tensors(at)
-    layout, generator = method.layout(at, q.device), torch.Generator()
-    generator.manual_seed(blade.seed_of(at))
-    queries, keys = (sampled(x, layout.places, 64, 5, generator) for x in (q, k))
+    layout, seed = method.layout(at, q.device), blade.seed_of(at)
+    queries, keys = (sampled(x, layout.places, 64, 5, seed + i) for i, x in enumerate((q, k)))
     found = scored(method, at, q, k)
     for b, h in itertools.product(range(2), range(3)):
         torch.testing.assert_close(found[b, h], by_loops([*queries[b, h]], [*keys[b, h]]))
@@ -89,10 +90,9 @@ def test_with_all_tokens_drawn_it_is_the_largest_of_each_tile(samples: int, orde
 
 @pytest.mark.parametrize("samples", [1, 7, 64])
 def test_places_are_the_same_in_all_tiles_of_a_head_and_valid_in_the_last(samples: int):
-    generator = torch.Generator().manual_seed(3)
     tokens, size = 300, 64  # the last tile has 44
     ids = torch.arange(tokens, dtype=torch.float64)[:, None].expand(2, 3, -1, 1)
-    found = sampled(ids, torch.arange(tokens), size, samples, generator)[..., 0].long()
+    found = sampled(ids, torch.arange(tokens), size, samples, 3)[..., 0].long()
     assert found.shape == (2, 3, 5, samples)
     assert torch.equal(
         found[:, :, :4] - torch.arange(4)[:, None] * 64 - found[:, :, :1], 0 * found[:, :, :4]
@@ -154,21 +154,21 @@ def test_heads_and_batch_items_choose_for_themselves():
     assert not torch.equal(whole.mask()[:, 0], whole.mask()[:, 1])
 
 
-@pytest.mark.parametrize("keep_least", [0, 0.3])
+@pytest.mark.parametrize("least_of_keep", [0, 0.6])
 @pytest.mark.parametrize("keep", [0.05, 0.5, 1])
 @pytest.mark.parametrize("mass", [0.01, 0.6, 0.95])
 @pytest.mark.parametrize("text", [0, 70])
 def test_a_row_keeps_the_fewest_best_tiles_that_reach_the_mass(
-    keep_least: float, keep: float, mass: float, text: int
+    least_of_keep: float, keep: float, mass: float, text: int
 ):
-    at = site(text)
+    at, keep_least = site(text), least_of_keep * keep
     method = Blade(mass=mass, keep_least=keep_least, keep=keep, tile="64x64")
     q, k, _ = tensors(at)
     q *= 2
     plan, found = planned(method, at, q, k), scored(method, at, q, k)
     always = forced(At(plan.tile, "gilbert", at.grid, text))
     most = max(1, math.floor(keep * plan.columns + 1e-9))
-    least = min(most, max(1, math.floor(keep_least * plan.columns + 1e-9)))
+    least = max(1, math.floor(keep_least * plan.columns + 1e-9))
     mask = plan.mask()
     for b, h, row in itertools.product(range(2), range(3), range(plan.rows)):
         score = found[b, h, row].tolist()
@@ -208,11 +208,11 @@ def test_a_larger_budget_keeps_all_that_a_smaller_one_keeps():
     at = site(text=7)
     q, k, _ = tensors(at)
     by_mass = [{"mass": it, "keep": 1} for it in (0.05, 0.3, 0.7, 1)]
-    by_most = [{"keep": it} for it in (0.01, 0.2, 0.5)]
+    by_most = [{"keep": it, "keep_least": 0.01} for it in (0.01, 0.2, 0.5)]
     by_least = [{"keep_least": it, "keep": 1, "mass": 0.2} for it in (0, 0.3, 0.6, 1)]
     for budgets in (by_mass, by_most, by_least):
         methods = [Blade(tile="64x64", **it) for it in budgets]  # pyright: ignore[reportArgumentType]
-        masks = [it.choose(q, k, at, it.layout(at, q.device)) for it in methods]
+        masks = [it.sparse(q, k, at).mask() for it in methods]
         for less, more in itertools.pairwise(masks):
             assert (less <= more).all() and not torch.equal(less, more)
 
@@ -226,11 +226,7 @@ def test_to_keep_everything_is_dense(options: dict[str, float], tail: str):
     assert method.plan(q, k, at) is None and method.predict(at) == 1
     assert method.why_dense(at) == "because all of 15 tiles are kept"
     # As it would be executed.
-    layout = method.layout(at, q.device)
-    whole = BlockPlan.from_mask(
-        method.choose(q, k, at, layout), tile=layout.tile, queries=909, keys=909,
-        tail=method.tiling()[1], order=layout.places,
-    )  # fmt: skip
+    whole = method.sparse(q, k, at)
     assert whole.mask().all()
     out, _ = block_attention(q, k, v, whole)
     torch.testing.assert_close(out, torch.softmax(q @ k.mT / 4, -1) @ v)
@@ -318,17 +314,25 @@ def test_equal_scores_keep_the_tile_itself_and_the_first_ones():
 def test_the_bounds_are_rounded_down_but_at_least_one_tile():
     at = site()  # 15 tiles
     q, k, _ = tensors(at)
-    for keep_least, keep, kept in ((0.2, 0.2, 3), (0.26, 0.26, 3), (0, 1e-3, 1), (1, 0.2, 3)):
+    for keep_least, keep, kept in ((0.2, 0.2, 3), (0.26, 0.26, 3), (0, 1e-3, 1)):
         method = Blade(keep_least=keep_least, keep=keep, tile="64x64")
         assert (planned(method, at, q, k).counts == kept).all()
+
+
+def test_the_fewest_tiles_are_no_more_than_the_most():
+    with pytest.raises(ValidationError, match=r"keep_least 0\.3 must not be above attention.keep"):
+        Blade(keep_least=0.3, keep=0.2)
+    with pytest.raises(ValidationError, match="keep_least"):
+        ByLayer(method=Blade(), by_layer="keep 0.2 0.01")
+    assert Blade(keep_least=0.2, keep=0.2).keep_least == 0.2
 
 
 def test_scores_are_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch):
     at, method = site(text=3), Blade(tile="128x64")
     q, k, _ = tensors(at)
     expected = scored(method, at, q, k)
-    for chunk in (1, 16 * 16 * 16 * 3, 16 * 16 * 16 * 8 * 2):
-        monkeypatch.setattr(blade, "CHUNK", chunk)
+    for chunk in (1, 4 * 8 * 16 * 15):
+        monkeypatch.setattr("kinora.kernels.scores.JOINED_BYTES", chunk)
         torch.testing.assert_close(scored(method, at, q, k), expected)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from kinora.accel.cost import Prediction, Shape, predict, transformer_layer
 from kinora.accel.grid import TokenGrid
 from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import TopBlocks
+from kinora.accel.recipe import find
 from kinora.accel.wrappers import Within
 
 SHAPE = Shape((transformer_layer(4, 64, 1024, cross_attention=True),) * 2)
@@ -21,11 +23,12 @@ def predicted(
     always: bool = True,
     batch: int = 2,
     shape: Shape = SHAPE,
+    grid: TokenGrid = GRID,
 ) -> Prediction:
     return predict(
         method,
         shape,
-        GRID,
+        grid,
         device=device,
         dtype=torch.float32,
         steps=5,
@@ -53,3 +56,11 @@ def test_the_reference_on_a_gpu_counts_its_logits():
     # Heads that no kernel takes.
     found = predicted(TopBlocks(), device="cuda", shape=Shape((transformer_layer(4, 320, 1024),)))
     assert found.kernel == "reference" and found.workspace > 2**28
+
+
+@pytest.mark.parametrize("grid", [TokenGrid(9, 16, 16), GRID])
+def test_larger_tiles_are_predicted_to_be_faster_on_a_cpu(grid: TokenGrid):
+    balanced, fast = (find(name).attention for name in ("balanced", "fast"))
+    assert balanced is not None and fast is not None
+    assert predicted(balanced, grid=grid).speedup > 1
+    assert 1.1 * predicted(balanced, grid=grid).speedup < predicted(fast, grid=grid).speedup

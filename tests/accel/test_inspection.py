@@ -13,7 +13,7 @@ from kinora.accel.attach import accelerate
 from kinora.accel.errors import AccelerationError
 from kinora.accel.grid import TokenGrid
 from kinora.accel.inspection import Caught, Lens, View, tile_mass
-from kinora.accel.methods import TopBlocks
+from kinora.accel.methods import Hierarchical, TopBlocks
 from kinora.accel.order import AXES, axes
 from kinora.accel.recipe import Recipe
 from kinora.accel.site import Site
@@ -157,6 +157,19 @@ def test_of_a_batch_the_lens_takes_the_last_item_which_is_the_prompts(build: Bui
     assert not torch.equal(caught.value.view.q, seen[-1][:1])
 
 
+def test_of_items_attended_to_one_by_one_the_lens_takes_the_last_too(build: Build):
+    """As Mochi does, with guidance in the batch and the prompt behind the unconditional item."""
+    model = build("mochi")  # the first item has 8 tokens of text, the last 5
+    lens = Lens(TopBlocks(tile="64x64", keep=0.3), layer=1, step=1)
+    with (
+        pytest.raises(Caught) as caught,
+        accelerate(model, Recipe(attention=lens, when="always")),
+    ):
+        model(steps=2)
+    site = caught.value.view.site
+    assert (site.layer, site.step, site.item, site.items, site.text) == (1, 1, 1, 2, 5)
+
+
 @pytest.mark.parametrize(
     ("method", "layer", "step", "told"),
     [
@@ -169,7 +182,13 @@ def test_of_a_batch_the_lens_takes_the_last_item_which_is_the_prompts(build: Bui
             "layer 1 at step 0 runs dense in the first 50% of the steps; "
             "the nearest sparse one is layer 1 at step 2",
         ),
-        (TopBlocks(keep=1), 0, 0, "runs dense because 1 of 6 tiles is all; nowhere in this run"),
+        (
+            TopBlocks(keep=1),
+            0,
+            0,
+            "runs dense because keep 1 is all of 6 tiles; nowhere in this run",
+        ),
+        (Hierarchical(blocks=32), 0, 0, "dense because it keeps 32 tiles and there are 6; nowhere"),
     ],
 )
 def test_a_call_that_is_not_there_or_dense_is_told_at_once(

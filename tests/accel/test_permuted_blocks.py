@@ -17,6 +17,7 @@ from kinora.accel.methods import PermutedBlocks, TopBlocks
 from kinora.accel.methods import permuted_blocks as module
 from kinora.accel.recipe import Recipe
 from kinora.accel.site import Site
+from kinora.accel.spans import Spans
 from kinora.accel.tiles import token_order
 from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan
@@ -201,7 +202,7 @@ def test_keep_1_is_dense_and_so_is_what_only_text_and_own_segments_fill():
         method = method_of(**options)
         assert method.plan(q, k, site()) is None and method.predict(site()) == 1
     assert "0.1 of" not in method_of(segment="1024").why_dense(site())
-    assert method_of(keep=1).why_dense(site()) == "because 1 of 15 tiles is all"
+    assert method_of(keep=1).why_dense(site()) == "because keep 1 is all of 15 tiles"
     assert method_of(segment="clip", tile="256x128").forces_all(site(900, grid=TokenGrid(1, 8, 8)))
     # All tiles are a budget, not a wish, where a mass is asked for.
     assert method_of(keep=1, mass=0.9).predict(site()) < 1
@@ -347,10 +348,10 @@ def test_what_is_no_number_still_makes_a_plan(broken: float):
 def test_torchs_default_dtype_changes_no_plan():
     at = site(7, grid=TokenGrid(5, 11, 21))  # of this test alone: orders are kept
     q, k, _ = (x.float() for x in tensors(at))
-    kept: list[Callable[..., Any]] = [vars(module)[it] for it in ("_on", "_always", "_density")]
+    kept: list[Callable[..., Any]] = [vars(module)["_on"], token_order, Spans.density]
 
     def results() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        for it in (*kept, token_order):
+        for it in kept:
             it.cache_clear()  # pyright: ignore[reportFunctionMemberAccess]
         method = method_of(keep=0.3, mass=0.9)
         predicted = torch.tensor(method.predict(at), dtype=torch.float64)

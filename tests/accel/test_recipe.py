@@ -133,6 +133,15 @@ def test_settings_are_put_over_a_recipe():
         ("wen=always", "no 'wen' (did you mean when?)"),
         ("when=sometimes", "when must be one of faster, always, not sometimes"),
         ("attention.to_step=0.1", "from_step 0.2 must be below attention.to_step 0.1"),
+        (
+            "attention.keep_least=0.3",
+            "attention.keep_least 0.3 must not be above attention.keep 0.25: lower",
+        ),
+        ("attention.keep=0.04", "attention.keep_least 0.05 must not be above attention.keep 0.04"),
+        (
+            "attention.by_layer=keep 0.5 0.01",
+            "attention.keep_least 0.05 must not be above attention.keep 0.01",
+        ),
         ("attention.keep=" + "9" * 400, "a number above 0 to 1, not 999"),
         ("attention.keep", "sets nothing: write PART.OPTION=VALUE"),
         ("=3", "sets nothing"),
@@ -147,6 +156,8 @@ def test_a_bad_setting_is_told_in_one_line(setting: str, told: str):
 
 
 def test_settings_are_judged_together():
+    few = recipes.changed(recipes.find("fast"), ["attention.keep=0.02", "attention.keep_least=0"])
+    assert few.table()["attention"]["keep"] == 0.02
     settings = ["attention.to_step=0.1", "attention.from_step=0.05"]
     balanced = recipes.find("balanced")
     for order in (settings, settings[::-1]):

@@ -12,11 +12,14 @@ from kinora.accel.cost import Shape, predict, transformer_layer
 from kinora.accel.grid import TokenGrid
 from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import VMoBA
+from kinora.accel.methods.vmoba import layout
+from kinora.accel.methods.vmoba import planned as plan_of
 from kinora.accel.partition import partition
 from kinora.accel.site import Site
 from kinora.accel.wrappers import ByLayer, Quantised, Reuse, Within
+from kinora.kernels import bits
 from kinora.kernels.attention import block_attention
-from kinora.kernels.plan import BlockPlan
+from kinora.kernels.plan import BlockPlan, Tile, tile_lengths
 
 RAGGED = TokenGrid(5, 7, 18)  # 630 tokens; no default divides it but one
 EVEN = TokenGrid(6, 12, 8)
@@ -105,7 +108,8 @@ def test_a_plan_attends_to_what_queries_have_chosen_and_no_more(
     assert torch.equal(plan.density(), kept.sum((2, 3)) / torch.tensor(at.tokens**2))
     # No tile is gone over for nothing.
     assert plan.within is not None
-    assert (plan.within[plan.kept] != 0).flatten(1).any(1).all()
+    masked = plan.kept[..., : plan.within.shape[3]]
+    assert (plan.within[masked] != 0).flatten(1).any(1).all()
 
 
 @settings
@@ -194,6 +198,56 @@ def test_the_density_of_top_is_predicted(layer: int, scope: str, text: int, firs
         found = float(planned(method, at).density().mean())
         assert method.predict(at) == pytest.approx(found, abs=off)
         assert method.predict(at) <= method.computed(at) <= 1
+
+
+@settings
+@layers
+@pytest.mark.parametrize("text", [0, 70])
+def test_tiles_that_all_queries_take_whole_come_last(
+    setting: dict[str, Any], layer: int, text: int
+):
+    plan = planned(small(**setting), site(layer, text))
+    assert plan.within is not None
+    most, width = plan.within.shape[3], plan.indices.shape[3]
+    taken = bits.unpack(plan.within, plan.tile.key)
+    taken = torch.nn.functional.pad(taken, (0, 0, 0, 0, 0, width - most), value=True)
+    queries = torch.arange(plan.rows * 64).view(-1, 1, 64, 1) < plan.queries
+    keys = torch.arange(64) < tile_lengths(plan.keys, 64)[plan.indices.long()][..., None, None]
+    whole = (taken | ~(queries & keys)).flatten(-2).all(-1)
+    assert not whole[plan.kept].all() and whole[plan.kept].any()
+    assert (whole | ~plan.kept).int().diff(dim=-1).min() >= 0
+    assert most == int((~whole & plan.kept).sum(-1).max())
+
+
+@pytest.mark.parametrize(("of", "value"), [("MASKS", 1), ("CHOICES", 1), ("CHOICES", 3)])
+def test_how_many_masks_are_made_at_a_time_changes_nothing(
+    of: str, value: int, monkeypatch: pytest.MonkeyPatch
+):
+    at, method = site(2, 7), small(keep=0.3, cube_height=7, cube_width=18)
+    expected = planned(method, at)
+    monkeypatch.setattr(f"kinora.accel.methods.vmoba.{of}", value)
+    layout.cache_clear()
+    found = planned(method, at)
+    layout.cache_clear()
+    assert found.within is not None and expected.within is not None
+    assert torch.equal(found.within, expected.within)
+
+
+@layers
+def test_masks_of_an_odd_number_of_words(layer: int):
+    at, method = site(layer, 7, True), small(keep=0.3)
+    q, k, _ = tensors(at)
+    chosen = method.choose(q, k, at)
+    found = layout(chosen.device, method.parts(at), at.grid, at.text, True, Tile(48, 96))
+    assert torch.equal(by_plan(plan_of(chosen, found, shared=False)), attended(method, at))
+
+
+def test_no_masks_where_all_tiles_are_whole():
+    method, at = small(), site(0, grid=EVEN)
+    chosen = torch.tensor([True, False, True]).expand(1, 2, EVEN.tokens, 3)
+    found = layout(chosen.device, method.parts(at), EVEN, 0, False, Tile(64, 64))
+    plan = plan_of(chosen, found, shared=False)
+    assert plan.within is None and plan.mask().sum(-1).unique().tolist() == [6]
 
 
 @settings

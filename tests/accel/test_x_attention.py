@@ -86,7 +86,7 @@ def test_mass_is_what_the_definition_says(stride: int, tokens: int):
     generator = torch.Generator().manual_seed(tokens)
     q, k = torch.randn(2, 2, 2, tokens, 8, generator=generator, dtype=torch.float64) * 3
     order, tile = torch.randperm(tokens, generator=generator), Tile(64, 32)
-    found = antidiagonal_mass(q, k, tile, stride, order)
+    found = antidiagonal_mass(q, k, tile, stride, order).exp()
     for b, h in itertools.product(range(2), repeat=2):
         expected = naive(q[b, h, order], k[b, h, order], tile, stride)
         torch.testing.assert_close(found[b, h], expected)
@@ -95,7 +95,9 @@ def test_mass_is_what_the_definition_says(stride: int, tokens: int):
 def test_logits_are_sums_of_antidiagonals():
     stride, tokens = 8, 64
     q, k = torch.randn(2, tokens, 4, generator=torch.Generator().manual_seed(0)).double()
-    mass = antidiagonal_mass(q[None, None], k[None, None], Tile(8, 8), stride, torch.arange(64))
+    mass = antidiagonal_mass(
+        q[None, None], k[None, None], Tile(8, 8), stride, torch.arange(64)
+    ).exp()
     products = (q @ k.T).unflatten(0, (-1, stride)).unflatten(2, (-1, stride)).transpose(1, 2)
     antidiagonal = torch.eye(stride, dtype=torch.bool).flip(0)
     logits = products[:, :, antidiagonal].sum(-1) / (2 * stride)
@@ -108,7 +110,7 @@ def test_logits_are_sums_of_antidiagonals():
 def test_rows_sum_to_the_tokens_of_their_tile_by_the_stride(stride: str, tile: Tile, text: int):
     at = site(text)
     q, k, _ = tensors(at)
-    mass = antidiagonal_mass(q, k, tile, int(stride), torch.arange(at.tokens))
+    mass = antidiagonal_mass(q, k, tile, int(stride), torch.arange(at.tokens)).exp()
     expected = tile_lengths(at.tokens, tile.query).double() / int(stride)
     torch.testing.assert_close(mass.sum(-1), expected.expand(2, 3, -1))
 
@@ -121,20 +123,20 @@ def test_stride_1_is_the_attention_between_tiles(tile: Tile):
     weights = torch.softmax(q[:, :, order] @ k[:, :, order].mT / 4, -1)
     rows = torch.stack([it.sum(2) for it in weights.split(tile.query, 2)], 2)
     expected = torch.stack([it.sum(3) for it in rows.split(tile.key, 3)], 3)
-    torch.testing.assert_close(antidiagonal_mass(q, k, tile, 1, order), expected)
+    torch.testing.assert_close(antidiagonal_mass(q, k, tile, 1, order).exp(), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stride", [1, 8])
-def test_chunks_are_the_whole(dtype: torch.dtype, stride: int):
+def test_chunks_are_the_whole(dtype: torch.dtype, stride: int, monkeypatch: pytest.MonkeyPatch):
     at = site(7)
     q, k = (x.to(dtype) for x in tensors(at)[:2])
     order = token_order("gilbert", GRID, 7, False).places
-    whole = antidiagonal_mass(q, k, Tile(64, 64), stride, order, bytes_at_once=2**40)
+    whole = antidiagonal_mass(q, k, Tile(64, 64), stride, order)
     assert whole.dtype == torch.promote_types(dtype, torch.float32)
-    for limit in (1, 2**21, None):
-        parts = antidiagonal_mass(q, k, Tile(64, 64), stride, order, bytes_at_once=limit)
-        torch.testing.assert_close(parts, whole)
+    monkeypatch.setattr("kinora.kernels.scores.JOINED_BYTES", 1)
+    again = antidiagonal_mass(q, k, Tile(64, 64), stride, order)
+    torch.testing.assert_close(again, whole)
 
 
 @pytest.mark.parametrize("stride", STRIDES)
@@ -146,7 +148,7 @@ def test_the_kept_tiles_are_the_fewest_that_hold_the_threshold(
     at, method = site(text), XAttention(**options, stride=stride, tile="64x64")  # pyright: ignore[reportArgumentType]
     q, k, _ = tensors(at)
     layout, kept = method.layout(at, q.device), always(method, at)
-    mass = antidiagonal_mass(q, k, layout.tile, int(stride), layout.places)
+    mass = antidiagonal_mass(q, k, layout.tile, int(stride), layout.places).exp()
     mask = planned(at, **options, stride=stride, tile="64x64").mask()
     for b, h, i in itertools.product(*map(range, mask.shape[:3])):
         row = mass[b, h, i].tolist()
@@ -181,10 +183,8 @@ def test_the_largest_budgets_are_dense(options: dict[str, Any]):
     q, k, v = tensors(at)
     assert method.plan(q, k, at) is None and method.predict(at) == 1
     assert method.why_dense(at).startswith("because ")
-    layout = method.layout(at, q.device)
-    mask = method.choose(q, k, at, layout)
-    assert mask.all()
-    plan = BlockPlan.from_mask(mask, tile=layout.tile, queries=900, keys=900, order=layout.places)
+    plan = method.sparse(q, k, at)
+    assert plan.mask().all()
     dense = torch.softmax(q @ k.mT / 4, -1) @ v
     torch.testing.assert_close(block_attention(q, k, v, plan)[0], dense)
 

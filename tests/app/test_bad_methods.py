@@ -73,7 +73,9 @@ def test_a_calibration_of_another_model(
         told = cli(*command, *given).complaint
         assert "paro.npz was calibrated with other weights, of " in told
         assert "make one for this model with `kinora calibrate`" in told
-    assert "refused" in cli("plan", *given).out
+    planned = cli("plan", *given)
+    assert planned.status == 2 and "refused" in planned.out
+    assert "paro.npz was calibrated with other weights" in planned.complaint
     flux = ("--model", model_folders["flux"], "--size", "128x128", *paro(calibration))
     assert "kinora calibrate" in cli("generate", "a", *flux).complaint
 
@@ -108,6 +110,19 @@ def test_a_file_that_is_no_calibration(
         called = cli("generate", "a", "--model", wan_folder, *SMALL, *paro(path))
         assert called.status == 2 and told in called.complaint, called.err
         assert "make one with `kinora calibrate`" in called.complaint
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_a_dense_kernel_that_is_not_there(cli: Cli, wan_folder: Path) -> None:
+    given = ("--model", wan_folder, *SMALL, "--device", "cpu", "--set", "dense_kernel=sage")
+    told = "kinora: the dense kernel sage cannot run on cpu: it is for CUDA devices; available are "
+    for command in (("generate", "a"), ("inspect", "a"), ("plan",)):
+        called = cli(*command, *given)
+        assert called.status == 2 and called.err.startswith(told)
+        assert called.err.count("\n") == 1  # nothing is said to be loading
+    assert "dense kernel" in cli("plan", *given).out
+    machine = cli("plan", *given, "--json")
+    assert machine.status == 2 and machine.last["parts"][-1]["verdict"] == "refused"
 
 
 def out_of_range() -> Iterator[tuple[str, str, str]]:
@@ -175,7 +190,8 @@ def test_a_strict_run_that_would_accelerate_nothing_is_refused_and_without_stric
     asked = ("generate", "a", "--model", wan_folder, *SMALL, *whole)
     strict = cli(*asked, "--strict")
     assert (
-        strict.status == 2 and "all calls run dense because 1 of 4 tiles is all" in strict.complaint
+        strict.status == 2
+        and "all calls run dense because keep 1 is all of 4 tiles" in strict.complaint
     )
     told = cli(*asked)
     assert (

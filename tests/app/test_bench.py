@@ -70,7 +70,8 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "rows.jsonl"
     given = (*SMALL, "--tail", "none", "--tail", "complement", "--peer", "sage", "--peer", "flash4")
     assert main(["bench", "attention", *given, "--json", str(file)]) == 0
-    told = capsys.readouterr().out.splitlines()
+    heading, *told = capsys.readouterr().out.splitlines()
+    assert heading.split()[:3] == ["shape", "kernel", "tile"]
     found = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(told) == len(found)
     dense, sage, *others = found
@@ -83,6 +84,17 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         assert row["e"] == pytest.approx(row["density"] * row["dense_ms"] / row["ms"])
         assert row["machine"]["torch"] == torch.__version__
     assert [row["refused"] for row in others if row["name"] == "flash4"]
+    for line, row in zip(told, found, strict=True):
+        for name, key in (("ms", "ms"), ("E", "e"), ("plan ms", "plan_ms")):
+            end = heading.index(f" {name}") + 1 + len(name)
+            assert key not in row or line[:end].endswith(f" {row[key]:.3f}")
+
+
+def test_without_a_part_it_says_what_there_is(capsys: pytest.CaptureFixture[str]):
+    assert main(["bench"]) == 0
+    told = capsys.readouterr()
+    assert "Usage: kinora bench" in told.out and "attention" in told.out and not told.err
+    assert "`kinora bench attention --help`" in told.out
 
 
 def test_no_time_where_it_errs(monkeypatch: pytest.MonkeyPatch):
@@ -130,9 +142,11 @@ def test_a_slower_dense_kernel_is_told_by_how_much(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_precision_that_a_backend_lacks_is_told(capsys: pytest.CaptureFixture[str]):
-    given = (*SMALL, "--peer", "sage", "--precision", "int8.input")
-    assert main(["bench", "attention", *given]) == 0
-    assert "no time: it multiplies what it is given, not int8 x input" in capsys.readouterr().out
+    for precision in ("int8.input", "int8"):
+        given = (*SMALL, "--peer", "sage", "--precision", precision)
+        assert main(["bench", "attention", *given]) == 0
+        told = capsys.readouterr().out
+        assert "no time: it multiplies what it is given, not int8 x input" in told
 
 
 @pytest.mark.parametrize(
@@ -144,6 +158,8 @@ def test_a_precision_that_a_backend_lacks_is_told(capsys: pytest.CaptureFixture[
         (("--pattern", "locl"), "'locl', did you mean local?"),
         (("--backend", "cuda"), "--backend: 'cuda'; there are cpu, hopper, triton, reference"),
         (("--peer", "flx"), "'flx', did you mean flex?"),
+        (("--precision", ""), "--precision: ''; qk ''; it can be input, int8, int4"),
+        (("--precision", "int8.int3"), "pv 'int3'; it can be input, int8, int4, fp8"),
         (("--precision", "int3.input"), "qk 'int3'; it can be input, int8, int4"),
         (("--density", "1.5"), "--density"),
         (("--repeats", "0"), "--repeats"),
@@ -153,4 +169,4 @@ def test_a_precision_that_a_backend_lacks_is_told(capsys: pytest.CaptureFixture[
 def test_bad_input(given: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]):
     assert main(["bench", "attention", *given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert told in line and line.endswith("`kinora bench attention --help` tells more")

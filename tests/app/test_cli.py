@@ -176,3 +176,27 @@ def test_threads_sleep_while_they_wait_unless_told_otherwise(
         monkeypatch.setenv("OMP_WAIT_POLICY", given)
     assert cli("--help").status == 0
     assert os.environ["OMP_WAIT_POLICY"] == (given or "PASSIVE")
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["methods", "blade"], "`kinora methods show blade` shows one, `kinora methods` lists"),
+        (["models", "--json", "tiny"], "`kinora models show tiny` shows one"),
+        (["models", "show"], "`kinora models show --help` tells more"),
+        (["bench", "--foo"], "`kinora bench --help` tells more"),
+        (["plan", "show"], "(show); `kinora plan --help` tells more"),
+        (["doktor"], "`kinora --help` tells more"),
+        (["ui", "--port", "99999"], "65535"),
+        (["plan", "--frames", "many"], "valid integer; `kinora plan"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_with_where_to_look(cli: Cli, args: list[str], told: str) -> None:
+    called = cli(*args)
+    assert called.status == 2 and told in called.complaint
+    assert "Input should be" not in called.complaint and ".;" not in called.complaint
+
+
+def test_every_command_says_what_it_is_for(cli: Cli) -> None:
+    listed = cli("--help").out.partition("Commands:")[2].splitlines()
+    assert len(listed) > 10 and all(len(it.split()) > 3 for it in listed if it.strip())

@@ -99,7 +99,17 @@ def test_it_draws_a_call_and_says_what_it_holds(cli: Cli, wan_folder: Path) -> N
 def test_it_looks_also_where_the_recipe_would_run_dense(cli: Cli, wan_folder: Path) -> None:
     called = cli("inspect", "--model", wan_folder, *SMALL, "--json")
     assert called.status == 0 and "accelerates nothing here" in called.err
+    assert "; drawn is what its method would keep" in called.err
     assert called.last["recipe"]["attention"]["method"] == "blade"
+
+
+def test_a_step_that_is_dense_is_told_before_anything_is_loaded(cli: Cli, wan_folder: Path) -> None:
+    """And not by that the recipe accelerates nothing, as blade, which would lose here, does."""
+    called = cli("inspect", "--model", wan_folder, *SMALL, "--step", 0)
+    assert called.status == 2 and called.err.splitlines() == [
+        "kinora: layer 1 at step 0 runs dense in the first 20% of the steps; "
+        "the nearest sparse one is layer 1 at step 1"
+    ]
 
 
 @pytest.mark.parametrize("family", ["cogvideox", "flux"])
@@ -136,7 +146,7 @@ def test_it_draws_calls_with_text(cli: Cli, model_folders: dict[str, Path], fami
         (("--set", "attention.method=paro"), "make one with `kinora calibrate`"),
         (
             ("--set", "attention.method=top-blocks", "--set", "attention.keep=1"),
-            "because 1 of 4 tiles is all; nowhere in this run is it sparse",
+            "because keep 1 is all of 4 tiles; nowhere in this run is it sparse",
         ),
     ],
 )

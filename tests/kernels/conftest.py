@@ -16,7 +16,8 @@ def _poisoned(make: Any) -> Any:
         if torch.compiler.is_compiling() or x.is_meta or not x.numel():
             return x
         if x.dtype.is_floating_point:
-            return x.fill_(torch.nan)
+            x.detach().fill_(torch.nan)  # torch itself may have asked for one with a gradient
+            return x
         return x if x.dtype == torch.bool else x.fill_(torch.iinfo(x.dtype).max)
 
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -370,6 +371,15 @@ def test_a_backend_asked_for_by_name_does_not_fall_back():
         ValueError, match="backend 'cuda'; there are cpu, hopper, triton, reference"
     ):
         block_attention(q, k, v, _plan(), backend="cuda")
+
+
+@pytest.mark.parametrize("given", ["int8", "int8.fp8", None])
+def test_a_precision_is_no_text(given: Any):
+    q, k, v = _tensors()
+    with pytest.raises(
+        TypeError, match=r"it must be a Precision, such as Precision\('int8', 'fp8'"
+    ):
+        block_attention(q, k, v, _plan(), precision=given)
 
 
 def test_no_gradient_is_lost_silently():

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan, Tile, tile_lengths, tiles_of
+
+
+class Ops(TorchDispatchMode):
+    """Names of the operators that run, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
 
 
 def _mask(*shape: int, share: float = 0.4, seed: int = 0) -> torch.Tensor:
@@ -36,6 +50,13 @@ def test_kept_tiles_stand_in_rising_order():
     for row, count in zip(plan.indices.flatten(0, 2), plan.counts.flatten(), strict=True):
         kept = row[:count].tolist()
         assert kept == sorted(set(kept))
+
+
+def test_a_list_is_made_of_a_mask_without_a_sort_and_waits_for_the_device_once():
+    with Ops() as ops:
+        BlockPlan.from_mask(_mask(2, 3, 4, 7), tile=Tile(8, 4), queries=32, keys=28)
+    assert not [name for name in ops.names if "sort" in name]
+    assert ops.names.count("aten::_local_scalar_dense") == 1
 
 
 def test_what_does_not_count_is_ignored():

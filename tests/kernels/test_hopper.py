@@ -228,6 +228,41 @@ def test_products_may_overflow_to_both_sides_in_one_channel_alone(on_hopper: Non
     assert float((lse.double() - exact_lse)[some].abs().max()) <= 1e-2
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", [INPUT, INT8, BOTH], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "tile", [TILE, Tile(64, 64), Tile(128, 128), Tile(256, 128), Tile(128, 32)]
+)
+@pytest.mark.parametrize("dim", [64, 128])
+def test_masks_of_tokens(
+    on_hopper: None, dim: int, tile: Tile, dtype: torch.dtype, precision: Precision
+):
+    """Whole tiles and masked ones, of which some leave a query nothing; a list of one tile too."""
+    generator = torch.Generator("cuda").manual_seed(dim)
+    q, k, v = (
+        torch.randn(1, 2, 777, dim, generator=generator, device="cuda", dtype=dtype)
+        for _ in range(3)
+    )
+    mask = torch.rand(1, 2, 777, 777, generator=generator, device="cuda") < 0.3
+    mask[:, 0, :, 200:600] = True
+    mask[:, 1, 300:500] = False
+    mask[:, 1, :256, 256:] = False
+    mask[:, :, 400] = False
+    mask[:, :, :, 70] |= torch.arange(777, device="cuda") != 400
+    plan = BlockPlan.from_tokens(mask, tile=tile)
+    assert plan.within is not None
+    out, lse = block_attention(q, k, v, plan, precision=precision, backend="hopper")
+    logits = (q.double() @ k.double().mT * dim**-0.5).masked_fill(~mask, -torch.inf)
+    exact, exact_lse = logits.softmax(-1).nan_to_num(0) @ v.double(), logits.logsumexp(-1)
+    assert float((out.double() - exact).norm() / exact.norm()) <= (
+        5e-3 if precision == INPUT else 0.06
+    )
+    some = exact_lse.isfinite()
+    assert torch.equal(lse.isfinite(), some) and not bool(out[~some].any())
+    assert float((lse.double() - exact_lse)[some].abs().max()) <= 5e-2
+
+
 TAILS: tuple[Tail, ...] = ("none", "complement")
 
 

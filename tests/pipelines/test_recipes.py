@@ -189,7 +189,7 @@ def test_a_plan_loads_nothing_and_tells_refusals(
     (part,) = plan(ask(settings=most)).parts
     assert part.verdict == "idle" and part.speedup == 1
     assert part.why.startswith("all calls run dense") and part.why.endswith(
-        "because 0.9 of 8 tiles is all"
+        "because keep 0.9 is all of 8 tiles"
     )
     (part,) = plan(ask(settings=("attention.from_layer=90",))).parts
     assert part.verdict == "idle" and "in the first 90 layers" in part.why

@@ -1,0 +1,68 @@
+"""Benchmarks that compare ways of their own: the ways give the same, and the scripts run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from kinora.accel.grid import TokenGrid
+from kinora.accel.methods import VMoBA
+from kinora.accel.methods.vmoba import layout
+from kinora.accel.site import Site
+from kinora.kernels.attention import block_attention
+
+GRID = TokenGrid(5, 7, 18)
+
+
+@pytest.fixture
+def two_pass(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    return importlib.import_module("vmoba_two_pass")
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize(
+    "setting",
+    [{}, {"keep": 1e-3}, {"keep": 0.6, "scope": "head"}, {"rule": "softmax", "mass": 0.5}],
+    ids=str,
+)
+def test_two_passes_are_attention_to_chosen_blocks(
+    two_pass: ModuleType, layer: int, setting: dict[str, Any]
+):
+    method, site = VMoBA(**setting), Site(GRID, layer, 3, 1, 2)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 3, GRID.tokens, 32, generator=generator) for _ in "qkv")
+    found = layout(q.device, method.parts(site), GRID, 0, False, method.tiling()[0])
+    chosen, plan = method.choose(q, k, site), method.plan(q, k, site)
+    assert plan is not None
+    out = two_pass.two_pass(q, k, v, chosen, found)
+    tokens = torch.arange(GRID.tokens).expand(3, -1)
+    expected = two_pass.exact((q, k, v), tokens, chosen[0][..., found.owner])
+    torch.testing.assert_close(out[0], expected)
+    torch.testing.assert_close(block_attention(q, k, v, plan)[0], out)
+    assert two_pass.error_of(out, tokens, expected, "it") < 1e-5
+    with pytest.raises(SystemExit, match=r"it is off by .* nothing is timed"):
+        two_pass.error_of(out + 0.01, tokens, expected, "it")
+
+
+def test_two_passes_are_timed_beside_one(
+    two_pass: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "rows.jsonl"
+    given = "--random --grid 3x6x8 --heads 1 --head-dim 32 --json"
+    two_pass.main([*given.split(), str(file)])
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    printed = capsys.readouterr().out
+    assert [row["layer"] for row in rows[::5]] == ["time", "space", "time and space"]
+    for row in rows:
+        assert f"{row['layer']:15} {row['way']:14}" in printed and row["grid"] == "3x6x8"
+        assert row["ms"] > 0 and row["speedup"] > 0 and row["error"] < 1e-4
+    named = {row["way"]: row for row in rows[10:]}
+    assert named["two passes"]["density"] == named["vmoba"]["density"] == pytest.approx(18 / 72)
+    assert named["vmoba"]["computed"] == named["vmoba, shared"]["density"] > 0.25
