@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from kinora.accel.errors import RecipeError
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import VMoBA
 from kinora.accel.methods.vmoba import layout
@@ -66,3 +67,38 @@ def test_two_passes_are_timed_beside_one(
     named = {row["way"]: row for row in rows[10:]}
     assert named["two passes"]["density"] == named["vmoba"]["density"] == pytest.approx(18 / 72)
     assert named["vmoba"]["computed"] == named["vmoba, shared"]["density"] > 0.25
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    return importlib.import_module("steps")
+
+
+def test_policies_are_measured_beside_the_plain_sampler(
+    steps: ModuleType,
+    wan_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    file = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(steps, "TEXT_LENGTH", 32)
+    given = f"--model {wan_folder} --size 64x64 --frames 5 --steps 14 --prompts 1 --rows {file}"
+    asked = ["steps.py", *given.split(), "--policy", "pattern", "--policy", "easy threshold=0"]
+    monkeypatch.setattr("sys.argv", asked)
+    steps.main()
+    rows = {it["policy"]: it for it in map(json.loads, file.read_text().splitlines()[1:])}
+    assert list(rows) == ["plain", "pattern", "easy threshold=0", "plain 10", "plain 14", "end"]
+    assert (rows["pattern"]["nfe"], rows["pattern"]["pattern"]) == (10, "CCCsCsCsCsCCCC")
+    assert rows["plain"]["psnr_db"] == rows["easy threshold=0"]["psnr_db"] == 120
+    assert 10 < rows["pattern"]["psnr_db"] < 120 and rows["pattern"]["ssim"] < 1
+    first = capsys.readouterr().out
+    assert "| pattern | 10.0 |" in first and "| +0.0 | 1.0000 |" in first
+    # Again, nothing is made: the table comes from the rows.
+    monkeypatch.delattr(steps, "made")
+    steps.main()
+    assert first.endswith(capsys.readouterr().out)
+    with pytest.raises(RecipeError, match="no step policy"):
+        monkeypatch.setattr("sys.argv", ["steps.py", "--policy", "patern"])
+        steps.main()
