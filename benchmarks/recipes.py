@@ -124,7 +124,7 @@ def judged(options: argparse.Namespace, names: Sequence[str], done: Rows, share:
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         # One short run, so that no recipe pays for loading.
-        warm = Request(prompt="a red circle", steps=1, output=folder, device=device)
+        warm = Request(prompt="a red circle", steps=1, output=folder, format="png", device=device)
         list(generate(warm, shelf=shelf))
         print(f"worker {share}: loaded on {device} in {time.perf_counter() - began:.1f} s, "
               f"{len(left)} videos to go", flush=True)  # fmt: skip

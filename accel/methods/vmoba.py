@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from ...kernels import bits
+from ...kernels.masks import of_groups
 from ...kernels.plan import BlockPlan, Tail, Tile, tile_lengths, tiles_of
 from ..grid import TokenGrid
 from ..method import AttentionMethod
@@ -24,11 +25,6 @@ from ..partition import (
 )
 from ..site import Site
 from ..tiles import kept_of, likely_share, tile_of
-
-CHOICES = 8
-"""Blocks of a tile whose choice is one number, of masks that are at hand."""
-MASKS = 2**22
-"""Queries in tiles whose masks are made at a time."""
 
 
 class VMoBA(AttentionMethod):
@@ -226,8 +222,7 @@ class Layout:
         tile: what the rest is of.
         holds: `[C + 1, K]` float32, 1 where a tile of keys has tokens of a block.
         blocks: `[most, K]` int64, the blocks of each tile; what fills up has no tokens of it.
-        masks: for every `CHOICES` of these, b of them, `[K, 2**b, words]` int32: bit i of the
-            number of a mask says that tokens of block i are in it, as `BlockPlan.within` has them.
+        bits: `[most, K, words]` int32, which tokens of a tile are of each of its blocks.
     """
 
     owner: torch.Tensor
@@ -238,7 +233,7 @@ class Layout:
     tile: Tile
     holds: torch.Tensor
     blocks: torch.Tensor
-    masks: tuple[torch.Tensor, ...]
+    bits: torch.Tensor
 
 
 @lru_cache(maxsize=32)
@@ -269,17 +264,8 @@ def layout(
             tile,
             holds.float().to(device),
             blocks.to(device),
-            tuple(_joined(some).to(device) for some in own.split(CHOICES)),
+            own.to(device),
         )
-
-
-def _joined(words: torch.Tensor) -> torch.Tensor:
-    """Sums of all subsets of `[b, K, words]`, `[K, 2**b, words]`; bit i: the i-th is in it."""
-    sums = torch.zeros_like(words[0])[:, None]
-    for one in words:
-        # No two have a bit in common, so that adding is joining.
-        sums = torch.cat([sums, sums + one[:, None]], dim=1)
-    return sums
 
 
 def planned(chosen: torch.Tensor, found: Layout, *, shared: bool) -> BlockPlan:
@@ -316,40 +302,11 @@ def planned(chosen: torch.Tensor, found: Layout, *, shared: bool) -> BlockPlan:
         first=None if shared else split,
     )
     most = 0 if shared else int(split.sum(-1).max())
-    return replace(plan, within=_within(taken, plan.indices, most, found)) if most else plan
-
-
-def _within(taken: torch.Tensor, indices: torch.Tensor, most: int, found: Layout) -> torch.Tensor:
-    """See `BlockPlan.within`.
-
-    Args:
-        taken: `[B, H, Q, tile.query, C + 1]` bool, blocks of each query.
-    """
-    size, words = taken.shape[3], found.masks[0].shape[-1]
-    shape = *indices.shape[:3], most, size, words
-    masks = torch.empty(shape, dtype=torch.int32, device=taken.device)
-    # Words in pairs where they are: fewer are looked up.
-    kind = torch.int64 if words % 2 == 0 else torch.int32
-    tables = [it.flatten(0, 1).view(kind) for it in found.masks]
-    out, rows = masks.flatten(0, 2).view(kind), indices.flatten(0, 2)[:, :most]
-    blocks = taken.shape[4]
-    choices = taken.mT.flatten(0, 2).contiguous().view(torch.uint8)  # [B H Q, C + 1, tile.query]
-    many = max(1, MASKS // (most * size))
-    for part in (slice(it, it + many) for it in range(0, len(rows), many)):
-        places = rows[part].long()
-        own = choices[part].flatten(0, 1)
-        starts = torch.arange(0, len(own), blocks, device=own.device)[:, None]
-        for group, table in zip(found.blocks.split(CHOICES), tables, strict=True):
-            at = (places * 2 ** len(group)).to(torch.int32)[..., None].repeat(1, 1, size)
-            for bit, block in enumerate(group):
-                at += own[starts + block[places]] << bit
-            for column, entries in enumerate(table.unbind(-1)):
-                joined = entries.contiguous().index_select(0, at.flatten()).view_as(at)
-                if table is tables[0]:
-                    out[part, ..., column] = joined
-                else:
-                    out[part, ..., column] |= joined
-    return masks
+    if not most:
+        return plan
+    return replace(
+        plan, within=of_groups(taken.mT, plan.indices[..., :most], found.blocks, found.bits)
+    )
 
 
 def union_of(share: float, count: int, tiles: float) -> float:

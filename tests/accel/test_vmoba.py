@@ -219,16 +219,14 @@ def test_tiles_that_all_queries_take_whole_come_last(
     assert most == int((~whole & plan.kept).sum(-1).max())
 
 
-@pytest.mark.parametrize(("of", "value"), [("MASKS", 1), ("CHOICES", 1), ("CHOICES", 3)])
+@pytest.mark.parametrize(("of", "value"), [("BYTES", 1), ("_TOGETHER", 1), ("_TOGETHER", 3)])
 def test_how_many_masks_are_made_at_a_time_changes_nothing(
     of: str, value: int, monkeypatch: pytest.MonkeyPatch
 ):
     at, method = site(2, 7), small(keep=0.3, cube_height=7, cube_width=18)
     expected = planned(method, at)
-    monkeypatch.setattr(f"kinora.accel.methods.vmoba.{of}", value)
-    layout.cache_clear()
+    monkeypatch.setattr(f"kinora.kernels.masks.{of}", value)
     found = planned(method, at)
-    layout.cache_clear()
     assert found.within is not None and expected.within is not None
     assert torch.equal(found.within, expected.within)
 
