@@ -78,7 +78,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
         for it in ("64x64", "128x64", "256x128")
     ),
     ("vmoba", {"keep": 0.2, **TILE}),
-    ("vmoba", {"keep": 0.2, "shared": True, **TILE}),
+    ("vmoba", {"keep": 0.2, "shared": False, **TILE}),
     ("paro", {}),
 ]
 PRECISIONS = (Precision(), Precision("int8"), Precision("int8", "fp8"))

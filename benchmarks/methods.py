@@ -77,10 +77,13 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
         {"keep": 0.25, "order": "raster"},
     ],
     "vmoba": [
-        *({"keep": keep, "tile": "64x64"} for keep in (0.125, 0.25)),
-        *({"keep": keep, "tile": "64x64", "shared": True} for keep in (0.125, 0.25)),
-        {"rule": "similarity", "scope": "head", "tile": "64x64"},
-        {"rule": "softmax", "mass": 0.5, "tile": "64x64"},
+        *(
+            {"keep": keep, "tile": "64x64", "shared": shared}
+            for shared in (False, True)
+            for keep in (0.125, 0.25)
+        ),
+        {"rule": "similarity", "scope": "head", "tile": "64x64", "shared": False},
+        {"rule": "softmax", "mass": 0.5, "tile": "64x64", "shared": False},
     ],
 }
 """What is tried where nothing is said; a method without an entry is tried with its defaults."""

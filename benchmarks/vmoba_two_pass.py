@@ -218,7 +218,7 @@ def measured(qkv: Tensors, grid: TokenGrid, device: str) -> Iterator[Row]:
         return dense(SDPBackend.FLASH_ATTENTION)
 
     for layer, kind in enumerate(KINDS):
-        own, shared, site = VMoBA(), VMoBA(shared=True), Site(grid, layer, 3, 1, 2)
+        own, shared, site = VMoBA(shared=False), VMoBA(), Site(grid, layer, 3, 1, 2)
         parts, tile = own.parts(site), own.tiling()[0]
         found = layout(q.device, parts, grid, 0, False, tile)
         plan, wide = (plan_of(it, qkv, site) for it in (own, shared))

@@ -36,7 +36,7 @@ def two_pass(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_two_passes_are_attention_to_chosen_blocks(
     two_pass: ModuleType, layer: int, setting: dict[str, Any]
 ):
-    method, site = VMoBA(**setting), Site(GRID, layer, 3, 1, 2)
+    method, site = VMoBA(**setting, shared=False), Site(GRID, layer, 3, 1, 2)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 3, GRID.tokens, 32, generator=generator) for _ in "qkv")
     found = layout(q.device, method.parts(site), GRID, 0, False, method.tiling()[0])

@@ -91,7 +91,7 @@ class Neighborhood(AttentionMethod):
         "none", "frames", "height", "width", "frames-height", "frames-width", "height-width", "all"
     ] = option("none", "Axes along which nothing behind the query is attended to")
     tile: Literal["64x64", "128x64", "128x128", "256x128"] = option(
-        "256x128",
+        "128x64",
         "Queries by keys in a tile; a box has as many tokens as queries: smaller ones mask less "
         "and run slower",
     )

@@ -41,16 +41,15 @@ class VMoBA(AttentionMethod):
     and scaled to go from 0 to 1, or each query's softmax over the blocks. A query's own block
     counts first and is always taken. Text is attended to by all and attends to all.
 
-    A kernel goes over tiles, all that any query of a tile has taken something of, with a mask of
-    what each query has. So that queries of a tile have much in common, they are sorted, in each
-    head, by what they take. The density is what is attended to; the tiles gone over, whose number
-    time follows, hold more: of 9,216 tokens of `kinora-tiny` and a density of 0.29, 0.25 and 0.25
-    in the three kinds of layers it was 0.31, 0.54 and 0.74, less where blocks are larger. With
-    `shared` queries attend to all of those tiles: in the same time nothing of what is computed is
-    left out (the error of the output was 0.95 times as large in the first kind of layer, about half
-    as large in the others), the density is theirs, and no masks are held. Masks take a bit for each
-    pair in those tiles, in each head: at 33,000 tokens up to 130 MB a head, more than is worth it
-    far beyond that.
+    A kernel goes over tiles, all that any query of a tile has taken something of. So that queries
+    of a tile have much in common, they are sorted, in each head, by what they take. With `shared`
+    they attend to all of those tiles: as fast, nothing that is computed is left out, and the
+    density is that of the tiles. Without, each attends to what it has taken itself, by masks, as
+    weights trained with it want: the density is less, in the same tiles. Of 9,216 tokens of
+    `kinora-tiny` and a density of 0.29, 0.25 and 0.25 in the three kinds of layers the tiles held
+    0.31, 0.54 and 0.74, less where blocks are larger; the error of the output was 0.95 times as
+    large with `shared` in the first kind of layer, about half as large in the others. Masks take a
+    bit for each pair in those tiles, in each head: at 33,000 tokens up to 130 MB a head.
 
     Source: VMoBA (arXiv 2506.23858); the default is its setting without training on Wan2.1 at 480 x
     832, 2, 6 and 18 of 7, 24 and 72 blocks for each query, there behind a dense quarter of the
@@ -58,8 +57,9 @@ class VMoBA(AttentionMethod):
     the paper: any grid, where blocks differ by a token along an axis that they do not divide;
     scores are of keys less their mean, which changes nothing within a query; where its own blocks
     hold `mass`, a pool takes no other; `softmax` is ours, since one extreme score moves all weights
-    of `similarity`; queries are not gathered for each block. Differs from the authors' code: where
-    nothing is taken that one runs dense; its scope of the queries of one block is not here.
+    of `similarity`; queries are not gathered for each block, and with `shared`, the default, take
+    what the others of their tile take. Differs from the authors' code: where nothing is taken that
+    one runs dense; its scope of the queries of one block is not here.
     """
 
     name: ClassVar[str] = "vmoba"
@@ -68,7 +68,8 @@ class VMoBA(AttentionMethod):
     use_when: ClassVar[str] = (
         "weights were trained with it, or long clips shall be cut along time and space in turn. "
         "It computes more than its density says: compare its speed, not its density, with methods "
-        "that choose by tiles. Above some 40,000 tokens set `shared`, for its masks take gigabytes."
+        "that choose by tiles. Weights trained with it want `shared` off, whose masks take "
+        "gigabytes above some 40,000 tokens."
     )
 
     rule: Literal["top", "similarity", "softmax"] = option(
@@ -102,7 +103,7 @@ class VMoBA(AttentionMethod):
         4, "Of layers 3, 6, 9 …: parts of the width", least=1, most=1024, unit="blocks"
     )
     shared: bool = option(
-        False, "Whether queries attend to all that any query of their tile takes, without masks"
+        True, "Whether queries attend to all that any query of their tile takes, without masks"
     )
     tile: Literal["64x64", "128x64", "128x128", "256x128"] = option(
         "128x64",

@@ -254,10 +254,10 @@ def test_windows_of_the_paper_in_tokens():
     share = 18 * 24 * 24 / at.tokens
     assert strided.predict(at) == alone.predict(at) == pytest.approx(share)
     assert strided.computed(at) < 1.02 * share < 1.5 * share < alone.computed(at)
-    # Shares serve it without masks.
+    # Shares serve it without masks, with the same window.
     default = Neighborhood()
     assert default.windows(at).exact
-    assert default.predict(at) == pytest.approx(18 * 48 * 8 / at.tokens)
+    assert default.predict(at) == pytest.approx(share)
 
 
 def test_shares_become_odd_windows():

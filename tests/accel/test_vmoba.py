@@ -25,6 +25,7 @@ RAGGED = TokenGrid(5, 7, 18)  # 630 tokens; no default divides it but one
 EVEN = TokenGrid(6, 12, 8)
 SMALL: dict[str, Any] = {
     "tile": "64x64",
+    "shared": False,
     "temporal": 3,
     "spatial_height": 3,
     "spatial_width": 2,
@@ -143,7 +144,7 @@ def test_no_backend_of_the_cpu_says_otherwise(layer: int):
 
 
 def test_layers_cut_time_space_and_both_in_turn():
-    method = VMoBA()
+    method = VMoBA(shared=False)
     cuts = [method.parts(site(it)) for it in range(6)]
     assert cuts == [TokenGrid(7, 1, 1), TokenGrid(1, 6, 4), TokenGrid(3, 6, 4)] * 2
     # The paper's 2, 6 and 18 blocks of each query.
@@ -185,7 +186,7 @@ def test_one_block_is_dense():
     q, k, _ = tensors(picture)
     assert VMoBA().plan(q, k, picture) is None and VMoBA().predict(picture) == 1
     assert "the clip of 1×20×30 tokens is one block" in VMoBA().why_dense(picture)
-    assert VMoBA().predict(dataclasses.replace(picture, layer=1)) < 0.3
+    assert VMoBA(shared=False).predict(dataclasses.replace(picture, layer=1)) < 0.3
 
 
 @layers
@@ -334,7 +335,7 @@ def test_blocks_smaller_and_larger_than_tiles(tile: str, text: int, first: bool)
 
 
 def test_cost_goes_by_the_tiles_in_every_wrapper():
-    at, method = site(0), VMoBA(keep=0.25)
+    at, method = site(0), VMoBA(keep=0.25, shared=False)
     for wrapped in (Quantised(method=method), Reuse(method=method), Within(method=method)):
         assert wrapped.computed(at) == method.computed(at) > wrapped.predict(at)
     assert Within(method=method, from_layer=1).computed(at) == 1
@@ -351,7 +352,7 @@ def test_the_memory_of_masks_is_predicted_and_none_where_there_are_none():
     def needed(method: AttentionMethod) -> int:
         return predict(method, Shape((layer,) * 3), grid, **given).workspace
 
-    own, shared = VMoBA(), VMoBA(shared=True)
+    own, shared = VMoBA(shared=False), VMoBA()
     # The most of the three kinds of layers.
     most = max(own.computed(site(it, grid=grid)) for it in range(3))
     masks = 2 * 4 * most * grid.tokens**2 / 8
