@@ -95,11 +95,18 @@ def kept_rows(path: Path | None, asked: dict[str, Any]) -> Rows:
         path.write_text(json.dumps(asked) + "\n")
         return {}
     first, *lines = path.read_text().splitlines()
-    # The same prompts come first, whatever their number.
-    more = {"prompts": asked["prompts"], "workers": asked["workers"]}
-    if json.loads(first) | more != asked:
+    header = json.loads(first)
+    # A prompt is the same whatever their number; times are those of one worker.
+    free = [
+        "prompts",
+        "first",
+        *(["workers"] if min(header["workers"], asked["workers"]) > 1 else []),
+    ]
+    if header | {it: asked[it] for it in free} != asked:
         raise SystemExit(f"{path} is of another command, {first}; name another file")
-    return {(row["seed"], row["recipe"]): row for row in map(json.loads, lines)}
+    rows = {(row["seed"], row["recipe"]): row for row in map(json.loads, lines)}
+    wanted = range(asked["first"], asked["first"] + asked["prompts"])
+    return {key: row for key, row in rows.items() if key[0] in wanted}
 
 
 def judged(options: argparse.Namespace, names: Sequence[str], done: Rows, share: int) -> Rows:
@@ -183,6 +190,7 @@ def main() -> None:
         "steps": options.steps,
         "settings": options.settings,
         "things": options.things,
+        "first": options.first,
         "prompts": options.prompts,
         "workers": options.workers,
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",

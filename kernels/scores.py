@@ -50,7 +50,7 @@ def tile_scores(
         `[B, H, groups of rows, groups of columns]` float32, float64 of float64.
     """
     rows, columns = a.shape[2], tiles_of(b.shape[2], sizes[1])
-    many = max(1, JOINED_BYTES // (4 * rows * columns))
+    many = max(1, JOINED_BYTES // (4 * a.shape[0] * rows * columns))
     found = [
         join_rows(
             group_logits(*some, sizes[1], reduce, scale, added[1], backend=backend),

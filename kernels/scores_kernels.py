@@ -1,4 +1,4 @@
-"""The kernel of `scores`. Importing this needs triton."""
+"""The kernels of `scores`. Importing this needs triton."""
 
 # No `from __future__ import annotations`: Triton reads the annotations.
 import triton
@@ -11,6 +11,12 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 def _log2(x):
     """The logarithm of numbers of which some are 0."""
     return tl.where(x == 0, -float("inf"), tl.math.log2(tl.where(x == 0, 1.0, x)))
+
+
+@triton.jit
+def _finite(x):
+    """What is taken from logits before exponentials: 0 for infinities, which would be no number."""
+    return tl.where(tl.abs(x) == float("inf"), 0.0, x)
 
 
 @triton.jit
@@ -50,7 +56,7 @@ def group_logits(
     parts = tl.reshape(logits, [ROWS, COLUMNS // GROUP, GROUP])
     highest = tl.max(parts, 2)
     if SUMS:
-        safe = tl.where(highest == -float("inf"), 0.0, highest)
+        safe = _finite(highest)
         found = safe + _log2(tl.sum(tl.math.exp2(parts - safe[:, :, None]), 2))
     else:
         # A maximum passes over what is no number.
@@ -86,18 +92,17 @@ def join_rows(
         x = tl.load(logits_ptr + at[None], mask=here, other=-float("inf")) * LOG2_E
         highest = tl.maximum(best, tl.max(x, 1))
         if SUMS:
-            safe = tl.where(highest == -float("inf"), 0.0, highest)
+            safe = _finite(highest)
             total = total * tl.math.exp2(best - safe)
             total += tl.sum(tl.math.exp2(x - safe[:, None]), 1)
         else:
             wrong = tl.maximum(wrong, tl.max((x != x).to(tl.int32), 1))
         best = highest
-    # Rows that are not there have neither.
-    whole = tl.where(best == -float("inf"), 0.0, best)
     if SUMS:
-        whole += tl.where(is_row, _log2(total), 0.0)
+        whole = _finite(best) + _log2(total)
     else:
-        whole = tl.where(wrong != 0, float("nan"), whole)
+        whole = tl.where(wrong != 0, float("nan"), best)
+    whole = tl.where(is_row, whole, 0.0)
     if ADDED:
         whole -= tl.load(added_ptr + row, mask=is_row, other=0.0) * LOG2_E
     for start in range(0, columns, STEP):
@@ -108,7 +113,7 @@ def join_rows(
         x = tl.where(is_row[:, None], x - whole[:, None], -float("inf"))
         highest = tl.max(x, 0)
         if SUMS:
-            safe = tl.where(highest == -float("inf"), 0.0, highest)
+            safe = _finite(highest)
             found = safe + _log2(tl.sum(tl.math.exp2(x - safe[None]), 0))
         else:
             lost = tl.max((x != x).to(tl.int32), 0)

@@ -43,7 +43,7 @@ class VMoBA(AttentionMethod):
 
     A kernel goes over tiles, all that any query of a tile has taken something of. So that queries
     of a tile have much in common, they are sorted, in each head, by what they take. With `shared`
-    they attend to all of those tiles: as fast, nothing that is computed is left out, and the
+    they attend to all of those tiles: faster, nothing that is computed is left out, and the
     density is that of the tiles. Without, each attends to what it has taken itself, by masks, as
     weights trained with it want: the density is less, in the same tiles. Of 9,216 tokens of
     `kinora-tiny` and a density of 0.29, 0.25 and 0.25 in the three kinds of layers the tiles held

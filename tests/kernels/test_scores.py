@@ -60,6 +60,23 @@ def test_what_is_no_number_makes_its_group_none(backend: Any, reduce: Reduce):
     assert bool(found[..., 1].isnan().all()) and not bool(found[..., (0, 2, 3)].isnan().any())
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, of the interpreter
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduce", ["largest", "log-sum-exp"])
+def test_infinite_logits_are_alike_in_both(backend: Any, reduce: Reduce):
+    """Those of products that overflow: their group is infinite, what is less the row's is none."""
+    a, b = torch.ones(1, 1, 3, 16, device=DEVICE), _case(1, 1, 64, 16, seed=1)
+    a[0, 0, 1] = 1e25
+    b[0, 0, 20] = 1e25
+    found = group_logits(a, b, 16, reduce, 1.0, backend=backend)
+    expected = group_logits(a.cpu(), b.cpu(), 16, reduce, 1.0, backend="torch")
+    torch.testing.assert_close(found.cpu(), expected, equal_nan=True, rtol=1e-4, atol=1e-4)
+    assert found[0, 0, 1, 1] == torch.inf
+    joined = join_rows(found, 2, reduce, backend=backend)
+    expected = join_rows(found.cpu(), 2, reduce, backend="torch")
+    torch.testing.assert_close(joined.cpu(), expected, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("reduce", ["largest", "log-sum-exp"])
 def test_a_group_of_nothing_is_minus_infinity(backend: Any, reduce: Reduce):
@@ -125,7 +142,8 @@ def test_tiles_of_attention(backend: Any, monkeypatch: pytest.MonkeyPatch):
     attention = (q @ k.mT * 0.25).softmax(-1)
     rows = torch.stack([it.sum(2) for it in attention.split(16, 2)], 2)
     expected = torch.stack([it.sum(3) for it in rows.split(8, 3)], 3)
-    for limit in (1, 2**29):
+    # One head at a time, two and one, all.
+    for limit in (1, 2 * 4 * 2 * 50 * 9, 2**29):
         monkeypatch.setattr(scores, "JOINED_BYTES", limit)
         found = tile_scores(q, k, (16, 8), "log-sum-exp", 0.25, backend=backend)
         torch.testing.assert_close(found.exp(), expected, rtol=1e-4, atol=1e-5)
