@@ -125,7 +125,8 @@ class KvMerge(AttentionMethod):
         best = ranks.flatten(2).argsort(dim=-1, descending=True, stable=True)
         joins = torch.zeros_like(best, dtype=torch.bool).scatter_(-1, best[..., :merged], True)
         alone = cells[:, 1:].flatten()[best[..., merged:others]].sort(-1).values
-        text = site.is_text().nonzero()[:, 0].to(scores.device)
+        text = torch.arange(site.text, device=scores.device)
+        text = text if site.text_first else text + site.grid.tokens
         return KeyMerge(
             cells=cells,
             joins=joins.view_as(scores),
