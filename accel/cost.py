@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..kernels import merging
 from ..kernels.backends import choose, efficiency, workspace
 from ..kernels.plan import Tail, Tile, tiles_of
 from ..kernels.precision import INPUT, Precision
@@ -128,7 +129,7 @@ def predict(
         for it in sizes
         for masked in (False, True)
     }
-    kernels = {key: choose(it) for key, it in problems.items()}
+    works = {key: work_of(it) for key, it in problems.items()}
     pairs = kept = dense_cost = cost = 0.0
     # The most that is computed of each kind of layer that is sparse.
     sparse: dict[tuple[LayerShape, bool], float] = {}
@@ -155,13 +156,13 @@ def predict(
             ratio = 1.0
             if density < 1:
                 sparse[key] = max(computed, sparse.get(key, 0.0))
-                ratio = (computed + beside) / efficiency(problems[key], kernels[key])
+                ratio = (computed + beside) / works[key].efficiency
             pairs += site.tokens**2
             kept += density * site.tokens**2
             dense_cost += layer.attention(grid)
             cost += ratio * layer.attention(grid)
     share = shape.attention_share(grid)
-    used = dict.fromkeys(kernels[key] for key in sparse or ((it, False) for it in sizes))
+    used = dict.fromkeys(works[key].kernel for key in sparse or ((it, False) for it in sizes))
     needed = plans = 0
     for (layer, masked), computed in sparse.items():
         problem = problems[layer, masked]
@@ -174,8 +175,8 @@ def predict(
             masks = max(batch, kept_plans) * method.masks(layer.heads) or 1
             plans += round(masks * listed * problem.queries * problem.keys / 8)
         # With means a second output, and both once more while they are merged.
-        merging = 3 * problem.tensor_bytes(problem.keys) if beside else 0
-        needed = max(needed, workspace(problem, kernels[layer, masked]) + merging)
+        again = 3 * problem.tensor_bytes(problem.keys) if beside else 0
+        needed = max(needed, works[layer, masked].workspace + again)
     return Prediction(
         share=share,
         density=kept / pairs,
@@ -189,7 +190,7 @@ def predict(
 
 
 def problem_of(
-    tiling: tuple[Tile, Tail],
+    tiling: tuple[Tile, Tail] | None,
     device: str,
     dtype: torch.dtype,
     size: Sequence[int],
@@ -199,7 +200,7 @@ def problem_of(
     masked: bool = False,
 ) -> Problem:
     """Self-attention over tensors of `size` `[B, H, L, D]` by plans of `tiling`."""
-    (batch, heads, tokens, head_dim), (tile, tail) = size, tiling
+    (batch, heads, tokens, head_dim), (tile, tail) = size, tiling or (Tile(1, 1), "none")
     return Problem(
         device=torch.device(device).type,
         dtype=dtype,
@@ -214,11 +215,36 @@ def problem_of(
         requires_grad=requires_grad,
         precision=precision,
         masked=masked,
+        merged=tiling is None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What computes a call that is not dense, and what that takes.
+
+    Attributes:
+        efficiency: density x dense time / time.
+        workspace: bytes beside inputs and output.
+    """
+
+    kernel: str
+    efficiency: float
+    workspace: int
+
+
+def work_of(problem: Problem) -> Work:
+    """By the fastest kernel that takes it."""
+    if problem.merged:
+        return Work(merging.KERNEL, merging.efficiency(problem), merging.workspace(problem))
+    kernel = choose(problem)
+    return Work(kernel, efficiency(problem, kernel), workspace(problem, kernel))
 
 
 def plan_bytes(problem: Problem, share: float) -> int:
     """Bytes of the lists of one item of a batch, where the longest holds `share` of the tiles."""
+    if problem.merged:
+        return merging.merge_bytes(problem, share)
     rows = tiles_of(problem.queries, problem.tile.query)
     width = math.ceil(round(share * tiles_of(problem.keys, problem.tile.key), 6))
     return 4 * problem.heads * rows * (width + 1)
@@ -229,11 +255,11 @@ def slower(problem: Problem, density: float, beside: float = 0.0) -> str | None:
 
     `density`: of all pairs that are computed, masked or not; `beside`: see `AttentionMethod`.
     """
-    kernel = choose(problem)
-    ratio = (density + beside) / efficiency(problem, kernel)
+    work = work_of(problem)
+    ratio = (density + beside) / work.efficiency
     if ratio < 1:
         return None
     return (
-        f"because the {kernel} kernel is predicted to take {ratio:.2f} times as long at "
+        f"because the {work.kernel} kernel is predicted to take {ratio:.2f} times as long at "
         f"{problem.keys:,} tokens and density {density:.2f}"
     )

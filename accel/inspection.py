@@ -15,7 +15,7 @@ from pydantic import PrivateAttr
 from ..kernels.lists import permuted
 from ..kernels.plan import BlockPlan, tile_lengths
 from .errors import AccelerationError
-from .method import AttentionMethod, Delegate, Planner
+from .method import AttentionMethod, Delegate, Plan, Planner
 from .site import Site
 
 _CHUNK = 512
@@ -130,8 +130,8 @@ class Lens(Delegate):
     The call is the first of its step and layer, of the last item of its batch, also where each item
     has a call of its own: in all pipelines the one that sees the prompt.
 
-    Raises AccelerationError at the beginning of a run that has no such call, or where the method is
-    dense there, with the nearest one where it is not.
+    Raises AccelerationError for a method that keeps no tiles, and at the beginning of a run that
+    has no such call, or where the method is dense there, with the nearest one where it is not.
     """
 
     name: ClassVar[str] = "lens"
@@ -140,6 +140,11 @@ class Lens(Delegate):
     _step: int = PrivateAttr()
 
     def __init__(self, method: AttentionMethod, *, layer: int, step: int) -> None:
+        if method.tiling() is None:
+            raise AccelerationError(
+                f"{method.words()} merges keys and keeps no tiles: there is nothing to draw; "
+                f"choose another attention.method, or see its density in a receipt"
+            )
         super().__init__(method=method)
         self._layer, self._step = layer, step
 
@@ -147,13 +152,14 @@ class Lens(Delegate):
         """See `AttentionMethod`."""
         inner = self.method.start()
 
-        def plan(q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+        def plan(q: torch.Tensor, k: torch.Tensor, site: Site) -> Plan | None:
             made = inner(q, k, site)
             prompt = site.branch == 0 and site.item == site.items - 1
             if not prompt or (site.layer, site.step) != (self._layer, self._step):
                 return made
             if made is None:
                 raise AccelerationError(why_dense(self.method, site))
+            assert isinstance(made, BlockPlan)
             raise Caught(View(site, q[-1:].detach(), k[-1:].detach(), _last(made)))
 
         return plan

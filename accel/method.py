@@ -7,23 +7,29 @@ A method holds options and no state. What must be remembered within a run lives 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
+from ..kernels.merging import KeyMerge
 from ..kernels.plan import BlockPlan, Tail, Tile
 from ..kernels.precision import INPUT, Precision
 from .named import Named
 from .site import Site
 
-Planner = Callable[[torch.Tensor, torch.Tensor, Site], BlockPlan | None]
+Plan = BlockPlan | KeyMerge
+"""What a method makes of a call that is not dense: tiles to keep, or keys that become one."""
+Planner = Callable[[torch.Tensor, torch.Tensor, Site], Plan | None]
 """`plan` for the calls of one run."""
 
 
 class AttentionMethod(Named):
     """Which keys each query attends to, decided before attention from `q`, `k` and the site."""
 
-    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+    quantises: ClassVar[bool] = True
+    """Whether its plans can be computed in other precisions than the input's."""
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> Plan | None:
         """The plan of one call, or None where it shall be dense.
 
         Args:
@@ -42,8 +48,8 @@ class AttentionMethod(Named):
         """
         return self.predict(site)
 
-    def tiling(self) -> tuple[Tile, Tail]:
-        """What its plans are made of."""
+    def tiling(self) -> tuple[Tile, Tail] | None:
+        """What its plans are made of; None: of merged keys."""
         raise NotImplementedError
 
     def beside(self) -> float:
@@ -87,7 +93,7 @@ class Delegate(AttentionMethod):
 
     method: AttentionMethod
 
-    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> Plan | None:
         """See `AttentionMethod`; without memory."""
         return self.method.plan(q, k, site)
 
@@ -99,7 +105,7 @@ class Delegate(AttentionMethod):
         """See `AttentionMethod`."""
         return self.method.computed(site)
 
-    def tiling(self) -> tuple[Tile, Tail]:
+    def tiling(self) -> tuple[Tile, Tail] | None:
         """See `AttentionMethod`."""
         return self.method.tiling()
 

@@ -9,10 +9,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import model_validator
 
-from ..kernels.plan import BlockPlan
 from ..kernels.precision import Precision
 from .errors import RecipeError, hint
-from .method import AttentionMethod, Planner, Wrapper
+from .method import AttentionMethod, Plan, Planner, Wrapper
 from .options import checked, option, options_of
 from .site import Site
 
@@ -43,7 +42,7 @@ class ByLayer(Wrapper):
         self.check(type(self.method), {**self.method.model_dump(), "by_layer": self.by_layer})
         return self
 
-    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> Plan | None:
         """See `AttentionMethod`."""
         return self.at(site).plan(q, k, site)
 
@@ -59,7 +58,7 @@ class ByLayer(Wrapper):
         """See `AttentionMethod`."""
         planners: dict[tuple[int, int], Planner] = {}
 
-        def plan(q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+        def plan(q: torch.Tensor, k: torch.Tensor, site: Site) -> Plan | None:
             key = site.layer, site.layers
             if key not in planners:
                 planners[key] = self.at(site).start()
@@ -113,6 +112,13 @@ def curve_of(method: type[AttentionMethod], text: str) -> tuple[str, tuple[float
     return name, tuple(checked(known[name], it, f"attention.by_layer: {name}") for it in values)
 
 
+def innermost(method: AttentionMethod) -> type[AttentionMethod]:
+    """The class of the method that wrappers are around."""
+    while isinstance(method, Wrapper):
+        method = method.method
+    return type(method)
+
+
 class Quantised(Wrapper):
     """Another method whose products are multiplied in fewer bits.
 
@@ -133,6 +139,22 @@ class Quantised(Wrapper):
     pv: Literal["input", "int8", "int4", "fp8"] = option(
         "input", "Of calls that are not dense: in what weights and values are multiplied"
     )
+
+    @classmethod
+    def check(cls, method: type[AttentionMethod], values: Mapping[str, Any]) -> None:
+        """See `Wrapper`."""
+        for name in ("qk", "pv"):
+            value = values.get(name, "input")
+            if value != "input" and not method.quantises:
+                raise RecipeError(
+                    f"attention.{name} is {value}, but {method.name} is computed in the precision "
+                    f"of the input alone: leave {name} out, or choose another method"
+                )
+
+    @model_validator(mode="after")
+    def _checked(self) -> Quantised:
+        self.check(innermost(self.method), {"qk": self.qk, "pv": self.pv})
+        return self
 
     def precision(self) -> Precision:
         """See `AttentionMethod`."""
@@ -171,7 +193,7 @@ class Within(Wrapper):
         0, "Layers that stay dense at the start", least=0, most=1000, unit="layers"
     )
 
-    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+    def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> Plan | None:
         """See `AttentionMethod`."""
         return self.method.plan(q, k, site) if self.covers(site) else None
 
@@ -258,9 +280,9 @@ class Reuse(Wrapper):
     def start(self) -> Planner:
         """See `AttentionMethod`."""
         inner = self.method.start()
-        kept: dict[Any, tuple[int, int, BlockPlan | None]] = {}
+        kept: dict[Any, tuple[int, int, Plan | None]] = {}
 
-        def plan(q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
+        def plan(q: torch.Tensor, k: torch.Tensor, site: Site) -> Plan | None:
             shared = self.branches == "shared"
             parts = site.branches if shared else 1
             branch = 0 if shared else site.branch

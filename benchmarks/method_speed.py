@@ -35,7 +35,8 @@ from kinora.accel.methods import METHODS, Paro
 from kinora.accel.site import Site
 from kinora.kernels.attention import block_attention
 from kinora.kernels.backends import choose
-from kinora.kernels.precision import Precision
+from kinora.kernels.merging import KERNEL, KeyMerge, merged_attention
+from kinora.kernels.precision import INPUT, Precision
 from kinora.kernels.problem import Problem
 from kinora.pipelines.tiny.recording import recording
 
@@ -72,6 +73,8 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("blade", {"keep": 0.2, "mass": 1.0, "tail": "none", **TILE}),
     ("permuted-blocks", {"keep": 0.2, **TILE}),
     ("hierarchical", {"blocks": 100, "tail": "none", **TILE}),
+    ("kv-merge", {"keep": 0.25}),
+    ("kv-merge", {"keep": 0.5}),
     ("sliding-tile", {"frames": 0.6, "height": 0.58, "width": 0.58, **TILE}),
     *(
         ("neighborhood", {"frames": 0.6, "height": 0.6, "width": 0.6, "tile": it})
@@ -186,13 +189,20 @@ def measured(
         plan_ms = median_ms(lambda method=method: method.plan(q, k, site), device)
         before, found = median_ms(dense, device), list[tuple[Precision, str, float, float]]()
         for precision in PRECISIONS:
-            kernel = choose(Problem.of(q, k, v, plan, precision))
+            if isinstance(plan, KeyMerge):
+                if precision != INPUT:
+                    continue
+                kernel = KERNEL
+            else:
+                kernel = choose(Problem.of(q, k, v, plan, precision))
             if kernel == "reference":
                 continue  # nothing is timed that is there to be read
 
             def call(method: AttentionMethod = method, it: Precision = precision) -> torch.Tensor:
                 again = method.plan(q, k, site)
                 assert again is not None
+                if isinstance(again, KeyMerge):
+                    return merged_attention(q, k, v, again)
                 return block_attention(q, k, v, again, precision=it)[0]
 
             error = float((call() - exact).float().norm() / exact.float().norm())

@@ -7,7 +7,8 @@ Queries, keys and values are those of `kinora-tiny` at 256 x 256 (9,216 tokens),
 steps of ten. Of each plan it tells the density, the share of the attention mass that falls on kept
 tiles (recall), and the relative error of the output with nothing and with means (tail) in the place
 of what is left out. Beside it the recall and the error of plans with as many tiles in each row,
-drawn at random and, as an oracle, those of the largest true mass.
+drawn at random and, as an oracle, those of the largest true mass. Of `kv-merge`, which keeps no
+tiles, it tells the share of the keys that is left and the error, beside keys that join at random.
 
 `paro` is tried with each of the calibrations, which `kinora calibrate kinora-tiny --size 256x256
 --keep 0.25 --output FILE` makes, of another prompt than the one recorded here.
@@ -19,6 +20,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -33,9 +35,10 @@ from kinora.accel.calibration import TILE, Calibration
 from kinora.accel.grid import TokenGrid
 from kinora.accel.inspection import tile_mass
 from kinora.accel.method import AttentionMethod
-from kinora.accel.methods import METHODS
+from kinora.accel.methods import METHODS, KvMerge
 from kinora.accel.site import Site
 from kinora.kernels.attention import block_attention
+from kinora.kernels.merging import KeyMerge, merged_attention
 from kinora.kernels.plan import BlockPlan
 from kinora.pipelines.tiny.recording import Recording, recording
 
@@ -76,6 +79,13 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
         {"keep": 0.25},
         {"keep": 0.25, "order": "raster"},
     ],
+    "kv-merge": [
+        *({"keep": keep} for keep in (0.5, 0.25)),
+        {"keep": 0.5, "likeness": "cosine"},
+        {"keep": 0.5, "heads": "shared"},
+        *({"keep": keep, "cell": "1x3x3"} for keep in (0.25, 0.125)),
+        {"keep": 0.25, "cell": "2x2x2"},
+    ],
     "vmoba": [
         *(
             {"keep": keep, "tile": "64x64", "shared": shared}
@@ -93,7 +103,8 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
 class Row:
     """One setting on one recording, mean over heads; errors are of the whole output.
 
-    `error_tail` of plans that can have no tail, since they mask tokens, is `error`.
+    `error_tail` of plans that can have no tail, since they mask tokens, is `error`. Of merged keys
+    there is neither recall nor tail nor oracle; random are those that join.
     """
 
     method: str
@@ -101,13 +112,13 @@ class Row:
     layer: int
     step: int
     density: float
-    recall: float
-    recall_random: float
-    recall_oracle: float
+    recall: float | None
+    recall_random: float | None
+    recall_oracle: float | None
     error: float
-    error_tail: float
+    error_tail: float | None
     error_random: float
-    error_oracle: float
+    error_oracle: float | None
     plan_ms: float
 
 
@@ -135,6 +146,10 @@ def measured(
         if plan is None:
             continue
         dense = scaled_dot_product_attention(q, k, v)
+        if isinstance(method, KvMerge) and isinstance(plan, KeyMerge):
+            yield merged(method, setting, site, (q, k, v), dense, plan, plan_ms)
+            continue
+        assert isinstance(plan, BlockPlan)
         # Orders that the numbers or a calibration make are those of a setting.
         order = None if plan.key_order is not None else getattr(method, "order", None)
         at = step, layer, plan.tile, order or (method.name, setting)
@@ -180,6 +195,39 @@ def measured(
         )
 
 
+def merged(
+    method: KvMerge,
+    setting: str,
+    site: Site,
+    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    dense: torch.Tensor,
+    plan: KeyMerge,
+    plan_ms: float,
+) -> Row:
+    """A row of merged keys: no tile is left out, so that there is nothing to recall."""
+    scores = method.scores(qkv[1], site)
+    drawn = torch.rand(scores.shape, generator=torch.Generator().manual_seed(0))
+
+    def error(plan: KeyMerge) -> float:
+        return float((merged_attention(*qkv, plan) - dense).norm() / dense.norm())
+
+    return Row(
+        method=method.name,
+        setting=setting,
+        layer=site.layer,
+        step=site.step,
+        density=float(plan.density()),
+        recall=None,
+        recall_random=None,
+        recall_oracle=None,
+        error=error(plan),
+        error_tail=None,
+        error_random=error(method.with_likeness(drawn, site)),
+        error_oracle=None,
+        plan_ms=plan_ms,
+    )
+
+
 def told(setting: dict[str, Any]) -> str:
     if "calibration" in setting:
         found = Calibration.read(Path(setting["calibration"]))
@@ -212,10 +260,10 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axis.set_prop_cycle(color=matplotlib.colormaps["tab20"](range(20)))
     named: dict[str, list[tuple[float, float, float]]] = {}
     for (method, setting), group in grouped(rows):
-        of = f"tile {TILE}x{TILE}" if method == "paro" else "tile 256x128"
+        of = {"paro": f"tile {TILE}x{TILE}", "kv-merge": "cell 1x2x2"}.get(method, "tile 256x128")
         parts = setting.split(", ")
-        tile = next((it for it in parts if it.startswith("tile ")), of)
-        ways = [it for it in parts if it.startswith(("order ", "segment ", "scope ", "shared "))]
+        tile = next((it for it in parts if it.startswith(("tile ", "cell "))), of)
+        ways = [it for it in parts if it.startswith(_WAYS)]
         named.setdefault(", ".join([method, tile.partition(" ")[2], *ways]), []).append(
             (mean(group, "density"), mean(group, "recall"), mean(group, "error"))
         )
@@ -225,7 +273,11 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             axis.plot([it[0] for it in points], [it[column] for it in points], "o-", label=name)
     for axis, kind in zip(axes, ("recall", "error"), strict=True):
         for beside, style in (("random", ":"), ("oracle", "--")):
-            points = sorted((row.density, getattr(row, f"{kind}_{beside}")) for row in rows)
+            points = sorted(
+                (row.density, getattr(row, f"{kind}_{beside}"))
+                for row in rows
+                if row.recall is not None  # chance and oracle of tiles
+            )
             bins = [(a, [y for x, y in points if a <= x < a + 0.1]) for a in (0.05, 0.2, 0.45)]
             shown = [(a + 0.05, statistics.mean(ys)) for a, ys in bins if ys]
             axis.plot(*zip(*shown, strict=True), style, color="gray", label=beside)
@@ -243,7 +295,9 @@ def grouped(rows: Sequence[Row]) -> Iterator[tuple[tuple[str, str], list[Row]]]:
 
 
 def mean(rows: Sequence[Row], name: str) -> float:
-    return statistics.mean(getattr(row, name) for row in rows)
+    """NaN where there is no such number."""
+    found = (getattr(row, name) for row in rows)
+    return statistics.mean(math.nan if it is None else it for it in found)
 
 
 def main() -> None:
@@ -284,6 +338,7 @@ def main() -> None:
         plot(rows, options.plot)
 
 
+_WAYS = ("order ", "segment ", "scope ", "shared ", "likeness ", "heads ")
 _SHOWN = (
     *("recall", "recall_random", "recall_oracle", "error", "error_tail"),
     *("error_random", "error_oracle", "plan_ms"),

@@ -25,6 +25,7 @@ import torch
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import METHODS
 from kinora.accel.site import Site
+from kinora.kernels.plan import BlockPlan
 
 FRAMES = (4, 8, 16, 32, 64)
 
@@ -50,6 +51,8 @@ def measured(name: str, options: dict[str, Any], frames: int, heads: int, turns:
     plan = method.plan(q, k, at)
     if plan is None:
         raise SystemExit(f"{method.words()} is dense at {grid.tokens} tokens")
+    if not isinstance(plan, BlockPlan):
+        raise SystemExit(f"{method.words()} makes no lists of tiles")
     times: list[float] = []
     for _ in range(turns):
         began = time.process_time()

@@ -16,7 +16,8 @@ class Problem:
 
     `batch` and `heads` are those of the tensors. `requires_grad`: any of queries, keys, values and
     the plan's bias does. `biased`: the plan weights its tiles. `masked`: it masks tokens within
-    tiles.
+    tiles. `merged`: keys are merged (`merging`), which no backend for tiles does; a tile is then
+    one token.
     """
 
     device: str
@@ -32,6 +33,7 @@ class Problem:
     requires_grad: bool
     precision: Precision = INPUT
     masked: bool = False
+    merged: bool = False
 
     @classmethod
     def of(

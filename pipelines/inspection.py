@@ -81,6 +81,7 @@ def inspect(
     from .chatter import relayed
     from .denoise import denoise
 
+    lens = Lens(recipe.attention, layer=layer, step=step)
     site = Site(grid, layer, len(shape.layers), step, resolved.steps)
     # How long text is beside the picture only the run knows.
     if not of.text and recipe.attention.predict(site) >= 1:
@@ -95,7 +96,6 @@ def inspect(
         del pipe
         report(f"step {step + 1}/{resolved.steps}")
 
-    lens = Lens(recipe.attention, layer=layer, step=step)
     whole = recipe.model_copy(update={"attention": lens, "when": "always"})
     with accelerate(pipe, whole, seed=resolved.seed) as session:
         try:

@@ -69,6 +69,29 @@ def test_two_passes_are_timed_beside_one(
     assert named["vmoba"]["computed"] == named["vmoba, shared"]["density"] > 0.25
 
 
+def test_merged_keys_are_measured_beside_chance(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    methods = importlib.import_module("methods")
+    monkeypatch.setattr(methods, "GRID", GRID)
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.nn.functional.avg_pool1d(
+        torch.randn(3, 32, GRID.tokens, generator=generator), 5, 1, 2
+    )
+    q, k, v = (4 * x.T[None, None] for x in smooth)
+    torch.save({(1, 1): (q, k, v)}, tmp_path / "cache.pt")
+    given = f"--methods kv-merge --layers 1 --steps 1 --cache {tmp_path}/cache.pt --json"
+    monkeypatch.setattr("sys.argv", ["methods.py", *given.split(), str(tmp_path / "rows.jsonl")])
+    methods.main()
+    rows = [json.loads(it) for it in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == len(methods.SETTINGS["kv-merge"])
+    assert "kv-merge, keep 0.5: 0.500; nan" in capsys.readouterr().out
+    assert all(row["recall"] is None and 0 < row["density"] < 1 for row in rows)
+    half = [row for row in rows if row["setting"] == "keep 0.5"]
+    assert half[0]["error"] < half[0]["error_random"]
+
+
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")

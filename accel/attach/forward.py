@@ -8,6 +8,7 @@ import torch
 
 from ...kernels.attention import block_attention
 from ...kernels.backends import choose
+from ...kernels.merging import KERNEL, KeyMerge, merged_attention
 from ...kernels.problem import Problem
 from ..cost import problem_of, slower
 from ..errors import AccelerationError
@@ -17,7 +18,7 @@ from ..site import Site
 from .denoisers import Denoiser
 from .dense import by_kernel
 from .family import Arguments, Expected
-from .routes import Call
+from .routes import Call, unrouted
 from .run import Run
 from .sites import NoSiteError, everywhere, text_tokens, unmasked
 
@@ -131,10 +132,15 @@ class Forward:
         plan = run.planner(q, k, site)
         if plan is None:
             return self._dense(key, call, method.why_dense(site))
-        kernel = choose(Problem.of(q, k, v, plan, precision))
-        out, _ = block_attention(
-            q, k, v, plan, scale=call.scale, precision=precision, backend=kernel
-        )
+        if isinstance(plan, KeyMerge):
+            kernel = KERNEL
+            with unrouted():
+                out = merged_attention(q, k, v, plan, scale=call.scale)
+        else:
+            kernel = choose(Problem.of(q, k, v, plan, precision))
+            out, _ = block_attention(
+                q, k, v, plan, scale=call.scale, precision=precision, backend=kernel
+            )
         run.ran(key, kernel, plan.density().mean(), pairs=site.tokens**2)
         return call.laid_out(everywhere(call, rows, out))
 

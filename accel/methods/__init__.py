@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..method import AttentionMethod
 from .blade import Blade
 from .hierarchical import Hierarchical
+from .kv_merge import KvMerge
 from .neighborhood import Neighborhood
 from .paro import Paro
 from .permuted_blocks import PermutedBlocks
@@ -27,6 +28,7 @@ METHODS: dict[str, type[AttentionMethod]] = {
         Paro,
         PermutedBlocks,
         VMoBA,
+        KvMerge,
     )
 }
 
@@ -34,6 +36,7 @@ __all__ = [
     "METHODS",
     "Blade",
     "Hierarchical",
+    "KvMerge",
     "Neighborhood",
     "Paro",
     "PermutedBlocks",

@@ -17,6 +17,7 @@ from kinora.accel.methods import SlidingTile, ThresholdBlocks, TopBlocks
 from kinora.accel.recipe import changed, find, from_table
 from kinora.accel.site import Site
 from kinora.accel.wrappers import ByLayer, Reuse
+from kinora.kernels.plan import BlockPlan
 
 Build = Callable[[str], Any]
 GRID = TokenGrid(5, 9, 20)
@@ -69,7 +70,7 @@ def test_each_layer_plans_and_predicts_as_the_method_with_its_value():
             assert wrapper.why_dense(at) == alone.why_dense(at)
         else:
             again = wrapper.plan(q, k, at)
-            assert found is not None and again is not None
+            assert isinstance(found, BlockPlan) and isinstance(again, BlockPlan)
             assert torch.equal(found.mask(), expected.mask())
             assert torch.equal(again.mask(), expected.mask())
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kinora.accel.attach import accelerate
-from kinora.accel.methods import TopBlocks
+from kinora.accel.methods import KvMerge, TopBlocks
 from kinora.accel.recipe import Recipe
 from kinora.accel.wrappers import Within
 
@@ -30,6 +30,20 @@ def test_a_denoiser_wrapped_by_torch_compile_is_accelerated_too(build: Build, fa
         out = model()
     ran = session.receipt.attention
     assert ran is not None and ran.kernels == {"cpu": ran.calls} and ran.calls
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["wan", "sd3"])
+def test_keys_are_merged_in_a_compiled_denoiser_too(build: Build, family: str):
+    model, recipe = build(family), Recipe(attention=KvMerge(), when="always")
+    with accelerate(model, recipe):
+        expected = model()
+    torch.compiler.reset()
+    model.denoiser.compile(backend="aot_eager", fullgraph=True)
+    with accelerate(model, recipe) as session:
+        out = model()
+    ran = session.receipt.attention
+    assert ran is not None and ran.kernels == {"sdpa": ran.calls} and ran.calls
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 

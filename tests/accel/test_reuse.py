@@ -12,7 +12,7 @@ import torch
 from kinora.accel.attach import accelerate
 from kinora.accel.cost import Shape, predict, transformer_layer
 from kinora.accel.grid import TokenGrid
-from kinora.accel.method import Planner
+from kinora.accel.method import Plan, Planner
 from kinora.accel.methods import TopBlocks, XAttention
 from kinora.accel.recipe import Recipe, changed, find
 from kinora.accel.site import Site
@@ -61,12 +61,12 @@ def sparsed() -> Planner:
     return method.start()
 
 
-def asked(planner: Planner, batch: int = 1, **site: Any) -> BlockPlan | None:
+def asked(planner: Planner, batch: int = 1, **site: Any) -> Plan | None:
     return planner(*tensors(batch), dataclasses.replace(SITE, **site))
 
 
-def same(first: BlockPlan | None, second: BlockPlan | None) -> bool:
-    assert first is not None and second is not None
+def same(first: Plan | None, second: Plan | None) -> bool:
+    assert isinstance(first, BlockPlan) and isinstance(second, BlockPlan)
     return torch.equal(first.mask(), second.mask())
 
 
@@ -86,7 +86,7 @@ def test_each_head_keeps_the_tiles_of_the_most_attention_and_all_text(text: int)
     at = dataclasses.replace(SITE, step=2, text=text)
     q, k = tensors(site=at)
     plan = sparsed()(q, k, at)
-    assert plan is not None and plan.order is not None
+    assert isinstance(plan, BlockPlan) and plan.order is not None
     weights = (q @ k.mT / 4).softmax(-1)[..., plan.order, :][..., plan.order]
     tiles = torch.arange(at.tokens) // 64
     pooled = weights.new_zeros(1, 3, plan.rows, plan.columns)
@@ -181,7 +181,7 @@ def test_shared_plans_are_the_same_whether_guidance_is_batched_or_not(prompts: i
     batched = Reuse(method=spy(), branches="shared").start()(q, k, both)
     # In a batch the prompts are last, of calls theirs is first.
     alone = Reuse(method=spy(), branches="shared").start()(q[prompts:], k[prompts:], SITE)
-    assert batched is not None and alone is not None
+    assert isinstance(batched, BlockPlan) and isinstance(alone, BlockPlan)
     assert batched.indices.shape[0] in (1, 2 * prompts)
     mask = batched.mask().expand(2 * prompts, -1, -1, -1)
     assert torch.equal(mask, alone.mask().repeat(2, 1, 1, 1))

@@ -56,7 +56,7 @@ def tensors(at: Site) -> list[torch.Tensor]:
 def planned(method: AttentionMethod, at: Site) -> BlockPlan:
     q, k, _ = tensors(at)
     plan = method.plan(q, k, at)
-    assert plan is not None
+    assert isinstance(plan, BlockPlan)
     plan.check()
     return plan
 
@@ -237,7 +237,7 @@ def test_torchs_default_dtype_changes_no_plan(method: AttentionMethod):
                 if hasattr(kept, "cache_clear"):
                     kept.cache_clear()
         plan = method.plan(q, k, at)
-        assert plan is not None
+        assert isinstance(plan, BlockPlan)
         return plan, method.predict(at)
 
     expected, predicted = results()

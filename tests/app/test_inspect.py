@@ -148,6 +148,7 @@ def test_it_draws_calls_with_text(cli: Cli, model_folders: dict[str, Path], fami
             ("--set", "attention.method=top-blocks", "--set", "attention.keep=1"),
             "because keep 1 is all of 4 tiles; nowhere in this run is it sparse",
         ),
+        (("--set", "attention.method=kv-merge"), "merges keys and keeps no tiles"),
     ],
 )
 def test_bad_input_is_one_line(
