@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import diffusers
 
 from ..errors import AccelerationError
-from ..policies import CachePolicy
+from ..policies import CachePolicy, DBCache
 from ..receipt import CacheReceipt
-from . import hooked
+from . import dbcache, hooked
 from .denoisers import Denoiser
 from .hooked import Stood, Tally
 from .run import Run
@@ -33,6 +33,8 @@ def refusal(
         experts: how many of them a pipeline has.
         sparse: whether their attention is too.
     """
+    if isinstance(policy, DBCache):
+        return dbcache.absent()
     made = getattr(diffusers, denoiser, None)
     # Of a class that is not of diffusers it is told when it is there.
     if made is not None and not hasattr(made, "enable_cache"):
@@ -60,8 +62,8 @@ def _no_cache(policy: CachePolicy, denoiser: str) -> str:
 class Caching:
     """The cache of a session; it is on from `start` to `stop`."""
 
-    def __init__(self, policy: CachePolicy, denoisers: list[Denoiser], scheduler: Any) -> None:
-        self.policy, self._denoisers, self._scheduler = policy, denoisers, scheduler
+    def __init__(self, policy: CachePolicy, denoisers: list[Denoiser], pipe: Any) -> None:
+        self.policy, self._denoisers, self._pipe = policy, denoisers, pipe
         self._stack = ExitStack()
         self._stood: list[Stood] = []
         self._hooked = 0
@@ -97,21 +99,20 @@ class Caching:
         self._before = (0, 0, 0)
         try:
             self._stood = [
-                self._stack.enter_context(
-                    hooked.on(
-                        self.policy,
-                        it.inner,
-                        len(timesteps),
-                        lambda: self._timestep,
-                        self._tally,
-                    )
-                )
+                self._stack.enter_context(self._on(it.inner, len(timesteps)))
                 for it in self._denoisers
             ]
         except BaseException:
             self.stop()
             raise
         self._hooked = sum(it.hooked for it in self._stood)
+
+    def _on(self, inner: Any, steps: int) -> AbstractContextManager[Stood]:
+        policy, tally = self.policy, self._tally
+        if isinstance(policy, DBCache):
+            guided = getattr(self._pipe, "do_classifier_free_guidance", True)
+            return dbcache.on(policy, inner, steps, tally, guided=guided)
+        return hooked.on(policy, inner, steps, lambda: self._timestep, tally)
 
     def stop(self) -> None:
         """The denoisers are as before."""
@@ -144,7 +145,7 @@ class Caching:
                 )
             if refused:
                 raise AccelerationError(refused)
-        sigmas = getattr(self._scheduler, "sigmas", None)
+        sigmas = getattr(self._pipe.scheduler, "sigmas", None)
         sigma = None if sigmas is None or len(sigmas) <= step else float(sigmas[step])
         managers = self._stood[denoiser.number].managers
         before = self._counts()
@@ -163,7 +164,15 @@ class Caching:
         tally.pattern += "C" if _whole(self._before, now) else "r"
         self._before = now
         assert run.denoiser is not None
-        refused = policy.misguided(run.denoiser.family.denoiser, run.branches)
+        name = run.denoiser.family.denoiser
+        refused = policy.misguided(name, run.branches)
+        expected = self._stood[run.denoiser.number].calls_a_step
+        if expected and run.done == 1 and run.forwards != expected:
+            refused = (
+                f"{policy.name} counts on {expected} calls of {name} in a step, and there are "
+                f"{run.forwards}, so that guidance branches would share a past: choose "
+                f"first-block-cache"
+            )
         if refused:
             raise AccelerationError(refused)
         if not run.over:
@@ -192,12 +201,12 @@ class Caching:
     def _refusal(self, denoiser: Denoiser, *, sparse: bool) -> str | None:
         policy, inner = self.policy, denoiser.inner
         name = type(inner).__name__
-        if not hasattr(inner, "enable_cache"):
+        if policy.library == "diffusers" and not hasattr(inner, "enable_cache"):
             return _no_cache(policy, name)
         refused = refusal(policy, name, inner.config, experts=len(self._denoisers), sparse=sparse)
         if refused:
             return refused
-        blocks = hooked.blocks_of(inner)
+        blocks = len(hooked.blocks_in(inner))
         if policy.unit == "block" and blocks < 2:
             return f"{policy.name} needs two blocks or more, and this {name} has {blocks}"
         compiled = [it for it in inner.modules() if vars(it).get("_compiled_call_impl") is not None]

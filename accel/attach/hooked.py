@@ -50,6 +50,8 @@ class Stood:
     """Modules that it stands on."""
     managers: list[Any] = field(default_factory=list[Any])
     """diffusers' `StateManager`s, each with a past for each name of a context."""
+    calls_a_step: int = 0
+    """That it counts on; 0 is any number."""
 
 
 Timestep = Callable[[], float]
@@ -129,14 +131,15 @@ def config_of(policy: CachePolicy, denoiser: str, steps: int, timestep: Timestep
             raise TypeError(f"{policy.name} is none of diffusers' caches")
 
 
-def blocks_of(inner: Any) -> int:
-    """How many blocks diffusers' caches find in a denoiser."""
+def blocks_in(inner: Any) -> list[Any]:
+    """The blocks that diffusers' caches find in a denoiser."""
     names = common._ALL_TRANSFORMER_BLOCK_IDENTIFIERS  # pyright: ignore[reportPrivateUsage]
-    return sum(
-        len(it)
+    return [
+        block
         for name, it in inner.named_children()
         if name in names and isinstance(it, torch.nn.ModuleList)
-    )
+        for block in it
+    ]
 
 
 @contextmanager

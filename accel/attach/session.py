@@ -114,7 +114,7 @@ class Session:
             raise AccelerationError(f"{type(self.pipe).__name__} has no scheduler to follow")
         self._check_policy(scheduler)
         if isinstance(self.recipe.steps, CachePolicy):
-            cache = Caching(self.recipe.steps, self._denoisers, scheduler)
+            cache = Caching(self.recipe.steps, self._denoisers, self.pipe)
             cache.check(sparse=self.recipe.attention is not None, strict=self.strict)
             self._cache = cache
         for denoiser in self._denoisers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..steps import StepPolicy
 from .cache import CachePolicy
+from .dbcache import DBCache
 from .easy import Easy
 from .faster_cache import FasterCache
 from .first_block_cache import FirstBlockCache
@@ -25,12 +26,14 @@ _CACHES: tuple[type[CachePolicy], ...] = (
     SeaCache,
     PyramidAttentionBroadcast,
     FasterCache,
+    DBCache,
 )
 POLICIES: dict[str, type[StepPolicy]] = {it.name: it for it in (*_SKIPPING, *_CACHES)}
 
 __all__ = [
     "POLICIES",
     "CachePolicy",
+    "DBCache",
     "Easy",
     "FasterCache",
     "FirstBlockCache",
