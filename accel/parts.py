@@ -97,12 +97,12 @@ class Part(Generic[T]):
 
     def check_name(self, name: Any) -> str:
         """`name`, if it is one of `known`. Raises RecipeError."""
-        several = re.split(r"[\s,+&]+", name) if isinstance(name, str) else name
-        if isinstance(several, list) and len(cast("list[Any]", several)) > 1:
-            given = ", ".join(map(str, cast("list[Any]", several)))
+        several = name if isinstance(name, list) else re.split(r"[\s,+]+", str(name))
+        named = [str(it) for it in cast("list[Any]", several)]
+        if len(named) > 1 and set(named) <= self.known.keys():
             raise RecipeError(
-                f"{self.key}.{self.selector} names {given}: a recipe has at most one {self.noun}, "
-                f"keep one of them"
+                f"{self.key}.{self.selector} names {', '.join(named)}: a recipe has at most one "
+                f"{self.noun}, keep one of them"
             )
         if not isinstance(name, str) or name not in self.known:
             raise RecipeError(

@@ -13,8 +13,8 @@ class DBCache(CachePolicy):
 
     The first `fn_compute_blocks` always run and are compared with the last step that ran whole, by
     mean magnitudes of their residual; what the blocks between added there is added again; the last
-    `bn_compute_blocks` always run on the sum. Models with two lists of blocks, as Flux, have this in
-    each of them.
+    `bn_compute_blocks` always run on the sum. Models with two lists of blocks, as Flux, have this
+    in each of them.
 
     Source: DBCache of cache-dit, whose one-block form is ParaAttention's first-block cache, which
     goes back to TeaCache (arXiv 2411.19108).
@@ -27,8 +27,8 @@ class DBCache(CachePolicy):
     licence: ClassVar[str] = "Apache-2.0"
     library: ClassVar[str] = "cache-dit"
     use_when: ClassVar[str] = (
-        "cache-dit is installed, and reuse is to be bounded by warm-up and caps, or the last blocks "
-        "are to run."
+        "cache-dit is installed, and reuse is to be bounded by warm-up and caps, or the last "
+        "blocks are to run."
     )
     shards: ClassVar[bool] = False
 

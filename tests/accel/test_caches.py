@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from kinora.accel.attach import accelerate
+from kinora.accel.attach.hooked import config_of
 from kinora.accel.errors import AccelerationError
 from kinora.accel.policies import (
     CachePolicy,
@@ -64,6 +66,24 @@ NEVER: list[tuple[str, CachePolicy]] = [
     ("flux", PAB(above_timestep=999)),
     ("cogvideox", FasterCache(spatial_skip_range=1, unconditional_skip_range=1)),
 ]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [FirstBlockCache(), TaylorSeer(), MagCache(), SeaCache(), PAB(), FasterCache()],
+    ids=ids,
+)
+def test_defaults_are_those_of_diffusers(policy: CachePolicy):
+    """But for what diffusers asks for, or takes with a warning."""
+    own = {"num_inference_steps", "mag_ratios", "tensor_format", "attention_weight_callback"}
+    own |= {"current_timestep_callback"}
+    made = config_of(policy, "CogVideoXTransformer3DModel", STEPS, lambda: 0.0)
+    stock = type(made)(**({"mag_ratios": [1.0]} if isinstance(policy, MagCache) else {}))
+    asked = {"spatial_attention_block_skip_range": 2} if isinstance(policy, PAB) else {}
+    for field in dataclasses.fields(made):
+        if field.name not in own:
+            default = asked.get(field.name, getattr(stock, field.name))
+            assert getattr(made, field.name) == default, field.name
 
 
 @pytest.mark.parametrize(("family", "policy"), LIVE, ids=ids)
