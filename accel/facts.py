@@ -25,7 +25,9 @@ class Facts:
         rule: what it keeps, the first sentence in a paragraph of its own being the shortest answer.
         papers: arXiv numbers.
         differs: from what, and how.
-        licence: of the authors' code, none of which is here; empty where it is ours.
+        licence: of `library`, or of the authors' code, none of which is here; empty where it is
+            ours.
+        library: whose code runs; empty where it is written here.
     """
 
     name: str
@@ -34,8 +36,16 @@ class Facts:
     source: str
     differs: dict[str, str]
     licence: str
+    library: str
     use_when: str
     options: tuple[Option, ...]
+
+    @property
+    def terms(self) -> str:
+        """What the licence is of, in words; empty where it is ours."""
+        if self.library:
+            return f"{self.library} runs it, {self.licence}"
+        return self.licence and f"written anew from the mathematics; theirs: {self.licence}"
 
     @property
     def short(self) -> str:
@@ -86,6 +96,7 @@ def facts(method: type[Named]) -> Facts:
         source=source,
         differs={name.removeprefix("Differs from "): it for name, it in told.items()},
         licence=method.licence,
+        library=method.library,
         use_when=method.use_when,
         options=options_of(method),
     )

@@ -15,8 +15,10 @@ class Named(Options):
     """As recipes spell it."""
     paper: ClassVar[str] = ""
     """With its arXiv number; a docstring tells the rest."""
+    library: ClassVar[str] = ""
+    """Whose code runs; empty where it is written here."""
     licence: ClassVar[str] = ""
-    """Of the authors' code, of which nothing is copied here; follows "theirs: "."""
+    """Of that library, or of the authors' code, of which nothing is copied here."""
     use_when: ClassVar[str] = ""
     """When to choose it, in words that follow "where "."""
 

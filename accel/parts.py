@@ -6,6 +6,7 @@ The options of what wraps a method stand there too, see `wrappers`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -58,6 +59,11 @@ class Part(Generic[T]):
         """
         if table is None:
             return None
+        if isinstance(table, list):
+            raise RecipeError(
+                f"{self.key} is given {len(cast('list[Any]', table))} times: a recipe has at most "
+                f"one {self.noun}, keep one of them"
+            )
         if not isinstance(table, Mapping):
             raise RecipeError(
                 f"{self.key} is {table!r}; it must be a table with a {self.selector} in it"
@@ -91,6 +97,13 @@ class Part(Generic[T]):
 
     def check_name(self, name: Any) -> str:
         """`name`, if it is one of `known`. Raises RecipeError."""
+        several = name if isinstance(name, list) else re.split(r"[\s,+]+", str(name))
+        named = [str(it) for it in cast("list[Any]", several)]
+        if len(named) > 1 and set(named) <= self.known.keys():
+            raise RecipeError(
+                f"{self.key}.{self.selector} names {', '.join(named)}: a recipe has at most one "
+                f"{self.noun}, keep one of them"
+            )
         if not isinstance(name, str) or name not in self.known:
             raise RecipeError(
                 f"there is no {self.noun} {shown(name)!r}{hint(str(name), self.known)}; "

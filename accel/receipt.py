@@ -77,6 +77,43 @@ class StepsReceipt(_Part):
         return lines
 
 
+class CacheReceipt(_Part):
+    """What a cache did inside of the denoiser.
+
+    It stands on `hooked` modules, each of which is a `unit`; of `calls` to them the modules
+    answered `evaluated` themselves. `halved` counts calls of the denoiser without the unconditional
+    half of their batch. `pattern` has a letter for each step: C evaluated whole, r something
+    reused. `inert` says why nothing was, where that is so; `ratios` are those of a calibration.
+    """
+
+    asked: str
+    unit: str
+    hooked: StrictInt
+    calls: StrictInt
+    evaluated: StrictInt
+    halved: StrictInt = 0
+    pattern: str
+    inert: str = ""
+    ratios: list[FiniteFloat] = []
+
+    def words(self) -> list[str]:
+        """The same in plain sentences."""
+        lines = [f"asked: steps by {self.asked}"]
+        if self.pattern and self.hooked:
+            lines.append(
+                f"ran: {self.calls - self.evaluated} of {self.calls} calls of {self.hooked} "
+                f"{self.unit}s reused, in {self.pattern.count('r')} of {len(self.pattern)} steps: "
+                f"{self.pattern}"
+            )
+        if self.halved:
+            lines.append(f"the unconditional half was left out of {self.halved} batches")
+        if self.ratios:
+            lines.append(f"measured: mag_ratios = {' '.join(f'{it:g}' for it in self.ratios)}")
+        if self.inert:
+            lines.append(f"inert: {self.inert}")
+        return lines if len(lines) > 1 else [*lines, "nothing has run yet"]
+
+
 class Receipt(_Part):
     """Requested against ran, for one run of one pipeline.
 
@@ -91,7 +128,9 @@ class Receipt(_Part):
     """Steps for which the denoiser was not evaluated."""
     attention: AttentionReceipt | None
     policy: StepsReceipt | None = None
-    """Of the step policy; None where there is none."""
+    """Of the step policy; None where there is none that skips steps."""
+    cache: CacheReceipt | None = None
+    """Of the step policy, where it is a cache."""
     peak_memory_bytes: StrictInt | None = None
     """The most that the process has held so far, on the accelerator if there is one."""
     stages_s: dict[str, FiniteFloat] = {}
@@ -101,7 +140,8 @@ class Receipt(_Part):
         """The same in plain sentences."""
         if not set(self.recipe) - {"title", "when"}:
             return ["nothing accelerated: the stock pipeline ran"]
-        lines = [*(self.policy.words() if self.policy else ()), *self._attention()]
+        steps = self.policy or self.cache
+        lines = [*(steps.words() if steps else ()), *self._attention()]
         if self.peak_memory_bytes is not None:
             lines.append(f"peak memory of the process so far {self.peak_memory_bytes / 1e9:.1f} GB")
         return lines

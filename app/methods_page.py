@@ -100,7 +100,8 @@ def entry(method: Facts) -> Iterator[str]:
         **{f"Differs from {name}": text for name, text in method.differs.items()},
     }
     if method.licence:
-        told["Licence"] = f"nothing copied; theirs: {method.licence}."
+        own = f"nothing copied; theirs: {method.licence}."
+        told["Licence"] = f"{method.terms}; nothing copied." if method.library else own
     yield ""
     for name, text in told.items():
         yield f"- **{name}**: {text}"

@@ -20,7 +20,8 @@ Made by `python -m kinora.app.policies_page` from the definitions; do not edit.
 A recipe names one of them, or `--set steps.policy=NAME`, and its options stand beside it
 ([recipes.md](recipes.md)). Which to choose, and what each costs: [steps.md](steps.md).
 
-All are written anew from the mathematics of the papers; no code is copied.
+Those that skip steps are written anew from the mathematics of the papers; caches are those of
+diffusers and cache-dit, which run as they are. No code is copied.
 """
 
 

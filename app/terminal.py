@@ -160,7 +160,7 @@ def show_facts(method: Facts, console: Console) -> None:
         "paper": ", ".join(f"https://arxiv.org/abs/{it}" for it in method.papers),
         "source": method.source,
         **{f"not as {name}": told for name, told in method.differs.items()},
-        "licence": f"written anew from the mathematics; theirs: {method.licence}",
+        "licence": method.terms,
         "use it": f"where {method.use_when}",
     }
     if not method.licence:  # it is ours

@@ -77,10 +77,14 @@ def made(pipe: Any, policy: str, prompt: str, seed: int, options: argparse.Names
         if latents.is_cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-        told = session.receipt.policy
+        told, cache = session.receipt.policy, session.receipt.cache
     row: Row = {"policy": policy, "seed": seed, "nfe": steps, "denoise_s": round(seconds, 2)}
     if told is not None:
         row |= {"nfe": told.evaluations, "pattern": told.pattern, "error": told.mean_error}
+    if cache is not None:
+        # As many evaluations as were made of what it stands on.
+        row |= {"nfe": round(steps * cache.evaluated / max(1, cache.calls)), "error": None}
+        row["pattern"] = cache.pattern
     return row | {"frames": decoded(pipe, latents)}
 
 

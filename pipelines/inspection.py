@@ -105,6 +105,11 @@ def inspect(
     ran, policy = session.receipt.attention, session.receipt.policy
     if policy is not None and policy.pattern[step : step + 1] == "s":
         raise GenerationError(f"step {step} is skipped by {policy.asked}: choose another --step")
+    cache = session.receipt.cache
+    if cache is not None and cache.pattern[step : step + 1] == "r":
+        raise GenerationError(
+            f"layer {layer} is reused in step {step} by {cache.asked}: choose another --step"
+        )
     why = "; ".join(ran.dense) if ran else ""
     raise GenerationError(f"no method was asked in layer {layer} at step {step}: dense {why}")
 

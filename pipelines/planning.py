@@ -14,6 +14,7 @@ from .request import Request, Resolved, resolve
 if TYPE_CHECKING:
     from ..accel.attach.family import Family
     from ..accel.cost import Shape
+    from ..accel.policies import CachePolicy
     from ..accel.recipe import Recipe
 
 Verdict = Literal["ok", "idle", "adjusted", "refused"]
@@ -201,11 +202,15 @@ def _dense_kernel(resolved: Resolved, folder: ModelFolder) -> Part | None:
 def _steps(resolved: Resolved, folder: ModelFolder) -> Part | None:
     """What the step policy would do."""
     from ..accel.attach import schedulers
+    from ..accel.policies import CachePolicy
     from ..accel.recipe import from_table
 
-    policy, steps = from_table(resolved.recipe).steps, resolved.steps
+    chosen = from_table(resolved.recipe)
+    policy, steps = chosen.steps, resolved.steps
     if policy is None:
         return None
+    if isinstance(policy, CachePolicy):
+        return _cache(policy, folder, sparse=chosen.attention is not None)
     asked, refusal, raw = policy.words(), policy.refuses(steps), ""
     scheduler = _scheduler(folder)
     if scheduler is not None:
@@ -221,6 +226,22 @@ def _steps(resolved: Resolved, folder: ModelFolder) -> Part | None:
         why += f"; outputs are extrapolated as they come, since {raw}"
     speedup = steps / least if least == most else None
     return Part("steps", asked, "adjusted" if raw else "ok", why, 1.0, speedup)
+
+
+def _cache(policy: CachePolicy, folder: ModelFolder, *, sparse: bool) -> Part:
+    """What a cache would do."""
+    from ..accel.attach import caching
+
+    part = _denoiser(folder)
+    refusal = caching.refusal(
+        policy,
+        folder.parts.get(part, "none"),
+        folder.config(part),
+        experts=1 + ("transformer_2" in folder.parts),
+        sparse=sparse,
+    )
+    why = refusal or f"all steps run, {policy.unit}s in them are reused as the run goes"
+    return Part("steps", policy.words(), "refused" if refusal else "ok", why, 1.0, None)
 
 
 def _scheduler(folder: ModelFolder) -> Any:

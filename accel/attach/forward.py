@@ -63,6 +63,11 @@ class Forward:
             return self._dense(self.denoiser.offset + layer, call, "as asked")
         return self._attended(call, method, expected, layer)
 
+    def at(self, place: int) -> None:
+        """The attention at `place` is next; a cache has left out those before it."""
+        ahead = range(self._done, len(self.expected))
+        self._done = next((i for i in ahead if self.expected[i].place == place), self._done)
+
     def check_complete(self) -> None:
         """Raise AccelerationError where the denoiser ended and not all calls have come."""
         if self._done != len(self.expected):

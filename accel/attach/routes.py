@@ -10,10 +10,11 @@ steps share one compilation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -70,6 +71,10 @@ class Listener(Protocol):
 
     def stock_backend(self) -> Any:
         """The dispatcher's backend that the next layer would use without a session."""
+        ...
+
+    def at(self, place: int) -> None:
+        """The attention at `place` among those of the denoiser is the next to run."""
         ...
 
 
@@ -184,6 +189,25 @@ def routed(processors: list[Any]) -> Generator[list[Any], None, None]:
                 processor._attention_backend = earlier
             else:
                 del processor._attention_backend
+
+
+@contextmanager
+def announced(modules: Iterable[torch.nn.Module]) -> Generator[None, None, None]:
+    """Tell the active session before each of these attentions runs, in any order."""
+
+    def before(place: int, *_: Any) -> None:
+        listener = active.get()
+        if listener is not None:
+            listener.at(place)
+
+    handles = [
+        it.register_forward_pre_hook(partial(before, place)) for place, it in enumerate(modules)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 # --- models that call torch themselves --------------------------------------------------------

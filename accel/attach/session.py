@@ -14,10 +14,12 @@ import torch
 from ...kernels.dense import DenseKernel, explain
 from ...kernels.precision import INPUT
 from ..errors import AccelerationError, RecipeError
+from ..policies import CachePolicy
 from ..receipt import Receipt
 from ..recipe import Recipe, find
-from ..steps import Skip
+from ..steps import Skip, StepPolicy
 from . import routes, schedulers
+from .caching import Caching
 from .denoisers import Denoiser, Entry, denoisers_of, refuse_accelerated
 from .forward import Forward
 from .run import Run
@@ -74,6 +76,7 @@ class Session:
         self._denoisers: list[Denoiser] = []
         self._scheduler: Any = None
         self._run: Run | None = None
+        self._cache: Caching | None = None
         self._control: Any = None
         """In the form of what a ControlNet returns."""
 
@@ -94,7 +97,14 @@ class Session:
             skipped=self._run.skipped if self._run else 0,
             attention=attention,
             policy=(self._run or self._new_run(steps=1)).steps_receipt(),
+            cache=self._cache.receipt() if self._cache else None,
         )
+
+    @property
+    def _policy(self) -> StepPolicy | None:
+        """The step policy, if it skips steps."""
+        policy = self.recipe.steps
+        return None if isinstance(policy, CachePolicy) else policy
 
     def attach(self, stack: ExitStack) -> None:
         """Put everything on; `stack` takes it off again, last first."""
@@ -103,6 +113,10 @@ class Session:
         if scheduler is None:
             raise AccelerationError(f"{type(self.pipe).__name__} has no scheduler to follow")
         self._check_policy(scheduler)
+        if isinstance(self.recipe.steps, CachePolicy):
+            cache = Caching(self.recipe.steps, self._denoisers, self.pipe)
+            cache.check(sparse=self.recipe.attention is not None, strict=self.strict)
+            self._cache = cache
         for denoiser in self._denoisers:
             stack.enter_context(self._entered(denoiser.module, partial(self._forward, denoiser)))
             if self.recipe.dense_kernel != "stock":
@@ -122,15 +136,20 @@ class Session:
                         f"which hides the layer of a call: give each its own"
                     )
                 denoiser.stock = stack.enter_context(routes.routed(processors))
+            if self.recipe.attends and self._cache is not None:
+                named = dict(denoiser.inner.named_modules())
+                stack.enter_context(routes.announced(named[it.name] for it in denoiser.attentions))
         control = getattr(self.pipe, "controlnet", None)
         # Beside two denoisers it would not be known whose step it is.
-        if self.recipe.steps is not None and control is not None and len(self._denoisers) == 1:
+        if self._policy is not None and control is not None and len(self._denoisers) == 1:
             stack.enter_context(self._entered(control, self._beside))
         stack.enter_context(watched(scheduler, self._start, self._step, self._stepped))
+        if self._cache is not None:
+            stack.callback(self._cache.stop)
 
     def _check_policy(self, scheduler: Any) -> None:
         """Raise AccelerationError where steps of the scheduler cannot be skipped."""
-        policy = self.recipe.steps
+        policy = self._policy
         refusal = policy and schedulers.refusal(scheduler, policy)
         if refusal:
             raise AccelerationError(refusal)
@@ -184,7 +203,7 @@ class Session:
         if isinstance(decision, Skip):
             result = instead(decision.output, denoiser, given)
         else:
-            result = self._attended(denoiser, call, given) if self.recipe.attends else call()
+            result = self._evaluated(denoiser, run, given, call)
             denoiser.kind, denoiser.dtype = type(result), result[0].dtype
             denoiser.shape = tuple(result[0].shape[1:])
         run.denoiser = denoiser
@@ -225,29 +244,44 @@ class Session:
                 )
         return run
 
-    def _attended(
-        self, denoiser: Denoiser, call: Callable[[], Any], given: Mapping[str, Any]
+    def _evaluated(
+        self, denoiser: Denoiser, run: Run, given: Mapping[str, Any], call: Callable[[], Any]
     ) -> Any:
-        """A call of the denoiser whose attention comes to this session."""
-        assert self._run is not None
-        forward = Forward(
-            denoiser, self._run, given, self.recipe, strict=self.strict, seed=self.seed
-        )
-        token = routes.active.set(forward)
-        try:
-            with nullcontext() if denoiser.family.dispatches else routes.TakeOver():
-                result = call()
-        finally:
-            routes.active.reset(token)
-        forward.check_complete()
+        """A call of the denoiser itself, with the cache and the attention of the recipe."""
+        cache, forward = self._cache, None
+        if self.recipe.attends:
+            call, forward = self._attended(denoiser, run, given, call)
+        result, whole = (call(), True) if cache is None else cache.call(denoiser, run, given, call)
+        # Of what is reused no attention comes.
+        if forward is not None and whole:
+            forward.check_complete()
         return result
+
+    def _attended(
+        self, denoiser: Denoiser, run: Run, given: Mapping[str, Any], call: Callable[[], Any]
+    ) -> tuple[Callable[[], Any], Forward]:
+        """A call of the denoiser whose attention comes to this session, and what hears it."""
+        forward = Forward(denoiser, run, given, self.recipe, strict=self.strict, seed=self.seed)
+
+        def attended() -> Any:
+            token = routes.active.set(forward)
+            try:
+                with nullcontext() if denoiser.family.dispatches else routes.TakeOver():
+                    return call()
+            finally:
+                routes.active.reset(token)
+
+        return attended, forward
 
     def _new_run(self, steps: int) -> Run:
         attention = self.recipe.attention
-        return Run(attention.start() if attention else None, self.recipe.steps, steps)
+        return Run(attention.start() if attention else None, self._policy, steps)
 
     def _start(self) -> None:
-        self._run = self._new_run(steps=len(self.pipe.scheduler.timesteps))
+        timesteps = self.pipe.scheduler.timesteps
+        self._run = self._new_run(steps=len(timesteps))
+        if self._cache is not None:
+            self._cache.start(timesteps.tolist())
 
     def _step(self, given: Mapping[str, Any]) -> None:
         run = self._run
@@ -278,6 +312,8 @@ class Session:
             else:
                 check_fits(output, run.denoiser, run.batch)
         run.finish_step(output, sample)
+        if self._cache is not None:
+            self._cache.finish_step(run, strict=self.strict)
 
     def _stepped(self, sample: torch.Tensor) -> None:
         if self._run is not None and self._run.policy is not None:

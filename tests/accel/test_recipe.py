@@ -15,7 +15,7 @@ from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import METHODS, TopBlocks
 from kinora.accel.options import options_of
 from kinora.accel.parts import ATTENTION, STEPS
-from kinora.accel.policies import POLICIES
+from kinora.accel.policies import POLICIES, CachePolicy
 from kinora.accel.steps import StepPolicy
 from kinora.accel.wrappers import Quantised, Reuse, Within
 
@@ -238,7 +238,10 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path):
     assert recipes.find(str(path)).table() == recipes.find("balanced").table()
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+SKIPPING = [it for it in POLICIES.values() if not issubclass(it, CachePolicy)]
+
+
+@pytest.mark.parametrize("policy", [it.name for it in SKIPPING])
 def test_a_policy_is_printed_read_and_changed_as_a_method_is(policy: str, tmp_path: Path):
     recipe = recipes.changed(
         recipes.find("balanced"), [f"steps.policy={policy}", "steps.from_step=0.3"]
@@ -277,7 +280,48 @@ def test_every_option_of_a_policy_has_help_and_a_range_or_choices(policy: type[S
         assert it.help and it.help[0].isupper() and not it.help.endswith(".")
         free = it.choices or it.kind in (bool, str)
         assert free or (it.least is not None and it.most is not None)
-    assert {"from_step", "to_step"} <= {it.name for it in STEPS.options(policy)}
+    window = {"from_step", "to_step"}
+    assert (policy in SKIPPING) == (window <= {it.name for it in STEPS.options(policy)})
+
+
+@pytest.mark.parametrize("policy", [it for it in POLICIES if POLICIES[it] not in SKIPPING])
+def test_a_cache_is_printed_and_read_as_a_policy_is(policy: str, tmp_path: Path):
+    recipe = recipes.changed(recipes.find("dense"), [f"steps.policy={policy}"])
+    assert recipe.steps == POLICIES[policy]() and not recipe.empty
+    path = tmp_path / "again.toml"
+    path.write_text(recipe.to_toml())
+    assert recipes.find(str(path)).table() == recipe.table()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[steps]\npolicy = ['sada', 'taylorseer']", "steps.policy names sada, taylorseer: a reci"),
+        ("[steps]\npolicy = 'shadow+mag-cache'", "at most one step policy, keep one of them"),
+        ("[[steps]]\npolicy = 'sada'\n[[steps]]\npolicy = 'easy'", "steps is given 2 times: a re"),
+        ("[steps]\npolicy = 'taylorseer'\nuse_lite_mode = true\ncache_identifiers = 'a'", "leave"),
+        ("[steps]\npolicy = 'taylorseer'\ncache_identifiers = '('", "must be a regular expression"),
+        (
+            "[steps]\npolicy = 'mag-cache'\nmag_ratios = '1 a'",
+            "must be numbers above 0, one for ea",
+        ),
+        ("[steps]\npolicy = 'mag-cache'\nmag_ratios = '1'\ncalibrate = true", "leave steps.mag_ra"),
+        (
+            "[steps]\npolicy = 'faster-cache'\nbelow_timestep = -1",
+            "-1 must be less than steps.below_",
+        ),
+        (
+            "[steps]\npolicy = 'pyramid-attention-broadcast'\nspatial_skip_range = 0",
+            "are all 0, which reuses nothing",
+        ),
+    ],
+)
+def test_what_no_cache_can_do_is_told(tmp_path: Path, text: str, told: str):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        recipes.find(str(path))
+    assert told in str(caught.value)
 
 
 @pytest.mark.parametrize("method", METHODS.values())

@@ -103,7 +103,7 @@ def test_a_recipe_for_attention_leaves_a_controlnet_alone(controlled: Any):
         assert "_compiled_call_impl" not in vars(controlled.controlnet)
 
 
-def expert() -> Any:
+def expert(layers: int = 1) -> Any:
     return library().WanTransformer3DModel(
         patch_size=(1, 1, 1),
         num_attention_heads=2,
@@ -113,7 +113,7 @@ def expert() -> Any:
         text_dim=16,
         freq_dim=16,
         ffn_dim=32,
-        num_layers=1,
+        num_layers=layers,
     )
 
 

@@ -166,6 +166,13 @@ def test_a_step_that_is_skipped_has_no_plan(cli: Cli, wan_folder: Path) -> None:
     assert called.status == 2 and "step 5 is skipped by pattern (" in called.complaint
 
 
+def test_a_layer_that_is_reused_has_no_plan(cli: Cli, wan_folder: Path) -> None:
+    given = ("--model", wan_folder, "--size", "128x128", "--frames", "5", "--steps", "12", *SPARSE)
+    cache = ("--set", "steps.policy=taylorseer", "--set", "steps.use_lite_mode=true")
+    called = cli("inspect", "a", *given, *cache, "--step", 5, "--layer", 1)
+    assert called.status == 2 and "layer 1 is reused in step 5 by taylorseer" in called.complaint
+
+
 def test_a_model_without_such_attention_is_refused(cli: Cli, unknown_folder: Path) -> None:
     called = cli("inspect", "a", "--model", unknown_folder, "--size", "32x32", "--frames", "5")
     assert called.status == 2 and "PixArtTransformer2DModel" in called.complaint

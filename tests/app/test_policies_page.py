@@ -42,12 +42,15 @@ def test_every_policy_says_what_it_is(policy: type[StepPolicy]) -> None:
 def test_the_command_line_tells_the_same(cli: Cli) -> None:
     every = cli("policies", "--json").last["policies"]
     assert [it["name"] for it in every] == list(POLICIES)
-    assert cli("policies", "show", "sada", "--json").last["policy"] == every[-1]
+    named = {it["name"]: it for it in every}
+    assert cli("policies", "show", "sada", "--json").last["policy"] == named["sada"]
     shown = cli("policies", "show", "sada").out
     for told in ("https://arxiv.org/abs/2507.17135", "not as the paper", "lagrange_every"):
         assert told in shown
     ours = cli("policies", "show", "shadow").out
     assert "ours; no paper" in ours and "licence" not in ours and "arxiv" not in ours
+    cache = cli("policies", "show", "first-block-cache").out
+    assert "diffusers runs it, Apache-2.0" in cache and "written anew" not in cache
     refused = cli("policies", "show", "shado")
     assert refused.status == 2 and "did you mean shadow" in refused.complaint
 
@@ -86,6 +89,32 @@ def test_a_policy_that_does_not_fit_is_one_line(
     given = [part for it in settings for part in ("--set", it)]
     called = cli("generate", "a", "--model", wan_folder, "--size", "32x32", *given)
     assert called.status == 2 and told in called.complaint and not list(Path().iterdir())
+
+
+def test_a_cache_is_chosen_on_the_command_line(cli: Cli, wan_folder: Path) -> None:
+    small = ("--model", wan_folder, "--size", "32x32", "--frames", "5", "--steps", "8")
+    chosen = ("--set", "steps.policy=taylorseer", "--set", "steps.use_lite_mode=true")
+    called = cli("generate", "a red circle", *small, *chosen)
+    assert called.status == 0
+    assert "calls of 3 modules reused, in 4 of 8 steps: CCCrCrrr" in called.out
+    plan = cli("plan", *small, *chosen, "--json").last["parts"][0]
+    assert (plan["verdict"], plan["speedup"]) == ("ok", None)
+    assert plan["why"] == "all steps run, modules in them are reused as the run goes"
+    inert = cli("generate", "a red circle", *small, "--set", "steps.policy=taylorseer")
+    assert inert.status == 0 and "inert: taylorseer found no module" in inert.out
+    strict = cli("generate", "a", *small, "--set", "steps.policy=taylorseer", "--strict")
+    assert strict.status == 2 and "strict: taylorseer found no module" in strict.complaint
+
+
+@pytest.mark.parametrize("name", ["faster-cache", "pyramid-attention-broadcast", "mag-cache"])
+def test_a_cache_that_is_wrong_is_refused_before_the_model_is_loaded(
+    cli: Cli, wan_folder: Path, name: str
+) -> None:
+    given = ("--model", wan_folder, "--size", "32x32", "--set", f"steps.policy={name}")
+    called = cli("generate", "a", *given)
+    assert called.status == 2 and "WanTransformer3DModel" in called.complaint
+    part = cli("plan", *given, "--json").last["parts"][0]
+    assert part["verdict"] == "refused" and part["why"] in called.complaint
 
 
 def test_too_few_steps_are_refused_before_the_model_is_loaded(cli: Cli, wan_folder: Path) -> None:
