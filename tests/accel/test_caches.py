@@ -26,6 +26,7 @@ from kinora.accel.receipt import Receipt
 from kinora.accel.recipe import Recipe
 
 from .cached import blocks, cache_of, counted, ids, lite, state, units
+from .conftest import Loop
 
 Build = Callable[[str], Any]
 STEPS = 16
@@ -116,6 +117,27 @@ def test_a_live_cache_reuses_as_it_says(build: Build, family: str, policy: Cache
     assert words[0] == f"asked: steps by {policy.words()}"
     assert f"ran: {reused} of {told.calls} calls of {told.hooked} {policy.unit}s reused" in words[1]
     assert (told.halved > 0) == (isinstance(policy, FasterCache) and family == "cogvideox")
+
+
+@pytest.mark.parametrize("policy", [SeaCache(threshold=1), FirstBlockCache(threshold=0.5)], ids=ids)
+def test_steps_and_branches_are_told_to_caches_where_no_pipeline_does(
+    build: Build, policy: CachePolicy
+):
+    """As in Wan's video to video: by itself one runs full there, and the other raises."""
+    pipe = build("wan")
+    text = {"encoder_hidden_states": torch.randn(1, 8, 16)}
+    loop = Loop(pipe.transformer, pipe.scheduler, (1, 4, 3, 16, 16), text)
+    full = loop(steps=STEPS)
+    pipe.transformer.enable_cache(config_of(policy, "", STEPS, lambda: 0.0))
+    if isinstance(policy, SeaCache):
+        assert torch.equal(loop(steps=STEPS), full)
+    else:
+        with pytest.raises(ValueError, match="No cache context is set"):
+            loop(steps=STEPS)
+    pipe.transformer.disable_cache()
+    with accelerate(loop, Recipe(steps=policy), strict=True) as session:
+        out = loop(steps=STEPS)
+    assert "r" in cache_of(session.receipt).pattern and not torch.equal(out, full)
 
 
 @pytest.mark.parametrize(("family", "policy"), NEVER, ids=ids)

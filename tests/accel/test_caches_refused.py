@@ -77,6 +77,18 @@ def test_a_compiled_or_cached_denoiser_is_refused(build: Build):
         pass
 
 
+def test_several_processes_must_decide_alike(build: Build):
+    model = build("wan")
+    model.transformer._parallel_config = object()
+    with (
+        pytest.raises(AccelerationError, match="in each process for itself, and WanTransformer3DM"),
+        accelerate(model, Recipe(steps=FirstBlockCache())),
+    ):
+        raise AssertionError("refused before anything runs")
+    with accelerate(model, Recipe(steps=TaylorSeer(use_lite_mode=True))):
+        pass  # its rhythm is the same in all
+
+
 class Guided(Loop):
     """Guidance in one batch, the unconditional half first, or in calls of its own."""
 
