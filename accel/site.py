@@ -23,8 +23,6 @@ class Site:
     step: int
     steps: int
     """Of the sampler's schedule; step 0 is the noisiest."""
-    skipped: int = 0
-    """Steps before it that were not evaluated, see `steps`."""
     text: int = 0
     """Text tokens among the queries and keys."""
     text_first: bool = False
@@ -40,6 +38,8 @@ class Site:
     expert: int = 0
     """Which denoiser, of models that have one for noise and one for detail."""
     seed: int = 0
+    skipped: int = 0
+    """Steps before it that were not evaluated, see `steps`."""
 
     @property
     def tokens(self) -> int:

@@ -35,7 +35,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     class Forward:
         def __getitem__(self, grid: tuple[int]) -> Any:
             def launch(*given: Any, **named: Any) -> None:
-                told.append({"grid": grid[0], "again": given[16], "total": given[29], **named})
+                told.append({"grid": grid[0], "again": given[17], "total": given[31], **named})
 
             return launch
 
