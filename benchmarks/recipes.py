@@ -9,9 +9,9 @@ is paired: its interval is a bootstrap over prompts. Run nothing beside it.
 Frames are kept without loss: PSNR and SSIM are of a video to the dense one of the same prompt, mean
 over its frames.
 
-`benchmarks/recipes/*.toml` are settings of every method; those of `paro` want a calibration each, in
-the folder that the command runs in: `kinora calibrate kinora-tiny --size 256x256 --steps 30 --seed
-1 --keep 0.25 --output paro-25.npz`, and of .15 and .4.
+`benchmarks/recipes/*.toml` are settings of every method. Those of `paro` want a calibration each,
+in the folder that the command runs in: `kinora calibrate kinora-tiny --size 256x256 --steps 30
+--seed 1 --keep 0.25 --output paro-25.npz`, and of .15 and .4.
 
 With `--workers N` the prompts are shared among N processes, on all GPUs: for verdicts over many
 prompts. Such processes slow each other, so no times are reported then. With `--rows FILE` each
