@@ -128,8 +128,14 @@ def machine(device: str) -> Machine:
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that results depend on."""
-    found = {package: metadata.version(package) for package in _PACKAGES}
-    return {"python": platform.python_version(), **found}
+    return {"python": platform.python_version(), **{it: _version(it) for it in _PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"  # run from its folder, by a path
 
 
 def now() -> str:

@@ -6,12 +6,13 @@ import errno
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from threading import Barrier, Thread
 
 import pytest
 
-from kinora.pipelines import files
+from kinora.pipelines import files, sidecar
 from kinora.pipelines.errors import OutputError
 
 SET = {".mp4": b"video", ".json": b"record"}
@@ -104,3 +105,20 @@ def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_explained_errors_are_one_line(tmp_path: Path) -> None:
     told = str(files.explain(OSError(errno.EROFS, "Read-only file system"), tmp_path))
     assert "\n" not in told and "Read-only" in told and "--output" in told
+
+
+def test_a_package_that_is_run_from_its_folder_has_no_version(monkeypatch: pytest.MonkeyPatch):
+    """A run must not fail at its end because nothing says which version it was."""
+
+    def version(package: str) -> str:
+        if package == "kinora":
+            raise metadata.PackageNotFoundError(package)
+        return "1"
+
+    monkeypatch.setattr(metadata, "version", version)
+    sidecar.versions.cache_clear()
+    try:
+        found = sidecar.versions()
+    finally:
+        sidecar.versions.cache_clear()
+    assert found["kinora"] == "not installed" and found["torch"] == "1"
