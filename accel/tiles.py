@@ -236,26 +236,6 @@ def budgets_by_head(
     )
 
 
-def heaviest(weights: torch.Tensor, share: float, least: int, always: torch.Tensor) -> torch.Tensor:
-    """The fewest tiles of each row that hold `share` of its weight, and at least `least`.
-
-    Args:
-        weights: `[B, H, Q, K]`, none below 0.
-        always: `[Q, K]` bool, tiles that come before all others; their weight counts.
-
-    Returns:
-        `[B, H, Q, K]` bool. Of equal weights the first tiles are kept, and the whole row where they
-        are not numbers.
-    """
-    # Sorted once: any budget is a first part of the same list, so larger ones keep more.
-    best = weights.masked_fill(always, torch.inf).argsort(dim=-1, descending=True, stable=True)
-    held = weights.gather(-1, best).cumsum(-1)
-    before = torch.nn.functional.pad(held[..., :-1], (1, 0))
-    taken = ~(before >= held[..., -1:] * share)
-    taken[..., :least] = True
-    return torch.zeros_like(taken).scatter_(-1, best, taken)
-
-
 def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """`a @ b.mT` in float32 or more, without a copy of 16-bit tensors on GPUs that can.
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ...kernels.lists import pair_means, permuted
+from ...kernels.lists import by_mass, pair_means, permuted
 from ...kernels.plan import BlockPlan, tile_lengths, tiles_of
 from ...kernels.reference import pool
 from ..options import option
@@ -17,7 +17,6 @@ from ..tiles import (
     TileMethod,
     density_beside,
     density_of,
-    heaviest,
     kept_of,
     likely_share,
 )
@@ -89,8 +88,11 @@ class ThresholdBlocks(TileMethod):
             chosen = ~(above <= self.beta * deviation)
         else:
             logits = scores * q.shape[-1] ** -0.5 + lengths.log()
-            least = kept_of(self.keep, len(lengths))
-            chosen = heaviest(logits.softmax(-1), self.mass, least, layout.always)
+            # Over the whole row, so that one score that is no number makes it all none.
+            powers = logits.log_softmax(-1) * math.log2(math.e)
+            columns = len(lengths)
+            least = kept_of(self.keep, columns)
+            chosen = by_mass(powers, self.mass, layout.always, least, columns)
         if self.similar > 0:
             rows = similarity(q, tile.query, layout.places) < self.similar
             columns = similarity(k, tile.key, layout.places, mean) < self.similar

@@ -13,8 +13,9 @@ from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import ThresholdBlocks
 from kinora.accel.methods.threshold_blocks import similarity
 from kinora.accel.site import Site
-from kinora.accel.tiles import forced, heaviest, token_order
+from kinora.accel.tiles import forced, token_order
 from kinora.kernels.attention import block_attention
+from kinora.kernels.lists import by_mass
 from kinora.kernels.plan import BlockPlan
 
 GRID = TokenGrid(5, 9, 20)  # 900 tokens: ragged with every tile
@@ -233,16 +234,19 @@ def test_the_error_falls_as_more_is_kept_and_is_bounded_by_what_is_left_out(
 
 def test_the_kept_tiles_hold_the_mass_and_none_is_too_many():
     generator = torch.Generator().manual_seed(0)
-    weights = torch.rand(2, 3, 9, 12, generator=generator, dtype=torch.float64) ** 4
+    # Powers of two and a mass of a few bits: every sum is exact.
+    powers = -torch.randint(0, 9, (2, 3, 9, 12), generator=generator).float()
+    mass = 45 / 64
     kept_always = torch.rand(9, 12, generator=generator) < 0.1
-    kept = heaviest(weights, 0.7, 2, kept_always)
+    kept = by_mass(powers, mass, kept_always, 2, 12) | kept_always
+    weights = powers.exp2()
     total, counts = weights.sum(-1), kept.sum(-1)
-    assert ((weights * kept).sum(-1) >= 0.7 * total - 1e-12).all() and (counts >= 2).all()
+    assert ((weights * kept).sum(-1) >= mass * total).all() and (counts >= 2).all()
     free = kept & ~kept_always
     lightest = weights.masked_fill(~free, torch.inf).amin(-1)
-    enough = ((weights * kept).sum(-1) - lightest >= 0.7 * total) & free.any(-1) & (counts > 2)
+    enough = ((weights * kept).sum(-1) - lightest >= mass * total) & free.any(-1) & (counts > 2)
     assert not enough.any()
-    equal = heaviest(torch.ones(1, 1, 1, 8), 0.5, 0, torch.zeros(1, 8, dtype=torch.bool))
+    equal = by_mass(torch.zeros(1, 1, 1, 8), 0.5, torch.zeros(1, 8, dtype=torch.bool), 0, 8)
     assert equal[0, 0, 0].tolist() == [True] * 4 + [False] * 4
 
 
