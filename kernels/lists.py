@@ -139,6 +139,7 @@ def mass_tiles(
     forced: torch.Tensor | None = None,
     most: int | None = None,
     *,
+    least: int = 0,
     last: float = 1.0,
     width: int | None = None,
     backend: Backend | None = None,
@@ -149,9 +150,10 @@ def mass_tiles(
 
     Args:
         means_q, means_k: `[B, H, Q, D]` and `[B, H, K, D]` float32.
-        mass: above 0, at most 1, which keeps all tiles.
+        mass: 0, with a `least`, to 1, which keeps all tiles.
         forced: `[Q, K]` bool, tiles that are kept before all others; their mass counts.
         most: how many tiles are kept at the most, 1 to K or None for K, if no more are forced.
+        least: how many are kept at the least, at most `most`.
         last: tokens of the last tile of keys as a share of those of the others.
         width: of the lists: at least `widest(forced, most)`, see `top_tiles`.
 
@@ -165,8 +167,10 @@ def mass_tiles(
     columns = means_k.shape[2]
     most = columns if most is None else most
     _in_range("most", most, columns)
-    if not 0 < mass <= 1:
-        raise ValueError(f"mass {mass}; it must be above 0 and at most 1")
+    if not 0 <= least <= most:
+        raise ValueError(f"least {least}; it must be 0 to {most}, the most")
+    if not 0 <= mass <= 1 or (mass == 0 and not least):
+        raise ValueError(f"mass {mass}; it must be 0 to 1, and above 0 without a least")
     if not 0 < last <= 1:
         raise ValueError(f"last {last}; the last tile has more than 0 and at most 1 of the others")
     if not math.isfinite(scale):
@@ -174,10 +178,10 @@ def mass_tiles(
     width = listed_width(width, forced, most, columns)
     scale, added = scale * math.log2(math.e), math.log2(last)
     if launch.takes(backend, means_q, means_k, columns=columns):
-        return launch.choose(means_q, means_k, forced, width, most, (mass, scale, added))
+        return launch.choose(means_q, means_k, forced, width, most, least, (mass, scale, added))
     logits = means_q @ means_k.mT * scale
     logits[..., -1] += added
-    return listed(by_mass(logits, mass, forced, 0, most), forced, width)
+    return listed(by_mass(logits, mass, forced, least, most), forced, width)
 
 
 def by_mass(

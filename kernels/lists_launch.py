@@ -106,6 +106,7 @@ def choose(
     forced: torch.Tensor | None,
     width: int,
     most: int,
+    least: int = 0,
     by_mass: tuple[float, float, float] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`top_tiles` and, with mass, scale and logarithm of the last tile, `mass_tiles`."""
@@ -127,7 +128,7 @@ def choose(
     means_q, means_k = (x.contiguous().flatten(0, 1) for x in (means_q, means_k))
     flat_indices, flat_counts = indices.flatten(0, 1), counts.flatten(0, 1)
     mask = flat_counts if forced is None else forced.contiguous().view(torch.int8)
-    numbers = rows, columns, width, most, 0, *(by_mass or (0.0, 1.0, 0.0))
+    numbers = rows, columns, width, most, least, *(by_mass or (0.0, 1.0, 0.0))
     step = batch * heads if fused else max(1, SCORES_BYTES // (4 * rows * columns))
     with on_device(means_q):
         for start in range(0, batch * heads, step):

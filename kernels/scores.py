@@ -99,7 +99,7 @@ def group_logits(
     if not fits or not launch.takes(backend, a, b):
         return _group_logits(a, b, group, reduce, scale, added)
     out = torch.empty(batch, heads, rows, groups, dtype=torch.float32, device=a.device)
-    a, b = a.contiguous(), b.contiguous()
+    a, b = _rows_whole(a), _rows_whole(b)
     half = a.dtype != torch.float32
     size: dict[str, Any] = {"ROWS": 128 if half else 64, "STEP": 64 if half else 32}
     blocks = tiles_of(rows, size["ROWS"]) * tiles_of(columns, _COLUMNS)
@@ -108,9 +108,9 @@ def group_logits(
     kernel: Any = scores_kernels.group_logits
     with on_device(a):
         kernel[(blocks, batch * heads)](
-            a, b, out if added is None else added, out, rows, columns, groups, scale,
-            DIM=dim, GROUP=group, COLUMNS=_COLUMNS, SUMS=reduce == "log-sum-exp",
-            ADDED=added is not None, WIDE=interpreted(),
+            a, b, out if added is None else added, out, *a.stride()[:3], *b.stride()[:3],
+            heads, rows, columns, groups, scale, DIM=dim, GROUP=group, COLUMNS=_COLUMNS,
+            SUMS=reduce == "log-sum-exp", ADDED=added is not None, WIDE=interpreted(),
             PRECISION="ieee" if half else launch.precision(a.device),
             num_warps=8, num_stages=3 if half else 2, **size,
         )  # fmt: skip
@@ -141,6 +141,53 @@ def _group_logits(
             parts = parts.unflatten(-1, (-1, group))
             to[:, part] = parts.amax(-1) if reduce == "largest" else parts.logsumexp(-1)
     return out
+
+
+def mean_attention(
+    q: torch.Tensor, k: torch.Tensor, scale: float, *, backend: Backend | None = None
+) -> torch.Tensor:
+    """Mean over queries of the softmax of `scale * q @ k.mT` over all keys.
+
+    Args:
+        q, k: `[B, H, M, D]` and `[B, H, N, D]` of one floating dtype.
+
+    Returns:
+        `[B, H, N]` float32. A query with a logit that is no number, or infinite, makes all of its
+        head none.
+
+    Raises:
+        ValueError: a backend that cannot.
+    """
+    batch, heads, queries, dim = q.shape
+    keys = k.shape[2]
+    if not launch.takes(backend, q, k):
+        step = max(1, LOGITS_BYTES // (4 * queries * keys))
+        found = [
+            (a.float() @ b.float().mT).mul_(scale).softmax(-1).mean(1)
+            for item in zip(q, k, strict=True)
+            for a, b in zip(*(x.split(step) for x in item), strict=True)
+        ]
+        return torch.cat(found).unflatten(0, (batch, heads))
+    whole = group_logits(q, k, _COLUMNS, "log-sum-exp", scale, backend=backend).logsumexp(-1)
+    whole = whole.masked_fill(whole == torch.inf, torch.nan)
+    out = torch.empty(batch, heads, keys, dtype=torch.float32, device=q.device)
+    q, k, half = _rows_whole(q), _rows_whole(k), q.dtype != torch.float32
+    block = 128 if half else 64
+    from . import scores_kernels
+
+    kernel: Any = scores_kernels.mean_attention
+    with on_device(q):
+        kernel[(tiles_of(keys, block), batch * heads)](
+            q, k, whole, out, *q.stride()[:3], *k.stride()[:3], heads, queries, keys, scale,
+            DIM=dim, PADDED_DIM=padded(dim), QUERIES=block, KEYS=block, WIDE=interpreted(),
+            PRECISION="ieee" if half else launch.precision(q.device), num_warps=8,
+        )  # fmt: skip
+    return out
+
+
+def _rows_whole(x: torch.Tensor) -> torch.Tensor:
+    """With the numbers of a token side by side; else as it lies."""
+    return x if x.stride(3) == 1 else x.contiguous()
 
 
 def join_rows(

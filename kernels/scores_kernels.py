@@ -21,16 +21,17 @@ def _finite(x):
 
 @triton.jit
 def group_logits(
-    a_ptr, b_ptr, added_ptr, out_ptr, rows, columns, groups, scale,
+    a_ptr, b_ptr, added_ptr, out_ptr,
+    a_batch, a_head, a_row, b_batch, b_head, b_row, heads, rows, columns, groups, scale,
     DIM: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
     SUMS: tl.constexpr, ADDED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A block of products, of which each `GROUP` columns leave one number.
 
-    a `[N, rows, DIM]`, b `[N, columns, DIM]`, added `[columns]` float32, out `[N, rows, groups]`;
-    programs that follow each other share columns. `WIDE`: Triton's interpreter multiplies 16 bits
-    wrongly.
+    a `[B, heads, rows, DIM]` and b `[B, heads, columns, DIM]` of any strides but 1 of DIM, added
+    `[columns]` float32, out `[B * heads, rows, groups]`; programs that follow each other share
+    columns. `WIDE`: Triton's interpreter multiplies 16 bits wrongly.
     """
     head = tl.program_id(1).to(tl.int64)
     blocks = (rows + ROWS - 1) // ROWS
@@ -38,8 +39,8 @@ def group_logits(
     block = tl.program_id(0) // blocks
     column = block * COLUMNS + tl.arange(0, COLUMNS)
     is_row, is_column = row < rows, column < columns
-    a_ptr += head * rows * DIM + row[:, None].to(tl.int64) * DIM
-    b_ptr += head * columns * DIM + column[None].to(tl.int64) * DIM
+    a_ptr += head // heads * a_batch + head % heads * a_head + row[:, None].to(tl.int64) * a_row
+    b_ptr += head // heads * b_batch + head % heads * b_head + column[None].to(tl.int64) * b_row
     logits = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, DIM, STEP):
         dims = start + tl.arange(0, STEP)
@@ -120,3 +121,44 @@ def join_rows(
             found = tl.where(lost != 0, float("nan"), highest)
         to = out_ptr + (head * tiles + tile) * columns + at
         tl.store(to, found / LOG2_E, mask=at < columns)
+
+
+@triton.jit
+def mean_attention(
+    q_ptr, k_ptr, whole_ptr, out_ptr,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, heads, queries, keys, scale,
+    DIM: tl.constexpr, PADDED_DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """For a block of keys the mean over all queries of `exp(scale * q @ k.mT - whole)`.
+
+    q `[B, heads, queries, DIM]` and k `[B, heads, keys, DIM]` of any strides but 1 of DIM, whole
+    `[B * heads, queries]` and out `[B * heads, keys]` float32.
+    """
+    head = tl.program_id(1).to(tl.int64)
+    column, dims = tl.program_id(0) * KEYS + tl.arange(0, KEYS), tl.arange(0, PADDED_DIM)
+    is_key, is_dim = column < keys, dims < DIM
+    k_ptr += head // heads * k_batch + head % heads * k_head
+    q_ptr += head // heads * q_batch + head % heads * q_head
+    k = tl.load(
+        k_ptr + column[None].to(tl.int64) * k_row + dims[:, None],
+        mask=is_key[None] & is_dim[:, None],
+        other=0.0,
+    )
+    if WIDE:
+        k = k.to(tl.float32)
+    total = tl.zeros([KEYS], tl.float32)
+    for start in range(0, queries, QUERIES):
+        row = start + tl.arange(0, QUERIES)
+        is_query = row < queries
+        q = tl.load(
+            q_ptr + row[:, None].to(tl.int64) * q_row + dims[None],
+            mask=is_query[:, None] & is_dim[None],
+            other=0.0,
+        )
+        if WIDE:
+            q = q.to(tl.float32)
+        whole = tl.load(whole_ptr + head * queries + row, mask=is_query, other=float("inf"))
+        logits = tl.dot(q, k, input_precision=PRECISION) * (scale * LOG2_E)
+        total += tl.sum(tl.math.exp2(logits - whole[:, None] * LOG2_E), 0)
+    tl.store(out_ptr + head * keys + column, total / queries, mask=is_key)

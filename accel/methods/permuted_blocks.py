@@ -10,6 +10,7 @@ import torch
 
 from ...kernels.lists import mass_tiles, tile_means, top_tiles, widest
 from ...kernels.plan import BlockPlan, tiles_of
+from ...kernels.scores import mean_attention
 from ..options import option
 from ..site import Site
 from ..spans import At, Spans
@@ -17,14 +18,9 @@ from ..tiles import (
     TileMethod,
     kept_of,
     likely_share,
-    products,
     tile_of,
     token_order,
 )
-
-LOGITS_BYTES = 2**28
-"""Logits of sampled queries that are alive at a time, if of more than one head; their softmax takes
-as much again."""
 
 
 class PermutedBlocks(TileMethod):
@@ -85,9 +81,9 @@ class PermutedBlocks(TileMethod):
         q, k, tile = q.detach(), k.detach(), tile_of(self.tile)
         fixed = _on(q.device, self.samples, self.segment, self.at(site))
         tokens, columns = site.tokens, tiles_of(site.tokens, tile.key)
-        key_order = hottest_first(importance(q, k, fixed.queries), fixed)
-        means = tile_means(q, tile.query, fixed.places), tile_means(k, tile.key, key_order)
         kept, scale = kept_of(self.keep, columns), q.shape[-1] ** -0.5
+        key_order = hottest_first(mean_attention(q[:, :, fixed.queries], k, scale), fixed)
+        means = tile_means(q, tile.query, fixed.places), tile_means(k, tile.key, key_order)
         width = max(kept, fixed.longest)
         if self.mass < 1:
             last = (tokens - (columns - 1) * tile.key) / tile.key
@@ -142,7 +138,9 @@ class Fixed:
 
     Attributes:
         places: `[L]` int64, the token at each place of the order.
-        segments: `[L]` int64, the segment of that token, in rising order of where it goes.
+        segments: `[segments, most]` int64, the tokens of each in that order, then some token.
+        missing: like it, bool, where it has no more tokens.
+        there: `[L]` int64, where it has some, of both axes flat.
         queries: `[samples]` int64, tokens of the picture, from all over it.
         always: `[Q, K]` bool, tiles that are kept whatever the scores, or None if there are none.
         longest: the most of these in a row.
@@ -150,42 +148,27 @@ class Fixed:
 
     places: torch.Tensor
     segments: torch.Tensor
+    missing: torch.Tensor
+    there: torch.Tensor
     queries: torch.Tensor
     always: torch.Tensor | None
     longest: int
-
-
-def importance(q: torch.Tensor, k: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    """Mean attention of some queries to each key, `[B, H, L]` float32.
-
-    Args:
-        q, k: `[B, H, L, D]` as they come.
-        queries: `[samples]` int64, which ones.
-    """
-    sampled, scale = q[:, :, queries], q.shape[-1] ** -0.5
-    step = max(1, LOGITS_BYTES // (4 * len(queries) * k.shape[2]))
-    found = [
-        products(a[None], b[None])[0].mul_(scale).softmax(-1).mean(1).float()
-        for item in zip(sampled, k, strict=True)
-        for a, b in zip(*(x.split(step) for x in item), strict=True)
-    ]
-    return torch.cat(found).unflatten(0, k.shape[:2])
 
 
 def hottest_first(weights: torch.Tensor, fixed: Fixed) -> torch.Tensor:
     """Keys by segment and, in each, by falling weight; of equal ones the first in the order first.
 
     Args:
-        weights: `[B, H, L]` float32, none below 0, of keys as they come.
+        weights: `[B, H, L]`, none below 0, of keys as they come.
 
     Returns:
         `[B, H, L]` int64, a permutation for each head, whatever the weights are: those that are no
         number come first.
     """
-    # Floats that are not below 0 are in the order of their bits, so one sort of whole numbers does.
-    bits = weights[..., fixed.places].view(torch.int32).long()
-    ranks = fixed.segments * 2**32 + (2**31 - 1 - bits)
-    return fixed.places[ranks.argsort(dim=-1, stable=True)]
+    ranks = weights[..., fixed.segments].masked_fill(fixed.missing, -1)
+    best = ranks.argsort(dim=-1, descending=True, stable=True)
+    tokens = fixed.segments.expand_as(best).gather(-1, best)
+    return tokens.flatten(-2)[..., fixed.there]
 
 
 @lru_cache(maxsize=16)
@@ -214,9 +197,15 @@ def _on(device: torch.device, samples: int, segment: str, at: At) -> Fixed:
         drawn = torch.rand(count, generator=generator, dtype=torch.float64)
         queries = curve[cuts[:-1] + (drawn * cuts.diff()).long()]
         always = _always(segment, at)
+        lengths = segments.unique(return_counts=True)[1]
+        missing = torch.arange(int(lengths.max())) >= lengths[:, None]
+        tokens = torch.zeros(missing.shape, dtype=torch.int64)
+        tokens[~missing] = places[segments.argsort(stable=True)]
         return Fixed(
             places=places.to(device),
-            segments=segments.to(device),
+            segments=tokens.to(device),
+            missing=missing.to(device),
+            there=missing.logical_not().flatten().nonzero()[:, 0].to(device),
             queries=queries.to(device),
             always=always.to(device) if bool(always.any()) else None,
             longest=widest(always, 0),

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ...kernels.lists import by_mass, pair_means, permuted
+from ...kernels.lists import by_mass, mass_tiles, pair_means, permuted
 from ...kernels.plan import BlockPlan, tile_lengths, tiles_of
 from ...kernels.reference import pool
 from ..options import option
@@ -101,7 +101,22 @@ class ThresholdBlocks(TileMethod):
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
         """See `AttentionMethod`."""
-        return None if self._everything(site) else super().plan(q, k, site)
+        if self._everything(site):
+            return None
+        if self.rule == "sigma" or self.similar > 0:
+            return super().plan(q, k, site)
+        layout = self.layout(site, q.device)
+        tile, columns = layout.tile, tiles_of(site.tokens, layout.tile.key)
+        indices, counts = mass_tiles(
+            *pair_means(q.detach(), k.detach(), tile, layout.places),
+            self.mass,
+            q.shape[-1] ** -0.5,
+            layout.always,
+            least=kept_of(self.keep, columns),
+            last=(site.tokens - (columns - 1) * tile.key) / tile.key,
+            width=columns,
+        )
+        return self.listed(indices, counts, site, layout)
 
     def predict(self, site: Site) -> float:
         """An estimate: what is kept depends on the numbers.

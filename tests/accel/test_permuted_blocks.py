@@ -158,18 +158,6 @@ def test_it_is_what_the_definition_says(
     assert all(map(torch.equal, orders_and_mask(plan), (orders, mask))) and not mask.all()
 
 
-def test_importance_is_the_mean_attention_of_the_queries_in_chunks_too(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    q, k, _ = tensors(site())
-    queries = torch.tensor([3, 14, 159, 265])
-    whole = module.importance(q, k, queries)
-    torch.testing.assert_close(whole, attention(q[:, :, queries], k).mean(2).float())
-    torch.testing.assert_close(whole.sum(-1), torch.ones(2, 3))
-    monkeypatch.setattr(module, "LOGITS_BYTES", 1)
-    torch.testing.assert_close(module.importance(q, k, queries), whole, rtol=1e-6, atol=1e-9)
-
-
 @pytest.mark.parametrize("grid", [GRID, TokenGrid(4, 32, 32), TokenGrid(1, 3, 4)])
 @pytest.mark.parametrize("text", [0, 5])
 def test_queries_that_judge_are_of_the_picture_and_all_over_it(grid: TokenGrid, text: int):

@@ -257,7 +257,13 @@ def test_the_mass_is_reached_with_the_fewest_tiles_and_grows(backend: Backend):
         assert ((kept - least < mass) | (least == torch.inf)).all()
         most = mask_of(mass_tiles(q, k, mass, 0.4, forced, 4, backend=backend), columns)
         assert (most.sum(-1) <= forced.sum(-1).clamp(min=4)).all() and most[..., forced].all()
+        few = mask_of(mass_tiles(q, k, mass, 0.4, forced, least=9, backend=backend), columns)
+        assert (few.sum(-1) >= 9).all() and (few[..., forced]).all()
+        at_least = mask_of(mass_tiles(q, k, mass, 0.4, forced, backend=backend), columns)
+        assert (at_least <= few).all() and ((few == at_least).all(-1) | (few.sum(-1) == 9)).all()
         before = mask
+    alone = mass_tiles(q, k, 0, 0.4, least=9, backend=backend)
+    assert (mask_of(alone, columns) == mask_of(top_tiles(q, k, 9, backend=backend), columns)).all()
     everything = mass_tiles(q * 50, k, 1.0, 0.4, backend=backend)
     assert (everything[1] == columns).all()
 

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinora.kernels import scores
-from kinora.kernels.scores import group_logits, heaviest_tiles, join_rows, tile_scores
+from kinora.kernels.scores import (
+    group_logits,
+    heaviest_tiles,
+    join_rows,
+    mean_attention,
+    tile_scores,
+)
 
 TRITON = pytest.param(
     "triton",
@@ -147,6 +153,38 @@ def test_tiles_of_attention(backend: Any, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(scores, "JOINED_BYTES", limit)
         found = tile_scores(q, k, (16, 8), "log-sum-exp", 0.25, backend=backend)
         torch.testing.assert_close(found.exp(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("queries", "keys", "dim"), [(4, 300, 16), (130, 70, 20), (1, 5, 8)])
+def test_the_mean_attention_to_each_key(
+    backend: Any, dtype: torch.dtype, queries: int, keys: int, dim: int
+):
+    q = _case(2, 3, queries, dim, dtype=dtype)
+    # As models have them in memory.
+    k = _case(2, keys, 3, dim, seed=1, dtype=dtype).transpose(1, 2)
+    found = mean_attention(q, k, 0.7, backend=backend)
+    expected = (q.double() @ k.double().mT * 0.7).softmax(-1).mean(2)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.sum(-1), torch.ones(2, 3, device=DEVICE))
+
+
+def test_the_mean_attention_in_chunks_is_the_whole(monkeypatch: pytest.MonkeyPatch):
+    q, k = _case(2, 3, 4, 8), _case(2, 3, 30, 8, seed=1)
+    whole = mean_attention(q, k, 0.3, backend="torch")
+    monkeypatch.setattr(scores, "LOGITS_BYTES", 1)
+    torch.testing.assert_close(mean_attention(q, k, 0.3, backend="torch"), whole)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+@pytest.mark.filterwarnings("ignore:invalid value")  # of the interpreter, which computes it so
+def test_the_mean_attention_of_what_is_no_number_is_none(backend: Any, wrong: float):
+    q, k = _case(1, 2, 3, 8).abs(), _case(1, 2, 200, 8, seed=1).abs()
+    k[0, 1, 150] = wrong
+    found = mean_attention(q, k, 0.3, backend=backend)
+    assert bool(found[0, 1].isnan().all()) and bool(found[0, 0].isfinite().all())
 
 
 def _expected(row: list[float], mass: float, forced: list[bool], least: int, most: int) -> set[int]:
