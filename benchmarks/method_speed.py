@@ -70,15 +70,22 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("top-blocks", {"keep": 0.2, "tail": "complement", **TILE}),
     ("threshold-blocks", {"rule": "top", "keep": 0.2, "mass": 0.0, **TILE}),
     ("x-attention", {"threshold": 0.0, "least": 0.2, **TILE}),
+    ("x-attention", {"threshold": 0.0, "least": 0.2, "stride": "16", "tile": "128x128"}),
     ("blade", {"keep": 0.2, "mass": 1.0, "tail": "none", **TILE}),
-    ("permuted-blocks", {"keep": 0.2, **TILE}),
+    *(("permuted-blocks", {"keep": 0.2, "tile": it}) for it in ("128x64", "128x128")),
     ("hierarchical", {"blocks": 100, "tail": "none", **TILE}),
     ("kv-merge", {"keep": 0.25}),
     ("kv-merge", {"keep": 0.5}),
     ("sliding-tile", {"frames": 0.6, "height": 0.58, "width": 0.58, **TILE}),
+    # About a fifth of each grid, by windows that fill tiles of its own sides best.
     *(
-        ("neighborhood", {"frames": 0.6, "height": 0.6, "width": 0.6, "tile": it})
-        for it in ("64x64", "128x64", "256x128")
+        ("neighborhood", {"frames": frames, "height": height, "width": width, **TILE})
+        for frames, height, width in (
+            (0.6, 0.6, 0.6),
+            (0.4, 0.8, 0.6),
+            (1.0, 0.3, 0.6),
+            (0.3, 0.6, 1.0),
+        )
     ),
     ("vmoba", {"keep": 0.2, **TILE}),
     ("vmoba", {"keep": 0.2, "shared": False, **TILE}),

@@ -7,32 +7,18 @@ loaded model; prompts and meanings are those of `tiny_quality.py`. The differenc
 is paired: its interval is a bootstrap over prompts. Run nothing beside it.
 
 Frames are kept without loss: PSNR and SSIM are of a video to the dense one of the same prompt, mean
-over its frames.
-
-`benchmarks/recipes/*.toml` are settings of every method. Those of `paro` want a calibration each,
-in the folder that the command runs in: `kinora calibrate kinora-tiny --size 256x256 --steps 30
---seed 1 --keep 0.25 --output paro-25.npz`, and of .15 and .4.
-
-With `--workers N` the prompts are shared among N processes, on all GPUs: for verdicts over many
-prompts. Such processes slow each other, so no times are reported then. With `--rows FILE` each
-video's row is kept as soon as it is there, and a later run of the same command, with more prompts
-too, goes on behind them.
+over its frames. For verdicts over many prompts there is `verdicts.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import random
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -87,89 +73,42 @@ def paired_interval(differences: list[float], seed: int = 0) -> tuple[float, flo
     return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
 
 
-Rows = dict[tuple[int, str], dict[str, Any]]
-"""By the number of the prompt and the recipe's name."""
-
-
-def kept_rows(path: Path | None, asked: dict[str, Any]) -> Rows:
-    """What an earlier run of the same command left in `path`; what was asked goes in first."""
-    if path is None:
-        return {}
-    if not path.exists():
-        path.write_text(json.dumps(asked) + "\n")
-        return {}
-    first, *lines = path.read_text().splitlines()
-    header = json.loads(first)
-    # A prompt is the same whatever their number; times are those of one worker.
-    free = [
-        "prompts",
-        "first",
-        *(["workers"] if min(header["workers"], asked["workers"]) > 1 else []),
-    ]
-    if header | {it: asked[it] for it in free} != asked:
-        raise SystemExit(f"{path} is of another command, {first}; name another file")
-    rows = {(row["seed"], row["recipe"]): row for row in map(json.loads, lines)}
-    wanted = range(asked["first"], asked["first"] + asked["prompts"])
-    return {key: row for key, row in rows.items() if key[0] in wanted}
-
-
-def judged(options: argparse.Namespace, names: Sequence[str], done: Rows, share: int) -> Rows:
-    """Rows of every `workers`-th prompt from `share` on that are not `done`."""
+def measured(options: argparse.Namespace, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of all prompts by each of `names`, dense first."""
     width, height = (int(side) for side in options.size.split("x"))
-    prompts = Group("recipes", "test", options.things, width).prompts(
-        options.first + options.prompts
-    )
-    count = torch.cuda.device_count()
-    device = f"cuda:{share % count}" if count > 1 and options.workers > 1 else "auto"
-    if options.workers > 1:
-        # Threads that wait for each other on too few cores stand still.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.workers))
-    seeds = range(options.first + share, len(prompts), options.workers)
-    left = [(seed, name) for seed in seeds for name in names if (seed, name) not in done]
-    # Others are compared with its frames, so it is made again where they go on.
-    again = {seed for seed, _ in left}
-    left = [(seed, name) for seed in seeds for name in names
-            if (seed, name) in left or (seed in again and name == DENSE)]  # fmt: skip
-    frames: dict[int, Any] = {}
-    shelf, rows = Shelf(), Rows()
+    prompts = Group("recipes", "test", options.things, width).prompts(options.prompts)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    shelf = Shelf()
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
         # One short run, so that no recipe pays for loading.
-        warm = Request(prompt="a red circle", steps=1, output=folder, format="png", device=device)
+        warm = Request(prompt="a red circle", steps=1, output=folder, format="png")
         list(generate(warm, shelf=shelf))
-        print(f"worker {share}: loaded on {device} in {time.perf_counter() - began:.1f} s, "
-              f"{len(left)} videos to go", flush=True)  # fmt: skip
-        for seed, name in left:
-            if options.minutes and time.perf_counter() - began > 60 * options.minutes:
-                break
-            prompt, meaning = prompts[seed]
-            request = Request(
-                prompt=prompt,
-                width=width,
-                height=height,
-                steps=options.steps,
-                seed=seed,
-                output=folder,
-                format="png",
-                device=device,
-                recipe=name,
-                settings=() if name == DENSE else tuple(options.settings),
-            )
-            row: dict[str, Any] = {"seed": seed, "recipe": name} | run_once(request, shelf)
-            path = Path(row.pop("path"))
-            made = read_frames(path)
-            row[ALL_CORRECT] = judge(made, meaning)[ALL_CORRECT] or 0.0
-            path.unlink()
-            if name == DENSE:
-                frames = {seed: made}
-            else:
-                row |= likeness(made, frames[seed])
-            rows[seed, name] = row
-            if options.rows:
-                with options.rows.open("a") as file:  # one write of one line: workers share it
-                    file.write(json.dumps(row) + "\n")
-            print(f"{name}: {row['total_s']:.1f} s, all correct {row[ALL_CORRECT]:g}: {prompt}",
-                  flush=True)  # fmt: skip
+        for seed, (prompt, meaning) in enumerate(prompts):
+            dense: Any = None
+            for name in names:
+                request = Request(
+                    prompt=prompt,
+                    width=width,
+                    height=height,
+                    steps=options.steps,
+                    seed=seed,
+                    output=folder,
+                    format="png",
+                    recipe=name,
+                    settings=() if name == DENSE else tuple(options.settings),
+                )
+                row: dict[str, Any] = {"seed": seed} | run_once(request, shelf)
+                path = Path(row.pop("path"))
+                made = read_frames(path)
+                row[ALL_CORRECT] = judge(made, meaning)[ALL_CORRECT] or 0.0
+                path.unlink()
+                if name == DENSE:
+                    dense = made
+                else:
+                    row |= likeness(made, dense)
+                rows[name].append(row)
+                print(f"{name}: {row['total_s']:.1f} s, all correct {row[ALL_CORRECT]:g}: {prompt}",
+                      flush=True)  # fmt: skip
     return rows
 
 
@@ -180,11 +119,7 @@ def main() -> None:
     parser.add_argument("--size", default="256x256")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--prompts", type=int, default=1)
-    parser.add_argument("--first", type=int, default=0, help="number of the first prompt")
-    parser.add_argument("--minutes", type=float, help="begin no video after these")
     parser.add_argument("--things", type=int, default=1, help="objects in each")
-    parser.add_argument("--workers", type=int, default=1, help="processes; more than 1: no times")
-    parser.add_argument("--rows", type=Path, help="JSON lines that are kept and gone on with")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     names = [DENSE, *options.recipes]
@@ -194,26 +129,12 @@ def main() -> None:
         "steps": options.steps,
         "settings": options.settings,
         "things": options.things,
-        "first": options.first,
         "prompts": options.prompts,
-        "workers": options.workers,
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    found = kept_rows(options.rows, report)
-    work = partial(judged, options, names, found)
-    if options.workers == 1:
-        found = found | work(0)
-    else:
-        with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-            for part in pool.map(work, range(options.workers)):
-                found = found | part
-    seeds = sorted({seed for seed, _ in found if all((seed, name) in found for name in names)})
-    if not seeds:
-        raise SystemExit("no prompt is done by all recipes: give it more --minutes")
-    report["done"] = len(seeds)
-    rows = {name: [found[seed, name] for seed in seeds] for name in names}
+    rows = measured(options, names)
     dense = rows[DENSE]
     for name, made in rows.items():
         differences = [a[ALL_CORRECT] - b[ALL_CORRECT] for a, b in zip(made, dense, strict=True)]
@@ -226,8 +147,7 @@ def main() -> None:
             "ssim": mean_of(made, "ssim"),
             "receipt": made[-1]["words"],
         }
-        if options.workers == 1:
-            report[name] |= times(made, dense)
+        report[name] |= times(made, dense)
         print(f"{name}: {report[name]}", flush=True)
     line = json.dumps(report)
     if options.json:
