@@ -37,6 +37,8 @@ class Denoiser:
     dtype: torch.dtype = torch.float32
     shape: tuple[int, ...] = ()
     """Of an item of what it returns."""
+    pruned: int | None = None
+    """Halvings of the grid at which its blocks may be pruned; None where none are."""
 
     def layer_names(self) -> list[str]:
         """Modules of its layers, as the pipeline calls them."""

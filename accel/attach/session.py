@@ -22,6 +22,7 @@ from .caching import Caching
 from .denoisers import Denoiser, denoisers_of, refuse_accelerated
 from .entered import Called, Entry, entered
 from .forward import Forward
+from .pruning import Pruning
 from .run import Run
 from .skipping import check_fits, check_handed_on, check_untouched, hollow, instead
 from .steps import watched
@@ -77,6 +78,7 @@ class Session:
         self._scheduler: Any = None
         self._run: Run | None = None
         self._cache: Caching | None = None
+        self._pruning: Pruning | None = None
         self._control: Any = None
         """In the form of what a ControlNet returns."""
 
@@ -117,6 +119,10 @@ class Session:
             cache = Caching(self.recipe.steps, self._denoisers, self.pipe)
             cache.check(sparse=self.recipe.attention is not None, strict=self.strict)
             self._cache = cache
+        if self._policy is not None and self._policy.prunes():
+            pruning = self._pruning = Pruning(self._denoisers, self.seed)
+            pruning.check()
+            pruning.attach(stack)
         for denoiser in self._denoisers:
             stack.enter_context(entered(denoiser.module, partial(self._forward, denoiser)))
             if self.recipe.dense_kernel != "stock":
@@ -219,6 +225,8 @@ class Session:
     ) -> Any:
         """A call of the denoiser itself, with the cache and the attention of the recipe."""
         cache, forward = self._cache, None
+        if self._pruning is not None:
+            call = partial(self._pruning.call, denoiser, run, given, call)
         if self.recipe.attends:
             call, forward = self._attended(denoiser, run, given, call)
         result, whole = (call(), True) if cache is None else cache.call(denoiser, run, given, call)
@@ -250,6 +258,8 @@ class Session:
     def _start(self) -> None:
         timesteps = self.pipe.scheduler.timesteps
         self._run = self._new_run(steps=len(timesteps))
+        if self._pruning is not None:
+            self._pruning.start()
         if self._cache is not None:
             self._cache.start(timesteps.tolist())
 
