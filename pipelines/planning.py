@@ -232,7 +232,7 @@ def _steps(resolved: Resolved, folder: ModelFolder) -> Part | None:
     if least < most:
         why = f"{least} to {most} of {steps} steps evaluated, as the run goes"
     if kept:
-        why += f", unstable ones on some tokens alone; {memory.amount(kept)} for the others"
+        why += f", unstable ones on some tokens alone; {memory.amount(kept)} kept for the others"
     if raw:
         why += f"; outputs are extrapolated as they come, since {raw}"
     speedup = steps / least if least == most else None

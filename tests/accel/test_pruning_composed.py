@@ -22,6 +22,7 @@ from kinora.accel.wrappers import Reuse
 
 from .conftest import Loop, diffusers
 from .test_pruning import LETTERS, STEPS, Always, pruned, run
+from .test_skipping_pipelines import PIPELINES, Made, music, stable_diffusion_3
 
 Build = Callable[[str], Any]
 DENSE = "between the kept tokens of a pruned step"
@@ -178,6 +179,36 @@ def test_each_expert_keeps_its_own(model_folders: dict[str, Path]):
     with accelerate(pipe, pruned()):
         once, again = made(), made()
     assert torch.equal(once, again) and not torch.equal(once, full)
+
+
+@pytest.mark.parametrize("make", PIPELINES, ids=lambda it: it.__name__)
+def test_guidance_of_each_kind_keeps_a_past_of_its_own(
+    make: Callable[[Build, Any], Made], build: Build, model_folders: dict[str, Path]
+):
+    """In one batch, in calls of its own, and by skipped layers in a third call."""
+    vae = diffusers().AutoencoderKL.from_pretrained(model_folders["sdxl"] / "vae")
+    pipe, given = make(build, vae)
+    pipe.set_progress_bar_config(disable=True)
+    if make is not music:
+        given |= {"height": 64, "width": 64}
+    if make is stable_diffusion_3:
+        given["skip_layer_guidance_stop"] = 0.7  # after step 9, which is pruned
+
+    def made() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        fixed: dict[str, Any] = {"num_inference_steps": STEPS, "output_type": "latent"}
+        return pipe(generator=generator, **fixed, **given)[0]
+
+    full = made()
+    with accelerate(pipe, pruned(prune_cell=1)) as session:
+        out = made()
+    told = session.receipt.policy
+    assert told is not None and told.pattern == LETTERS and torch.equal(out, full)
+    with accelerate(pipe, pruned(prune_threshold=100.0)) as session:
+        once, again = made(), made()
+    told = session.receipt.policy
+    assert told is not None and told.kept is not None and told.kept < 0.6
+    assert once.isfinite().all() and torch.equal(once, again) and not torch.equal(once, full)
 
 
 @pytest.mark.parametrize("first", [True, False])
