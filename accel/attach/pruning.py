@@ -52,6 +52,8 @@ class Pruning:
 
     def __init__(self, denoisers: list[Denoiser], seed: int) -> None:
         self._denoisers, self._seed = denoisers, seed
+        self._stacks: dict[int, list[Stack]] = {}
+        """By denoiser, from `attach` on."""
         self._now: _Pass | None = None
         self._caches: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
         """By denoiser and guidance branch."""
@@ -83,7 +85,9 @@ class Pruning:
         stack.callback(self.start)  # nothing is kept longer than the session
         for denoiser in self._denoisers:
             named = dict(denoiser.inner.named_modules())
-            for number, blocks in enumerate(_stacks(denoiser)):
+            stacks = BLOCKS[denoiser.family.denoiser].stacks(denoiser.inner)
+            self._stacks[denoiser.number] = stacks
+            for number, blocks in enumerate(stacks):
                 denoiser.pruned = blocks.halvings
                 for name in blocks.names:
                     last = name == blocks.names[-1]
@@ -107,7 +111,7 @@ class Pruning:
             AccelerationError: tokens are not where they are looked for, or cannot be kept.
         """
         decision, key = run.decision, (denoiser.number, run.branch)
-        grid, stacks = _grid(denoiser, given), _stacks(denoiser)
+        grid, stacks = _grid(denoiser, given), self._stacks[denoiser.number]
         tokens, kept = grid.halved(stacks[0].halvings).tokens, None
         _check_given(denoiser, given)
         if not isinstance(decision, Prune):
@@ -117,10 +121,8 @@ class Pruning:
                 self._check_fits(denoiser, given, grid)
             caches = self._caches[key] = {}
         else:
-            caches, items = (
-                self._caches.setdefault(key, {}),
-                given[denoiser.family.latents].shape[0],
-            )
+            caches = self._caches.setdefault(key, {})
+            items = given[denoiser.family.latents].shape[0]
             if len(caches) == len(stacks) and all(len(it) == items for it in caches.values()):
                 kept = self._kept(denoiser, run, decision, grid, stacks[0].halvings)
             ran = tokens if kept is None else len(kept.rows)
@@ -208,10 +210,6 @@ def cache_bytes(
     every = BLOCKS[denoiser].caches(config)
     numbers = sum(grid.halved(halvings).tokens * width for width, halvings in every)
     return items * numbers * itemsize
-
-
-def _stacks(denoiser: Denoiser) -> list[Stack]:
-    return BLOCKS[denoiser.family.denoiser].stacks(denoiser.inner)
 
 
 def _grid(denoiser: Denoiser, given: Mapping[str, Any]) -> TokenGrid:

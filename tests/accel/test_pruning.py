@@ -280,8 +280,7 @@ def test_only_kept_tokens_go_through_the_blocks(model: Any):
 
 
 def test_what_is_kept_is_as_large_as_was_predicted(model: Any):
-    denoiser, _ = model.denoiser, run(model, pruned())
-    _, told = run(model, pruned())
+    denoiser, (_, told) = model.denoiser, run(model, pruned())
     family = FAMILIES[type(denoiser).__name__]
     given: dict[str, Any] = {}
     handle = denoiser.register_forward_pre_hook(
