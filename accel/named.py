@@ -27,9 +27,14 @@ class Named(Options):
         """Whether option `values`, each in its range, go together. Raises RecipeError."""
         del values
 
+    def unsaid(self) -> set[str]:
+        """Options that are without effect, as the others are set."""
+        return set()
+
     def words(self) -> str:
         """The name and the options, in words."""
-        names = [it.name for it in options_of(type(self))]
+        unsaid = self.unsaid()
+        names = [it.name for it in options_of(type(self)) if it.name not in unsaid]
         values = {name.replace("_", " "): getattr(self, name) for name in names}
         # What is off is not said.
         told = ", ".join(

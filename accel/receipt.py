@@ -42,11 +42,14 @@ class AttentionReceipt(_Part):
 class StepsReceipt(_Part):
     """What happened to the evaluations of the denoiser.
 
-    `pattern` has a letter for each step: C evaluated, s skipped; `evaluations` counts the former,
-    `calls` the denoiser's calls in them, one or more for each guidance branch. Errors are estimates
-    of |what stood for the output - output| / |output| in skipped steps, None where there was none:
-    measured at the next evaluated step, and brought to the distance of the skipped one. `raw` says
-    why outputs were extrapolated as they come, where it is not known what they say of x0.
+    `pattern` has a letter for each step: C evaluated, p evaluated on some tokens alone, s skipped;
+    `evaluations` counts the former two, `calls` the denoiser's calls in them, one or more for each
+    guidance branch. Errors are estimates of |what stood for the output - output| / |output| in
+    skipped steps, None where there was none: measured at the next evaluated step, and brought to
+    the distance of the skipped one. `raw` says why outputs were extrapolated as they come, where it
+    is not known what they say of x0. `kept` is the share of its tokens that a block ran on in the
+    steps p, None where there was none, `cache_bytes` what was kept of others for them, `inert` why
+    nothing was pruned where that was asked for.
     """
 
     asked: str
@@ -56,6 +59,9 @@ class StepsReceipt(_Part):
     mean_error: FiniteFloat | None
     max_error: FiniteFloat | None
     raw: str = ""
+    kept: FiniteFloat | None = None
+    cache_bytes: StrictInt = 0
+    inert: str = ""
 
     def words(self) -> list[str]:
         """The same in plain sentences."""
@@ -67,6 +73,13 @@ class StepsReceipt(_Part):
             f"ran: {self.evaluations} of {len(self.pattern)} steps evaluated in {self.calls} calls "
             f"of the denoiser, {skipped} skipped: {self.pattern}"
         )
+        if self.kept is not None:
+            lines.append(
+                f"pruned: {self.pattern.count('p')} of these steps ran on {self.kept:.0%} of the "
+                f"tokens; {self.cache_bytes / 1e6:.1f} MB kept for the others"
+            )
+        if self.inert:
+            lines.append(f"inert: {self.inert}")
         if self.mean_error is not None and self.max_error is not None:
             lines.append(
                 f"estimated error of what stood for a skipped step: {self.mean_error:.2%} on "

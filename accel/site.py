@@ -39,7 +39,7 @@ class Site:
     """Which denoiser, of models that have one for noise and one for detail."""
     seed: int = 0
     skipped: int = 0
-    """Steps before it that were not evaluated, see `steps`."""
+    """Steps before it that were not evaluated, or not on all of its tokens, see `steps`."""
 
     @property
     def tokens(self) -> int:

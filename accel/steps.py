@@ -72,7 +72,22 @@ class Skip:
     output: torch.Tensor
 
 
-Decision: TypeAlias = Compute | Skip
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Evaluate the denoiser on its unstable tokens, and on one of each cell, alone.
+
+    Attributes:
+        scores: of each number of the sample, laid out as it is; those of a token are averaged.
+        cell: side of the cells of the token grid, in each frame.
+        threshold: a token is unstable from this score on, in means of their magnitudes.
+    """
+
+    scores: torch.Tensor
+    cell: int
+    threshold: float
+
+
+Decision: TypeAlias = Compute | Prune | Skip
 """What a policy can want of a step."""
 
 
@@ -116,4 +131,8 @@ class StepPolicy(Named):
 
     def needs_x0(self) -> bool:
         """Whether it cannot do without knowing what outputs mean."""
+        return False
+
+    def prunes(self) -> bool:
+        """Whether it may want steps evaluated on some tokens alone."""
         return False

@@ -255,11 +255,11 @@ class Reuse(Wrapper):
     """Another method whose plan is made at every `every`-th step and kept in between.
 
     A plan is kept per denoiser and layer, has what each head has chosen, and is made anew when the
-    tokens change. Steps that a policy skips do not count. With `branches = "shared"` what the call
-    with the prompt has chosen serves the others of the step too: where guidance is in calls of its
-    own these are the later ones, where it is in the batch the first part of it, from the second
-    step on, when that is known. Models that attend to each item of a batch alone (Mochi) keep a
-    plan for each.
+    tokens change. Steps that a policy skips or prunes do not count. With `branches = "shared"` what
+    the call with the prompt has chosen serves the others of the step too: where guidance is in
+    calls of its own these are the later ones, where it is in the batch the first part of it, from
+    the second step on, when that is known. Models that attend to each item of a batch alone (Mochi)
+    keep a plan for each.
 
     Source: SparseD (arXiv 2509.24014), whose pattern is made once after a dense fifth of the steps:
     `every = 0` and `from_step = 0.2`, with x-attention's `threshold = 0`, `stride = 1` and

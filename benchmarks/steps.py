@@ -3,10 +3,11 @@
     python benchmarks/steps.py [--size 96x96] [--frames 9] [--steps 50] [--prompts 4]
 
 Every prompt is made with all steps, by each policy, and by the plain sampler in as many steps as
-the policy evaluated, with the same seed. PSNR and SSIM are of the frames against those of all
-steps; *gain* is the PSNR less that of the plain sampler, paired; *all correct* is the judge's.
-Times are of denoising alone and of this machine: run nothing beside it. With `--rows FILE` each
-run's row is kept as soon as it is there, and a later run of the same command goes on behind them.
+the policy evaluated, with the same seed; a pruned evaluation counts as the share of the tokens that
+it ran on. PSNR and SSIM are of the frames against those of all steps; *gain* is the PSNR less that
+of the plain sampler, paired; *all correct* is the judge's. Times are of denoising alone and of this
+machine: run nothing beside it. With `--rows FILE` each run's row is kept as soon as it is there,
+and a later run of the same command goes on behind them.
 `--policy "shadow threshold=0.1"`, as often as wanted, replaces the list.
 """
 
@@ -80,7 +81,10 @@ def made(pipe: Any, policy: str, prompt: str, seed: int, options: argparse.Names
         told, cache = session.receipt.policy, session.receipt.cache
     row: Row = {"policy": policy, "seed": seed, "nfe": steps, "denoise_s": round(seconds, 2)}
     if told is not None:
-        row |= {"nfe": told.evaluations, "pattern": told.pattern, "error": told.mean_error}
+        # A pruned one counts as the share of the tokens that it ran on.
+        left_out = told.pattern.count("p") * (1 - (told.kept or 0.0))
+        row |= {"nfe": round(told.evaluations - left_out), "kept": told.kept}
+        row |= {"pattern": told.pattern, "error": told.mean_error}
     if cache is not None:
         # As many evaluations as were made of what it stands on.
         row |= {"nfe": round(steps * cache.evaluated / max(1, cache.calls)), "error": None}

@@ -74,7 +74,7 @@ def _generate(
     resolved = resolved.model_copy(update={"device": place.device, "dtype": place.dtype})
     _warn(weights, resolved, channel)
     outputs: list[Output] = []
-    recipe, workspace = planning.recipe(resolved, weights, channel.notice)
+    recipe, needs = planning.recipe(resolved, weights, channel.notice)
     with shelf.reserved(channel.check):
         predicted = memory.estimate(
             weights.folder,
@@ -84,7 +84,7 @@ def _generate(
             dtype=place.dtype,
             vae_dtype=place.vae_dtype,
             resident=shelf.holds(weights, place),
-            workspace=workspace,
+            **needs,
         )
         remedy = "a smaller --size or --frames"
         room.check_memory(predicted, resolved, remedy, channel.notice)

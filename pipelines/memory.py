@@ -39,18 +39,23 @@ _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Predicted bytes by what they are for; `workspace` is that of sparse attention."""
+    """Predicted bytes by what they are for.
+
+    `workspace` is that of sparse attention, `pruning` the tokens that are kept for pruned steps.
+    """
 
     weights: int
     denoise: int
     decode: int
     libraries: int = _LIBRARIES_BYTES
     workspace: int = 0
+    pruning: int = 0
 
     @property
     def peak(self) -> int:
         """Bytes at the highest point of the run."""
-        return self.weights + max(self.denoise + self.workspace, self.decode) + self.libraries
+        step = self.denoise + self.workspace + self.pruning
+        return self.weights + max(step, self.decode) + self.libraries
 
     def explain(self) -> str:
         """The parts in words, for an error or a report."""
@@ -58,6 +63,7 @@ class Estimate:
             "weights": self.weights,
             "for a denoising step": self.denoise,
             "for sparse attention": self.workspace,
+            "for pruned tokens": self.pruning,
             "for decoding": self.decode,
             "for the libraries": self.libraries,
         }
@@ -81,10 +87,11 @@ def estimate(
     vae_dtype: str,
     resident: bool,
     workspace: int = 0,
+    pruning: int = 0,
 ) -> Estimate:
     """Predict the peak of one video of `pixels` = (frames, height, width).
 
-    `numel` are numbers of weights by part, `workspace` the bytes of sparse attention. Without a
+    `numel` are numbers of weights by part, `workspace` and `pruning` see `Estimate`. Without a
     `grid` latents are decoded only, by the autoencoder alone. `resident` says that the weights are
     loaded already and count as used, not as needed.
     """
@@ -104,6 +111,7 @@ def estimate(
         denoise=denoise,
         decode=decode,
         workspace=workspace,
+        pruning=pruning,
     )
 
 
@@ -155,6 +163,11 @@ def _read_int(path: str) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdigit() else None
+
+
+def bytes_of(dtype: str) -> int:
+    """Of one number of a type."""
+    return _BYTES[dtype]
 
 
 def free_bytes(device: str) -> int:

@@ -85,15 +85,21 @@ def plan(request: Request) -> Plan:
         dtype=place.dtype,
         vae_dtype=place.vae_dtype,
         resident=False,
-        workspace=sum(it.workspace_bytes for it in parts),
+        **_needs(parts),
     )
     return Plan(resolved, grid.tokens, estimate, memory.free_bytes(place.device), tuple(parts))
 
 
+def _needs(parts: Sequence[Part]) -> dict[str, int]:
+    """What `memory.estimate` is told of the bytes that a recipe needs."""
+    steps = sum(it.workspace_bytes for it in parts if it.part == "steps")
+    return {"workspace": sum(it.workspace_bytes for it in parts) - steps, "pruning": steps}
+
+
 def recipe(
     resolved: Resolved, weights: models.Weights, notice: Callable[[str], None]
-) -> tuple[Recipe, int]:
-    """The recipe of a run, and the bytes that it needs during a denoising step.
+) -> tuple[Recipe, dict[str, int]]:
+    """The recipe of a run, and what `memory.estimate` is told of the bytes that it needs.
 
     `notice` is told where it would accelerate nothing.
 
@@ -115,7 +121,7 @@ def recipe(
             )
         if dense:
             notice(f"the recipe accelerates nothing here: {part.why}")
-    return from_table(resolved.recipe), sum(part.workspace_bytes for part in parts)
+    return from_table(resolved.recipe), _needs(parts)
 
 
 def _parts(resolved: Resolved, folder: ModelFolder, files: Sequence[WeightFile]) -> list[Part]:
@@ -216,16 +222,47 @@ def _steps(resolved: Resolved, folder: ModelFolder) -> Part | None:
     if scheduler is not None:
         refusal = refusal or schedulers.refusal(scheduler, policy)
         raw = schedulers.why_raw(scheduler)
+    kept = 0
+    if policy.prunes() and not refusal:
+        kept, refusal = _kept_tokens(resolved, folder)
     if refusal:
-        return Part("steps", asked, "refused", refusal, 1.0, None)
+        return Part("steps", asked, "refused", refusal, 1.0, None, kept)
     least, most = policy.computed(steps)
     why = f"{least} of {steps} steps evaluated"
     if least < most:
         why = f"{least} to {most} of {steps} steps evaluated, as the run goes"
+    if kept:
+        why += f", unstable ones on some tokens alone; {memory.amount(kept)} kept for the others"
     if raw:
         why += f"; outputs are extrapolated as they come, since {raw}"
     speedup = steps / least if least == most else None
-    return Part("steps", asked, "adjusted" if raw else "ok", why, 1.0, speedup)
+    return Part("steps", asked, "adjusted" if raw else "ok", why, 1.0, speedup, kept)
+
+
+def _kept_tokens(resolved: Resolved, folder: ModelFolder) -> tuple[int, str | None]:
+    """Bytes of tokens that pruning keeps, and why there can be no pruning, or None."""
+    from ..accel.attach import blocks, pruning
+
+    part, card = _denoiser(folder), cards.find(resolved.model)
+    name, config = folder.parts.get(part, "none"), folder.config(part)
+    try:
+        refusal = blocks.refusal(name, config)
+        if refusal:
+            return 0, refusal
+        grid = card.grid(resolved.width, resolved.height, resolved.frames)
+        # Where guidance is distilled into the model it is one; counted all the same, as a margin.
+        items = 2 if resolved.guidance > 1 else 1
+        size = memory.bytes_of(resolved.dtype)
+        kept = pruning.cache_bytes(name, config, grid, size, items=items)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder.path} has a config of the wrong form: {error}") from error
+    free = memory.free_bytes(resolved.device)
+    if kept <= free:
+        return kept, None
+    return kept, (
+        f"pruning keeps {memory.amount(kept)} of tokens, which is above the {memory.amount(free)} "
+        f"free for {resolved.device}: choose a smaller size, or leave steps.prune out"
+    )
 
 
 def _cache(policy: CachePolicy, folder: ModelFolder, *, sparse: bool) -> Part:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, cast
 import torch
 
 from ..errors import AccelerationError, hint
+from .entered import Entry
 from .families import FAMILIES
 from .family import Attention, Family
 
@@ -36,20 +37,12 @@ class Denoiser:
     dtype: torch.dtype = torch.float32
     shape: tuple[int, ...] = ()
     """Of an item of what it returns."""
+    pruned: int | None = None
+    """Halvings of the grid at which its blocks may be pruned; None where none are."""
 
     def layer_names(self) -> list[str]:
         """Modules of its layers, as the pipeline calls them."""
         return [f"{self.part}.{self.attentions[place].name}" for place in self.layers]
-
-
-class Entry:
-    """What stands in for a denoiser's call while it is accelerated."""
-
-    def __init__(self, call: Any) -> None:
-        self.call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.call(*args, **kwargs)
 
 
 def refuse_accelerated(pipe: Any) -> None:

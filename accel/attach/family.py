@@ -38,6 +38,16 @@ class Expected(NamedTuple):
     text: int
 
 
+class Stack(NamedTuple):
+    """Blocks, by the names of their modules, that follow each other with nothing in between.
+
+    Their grid's height and width are halved `halvings` times.
+    """
+
+    names: tuple[str, ...]
+    halvings: int = 0
+
+
 def _one_text(given: Arguments) -> list[int]:
     return [given["encoder_hidden_states"].shape[1]]
 

@@ -15,6 +15,7 @@ from ..errors import AccelerationError
 from ..method import AttentionMethod
 from ..recipe import Recipe
 from ..site import Site
+from ..steps import Prune
 from .denoisers import Denoiser
 from .dense import by_kernel
 from .family import Arguments, Expected
@@ -92,6 +93,9 @@ class Forward:
         run, family = self.run, self.denoiser.family
         attention = self.denoiser.attentions[expected.place]
         key = self.denoiser.offset + layer
+        pruned = attention.halvings == self.denoiser.pruned
+        if pruned and isinstance(run.decision, Prune):
+            return self._dense(key, call, "between the kept tokens of a pruned step")
         grid = self.grid and self.grid.halved(attention.halvings)
         try:
             rows = unmasked(call)
@@ -105,7 +109,7 @@ class Forward:
             layers=len(self.denoiser.layers),
             step=run.first + run.done,
             steps=run.steps,
-            skipped=run.skipped,
+            skipped=run.skipped + (run.pruned if pruned else 0),
             text=text,
             text_first=family.text_first,
             branch=run.branch,

@@ -9,8 +9,10 @@ import torch
 
 from ..method import Planner
 from ..receipt import AttentionReceipt, StepsReceipt
-from ..steps import Compute, Decision, Schedule, Skip, Step, StepPolicy, StepRun
+from ..steps import Compute, Decision, Prune, Schedule, Skip, Step, StepPolicy, StepRun
 from .denoisers import Denoiser
+
+_INERT = "no step was pruned: none was unstable right after one that was evaluated"
 
 
 @dataclass
@@ -39,7 +41,11 @@ class Run:
     """Guidance branches in that batch, see `Site`."""
     evaluated_calls: int = 0
     pattern: str = ""
-    """A letter for each step that is done: C evaluated, s skipped."""
+    """A letter for each step that is done: C evaluated, p on some tokens alone, s skipped."""
+    tokens: tuple[int, int] = (0, 0)
+    """In steps of the letter p: those that blocks ran on, and all."""
+    cache_bytes: int = 0
+    """Of tokens that were kept for such steps, at most."""
     decision: Decision | None = None
     """For the step that runs; None until it is asked."""
     _turns: list[StepRun] = field(default_factory=list[StepRun])
@@ -72,6 +78,11 @@ class Run:
         """Steps so far for which no denoiser was evaluated."""
         return self.pattern.count("s")
 
+    @property
+    def pruned(self) -> int:
+        """Steps so far that were evaluated on some tokens alone."""
+        return self.pattern.count("p")
+
     def take_turn(self, expert: int) -> None:
         """It is the turn of the denoiser of this number."""
         if self.policy is None or expert == self._expert:
@@ -93,7 +104,7 @@ class Run:
         skipped = isinstance(self.decision, Skip)
         if self._turns:
             self._turns[-1].observe(self.step, output, sample, computed=not skipped)
-        self.pattern += "s" if skipped else "C"
+        self.pattern += "s" if skipped else "p" if isinstance(self.decision, Prune) else "C"
         self.evaluated_calls += 0 if skipped else self.branch
         if self.branch == 1 and self.batch % sample.shape[0] == 0:
             self.branches = self.batch // sample.shape[0]
@@ -126,11 +137,14 @@ class Run:
         return StepsReceipt(
             asked=self.policy.words(),
             pattern=self.pattern,
-            evaluations=self.pattern.count("C"),
+            evaluations=self.done - self.skipped,
             calls=self.evaluated_calls,
             mean_error=sum(errors) / len(errors) if errors else None,
             max_error=max(errors, default=None),
             raw=self.schedule.why_raw if self.schedule else "",
+            kept=self.tokens[0] / self.tokens[1] if self.tokens[1] else None,
+            cache_bytes=self.cache_bytes,
+            inert=_INERT if self.policy.prunes() and self.over and not self.pruned else "",
         )
 
     def receipt(self, asked: str, precision: str, layers: list[str]) -> AttentionReceipt:

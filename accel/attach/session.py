@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -20,8 +19,10 @@ from ..recipe import Recipe, find
 from ..steps import Skip, StepPolicy
 from . import routes, schedulers
 from .caching import Caching
-from .denoisers import Denoiser, Entry, denoisers_of, refuse_accelerated
+from .denoisers import Denoiser, denoisers_of, refuse_accelerated
+from .entered import Called, Entry, entered
 from .forward import Forward
+from .pruning import Pruning
 from .run import Run
 from .skipping import check_fits, check_handed_on, check_untouched, hollow, instead
 from .steps import watched
@@ -77,6 +78,7 @@ class Session:
         self._scheduler: Any = None
         self._run: Run | None = None
         self._cache: Caching | None = None
+        self._pruning: Pruning | None = None
         self._control: Any = None
         """In the form of what a ControlNet returns."""
 
@@ -117,8 +119,12 @@ class Session:
             cache = Caching(self.recipe.steps, self._denoisers, self.pipe)
             cache.check(sparse=self.recipe.attention is not None, strict=self.strict)
             self._cache = cache
+        if self._policy is not None and self._policy.prunes():
+            pruning = self._pruning = Pruning(self._denoisers, self.seed)
+            pruning.check()
+            pruning.attach(stack)
         for denoiser in self._denoisers:
-            stack.enter_context(self._entered(denoiser.module, partial(self._forward, denoiser)))
+            stack.enter_context(entered(denoiser.module, partial(self._forward, denoiser)))
             if self.recipe.dense_kernel != "stock":
                 self._check_kernel(denoiser, self.recipe.dense_kernel)
             if self.recipe.attends and denoiser.family.dispatches:
@@ -142,7 +148,7 @@ class Session:
         control = getattr(self.pipe, "controlnet", None)
         # Beside two denoisers it would not be known whose step it is.
         if self._policy is not None and control is not None and len(self._denoisers) == 1:
-            stack.enter_context(self._entered(control, self._beside))
+            stack.enter_context(entered(control, self._beside))
         stack.enter_context(watched(scheduler, self._start, self._step, self._stepped))
         if self._cache is not None:
             stack.callback(self._cache.stop)
@@ -162,39 +168,9 @@ class Session:
         if refusal:
             raise AccelerationError(refusal)
 
-    @contextmanager
-    def _entered(
-        self, module: Any, forward: Callable[[Callable[[], Any], Mapping[str, Any]], Any]
-    ) -> Generator[None, None, None]:
-        """See every call of a module from outside of its hooks and of `torch.compile`.
-
-        `_compiled_call_impl` is what torch calls in place of `forward` and its hooks, where it is
-        set; `Module.compile` sets it.
-        """
-        before = vars(module).get("_compiled_call_impl")
-        call = before or module._call_impl
-        inner = getattr(module, "_orig_mod", module)
-        signature = inspect.signature(type(inner).forward)
-
-        def entry(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(inner, *args, **kwargs).arguments
-            return forward(lambda: call(*args, **kwargs), given)
-
-        ours = vars(module)["_compiled_call_impl"] = Entry(entry)
-        try:
-            yield
-        finally:
-            if vars(module).get("_compiled_call_impl") is not ours:
-                pass  # it was compiled in between: that is not ours to undo
-            elif before is None:
-                del vars(module)["_compiled_call_impl"]
-            else:
-                vars(module)["_compiled_call_impl"] = before
-
-    def _forward(
-        self, denoiser: Denoiser, call: Callable[[], Any], given: Mapping[str, Any]
-    ) -> Any:
+    def _forward(self, denoiser: Denoiser, call: Called) -> Any:
         """A call of a denoiser: of itself, or what stands for it."""
+        given = call.given
         run = self._running(denoiser.family.denoiser, given)
         run.take_turn(denoiser.number)
         if run.branch == 0:
@@ -211,9 +187,9 @@ class Session:
         run.branch += 1
         return result
 
-    def _beside(self, call: Callable[[], Any], given: Mapping[str, Any]) -> Any:
+    def _beside(self, call: Called) -> Any:
         """A call of a ControlNet: in skipped steps nothing looks at what it returns."""
-        run = self._running(type(self.pipe.controlnet).__name__, given)
+        run = self._running(type(self.pipe.controlnet).__name__, call.given)
         if isinstance(run.decide(), Skip):
             return self._control
         result = call()
@@ -249,6 +225,8 @@ class Session:
     ) -> Any:
         """A call of the denoiser itself, with the cache and the attention of the recipe."""
         cache, forward = self._cache, None
+        if self._pruning is not None:
+            call = partial(self._pruning.call, denoiser, run, given, call)
         if self.recipe.attends:
             call, forward = self._attended(denoiser, run, given, call)
         result, whole = (call(), True) if cache is None else cache.call(denoiser, run, given, call)
@@ -280,6 +258,8 @@ class Session:
     def _start(self) -> None:
         timesteps = self.pipe.scheduler.timesteps
         self._run = self._new_run(steps=len(timesteps))
+        if self._pruning is not None:
+            self._pruning.start()
         if self._cache is not None:
             self._cache.start(timesteps.tolist())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..cost import LayerShape, Shape, transformer_layer
 from ..grid import TokenGrid
-from .family import Arguments, Attention, Family
+from .family import Arguments, Attention, Family, Stack
 
 
 def _attentions(denoiser: Any) -> list[Attention]:
@@ -42,6 +42,46 @@ def _each(value: Any, count: int) -> list[Any]:
     return list(value) if isinstance(value, Sequence) else [value] * count
 
 
+def _crossed(config: Mapping[str, Any]) -> tuple[list[bool], list[bool]]:
+    """Which blocks on the way down, and on that up, have transformers."""
+    count = len(config["block_out_channels"])
+    crossed = ["CrossAttnDownBlock2D"] * (count - 1) + ["DownBlock2D"]
+    down = ["CrossAttn" in it for it in config.get("down_block_types", crossed)]
+    crossed = ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (count - 1)
+    return down, ["CrossAttn" in it for it in config.get("up_block_types", crossed)]
+
+
+def stacks(denoiser: Any) -> list[Stack]:
+    """The transformers of the level with the most tokens that has any, in order."""
+    deepest, found = len(denoiser.down_blocks) - 1, dict[str, tuple[int, list[str]]]()
+    for name, _ in denoiser.named_modules():
+        told = re.fullmatch(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?.*transformer_blocks\.\d+", name)
+        if told is None:
+            continue
+        number = int(told[2] or 0)
+        level = {"down": number, "up": deepest - number}.get(told[1], deepest)
+        found.setdefault(name.rpartition(".")[0], (level, []))[1].append(name)
+    top = min((level for level, _ in found.values()), default=0)
+    # "down" < "mid" < "up", also as text; sorting keeps the rest as it is.
+    ordered = sorted(found, key=lambda it: it.partition("_")[0])
+    return [Stack(tuple(found[it][1]), top) for it in ordered if found[it][0] == top]
+
+
+def caches(config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Width and halvings of the grid of what `stacks` finds, from the config."""
+    channels = [int(it) for it in config["block_out_channels"]]
+    count = len(channels)
+    resnets = _each(config.get("layers_per_block", 2), count)
+    down, up = _crossed(config)
+    middle = config.get("mid_block_type", "UNetMidBlock2DCrossAttn") == "UNetMidBlock2DCrossAttn"
+    for level in range(count):
+        found = down[level] * resnets[level] + up[count - 1 - level] * (resnets[level] + 1)
+        found += middle and level == count - 1
+        if found:
+            return [(channels[level], level)] * found
+    return []
+
+
 def _shape(config: Mapping[str, Any]) -> Shape:
     """Layers of transformers, and convolutions of 3 x 3 beside them.
 
@@ -53,10 +93,7 @@ def _shape(config: Mapping[str, Any]) -> Shape:
     heads = _each(config.get("attention_head_dim", 8), count)
     resnets = _each(config.get("layers_per_block", 2), count)
     depths = _each(config.get("transformer_layers_per_block", 1), count)
-    crossed = ["CrossAttnDownBlock2D"] * (count - 1) + ["DownBlock2D"]
-    down = ["CrossAttn" in it for it in config.get("down_block_types", crossed)]
-    crossed = ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (count - 1)
-    up = ["CrossAttn" in it for it in config.get("up_block_types", crossed)]
+    down, up = _crossed(config)
     layers: list[LayerShape] = []
     ends = config.get("in_channels", 4) + config.get("out_channels", 4)
     rest = Counter({0: 9 * channels[0] * ends})

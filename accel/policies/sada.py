@@ -11,7 +11,8 @@ import torch
 
 from ..codec import Codec, wide
 from ..options import option
-from ..steps import Compute, Decision, Schedule, Skip, Step, StepPolicy, StepRun
+from ..steps import Compute, Decision, Schedule, Skip, Step, StepRun
+from .pruning import Pruner, PruningPolicy
 from .sign import stable
 from .skipping import EDGE, at_share, check_window, lagrange, relative_error, too_few, weighted
 
@@ -21,7 +22,7 @@ _IMAGES, _FLOW = (0.48, 4), (0.4, 3)
 """The paper's Lagrange step, as a share, and terms: SD 2 and SDXL; Flux."""
 
 
-class Sada(StepPolicy):
+class Sada(PruningPolicy):
     """A step is skipped where the solver's own curve is stable; later ones are told from x0s.
 
     y is the derivative of the sample by time: (beta / 2) (noise / sigma - x) for diffusions, the
@@ -30,15 +31,19 @@ class Sada(StepPolicy):
     y_{i-2}> < 0, with x_{i+1} as the solver has left it. Then the last noise (or velocity) is kept,
     and x0 is that of x^ with it. From `lagrange_step` on all but every `lagrange_every`-th step are
     skipped, x0 being that of the polynomial in time through the last `lagrange_terms` kept ones.
+    With `prune` an unstable step before that runs on the tokens alone where the mean of the
+    product's terms is 0 or more, and on one of each cell; it is evaluated whole after a skip.
 
     Source: SADA (arXiv 2507.17135). Time is that of the diffusion, from 1 to 0, with beta its
     continuous rate; of flow matching it is sigma.
-    Differs from the paper: unstable steps are evaluated whole, none of their tokens is left out;
-    step numbers are shares of the steps, so that a recipe serves any number of them; the last two
-    steps are always evaluated, in short runs too. Differs from the authors' code: beta is of the
+    Differs from the paper: `prune` is to be asked for, and is not bounded by a number of tokens;
+    the last block's output is kept alone, which comes to the same as that of each block; step
+    numbers are shares of the steps, so that a recipe serves any number of them; the last two steps
+    are always evaluated, in short runs too. Differs from the authors' code: beta is of the
     same time as h, theirs steps over one training step however few are left; the coefficients are
     the paper's, theirs make every Euler step stable; flow matching goes by the same criterion and
-    the same interpolation, theirs takes the mean of the second difference and holds the velocity.
+    the same interpolation, theirs takes the mean of the second difference and holds the velocity;
+    kept tokens have their own places in the picture, theirs are numbered anew on a smaller grid.
     """
 
     name: ClassVar[str] = "sada"
@@ -142,11 +147,15 @@ class _Run:
         told = schedule.codec.prediction
         self.codec = Codec("epsilon") if told == "sample" else schedule.codec
         self.skips = 0
+        self._pruner = Pruner(policy)
         self._reaches: list[tuple[bool, float]] = []
         self._errors: list[torch.Tensor] = []
 
     def decide(self, step: Step, sample: torch.Tensor | None) -> Decision:
         """See `StepRun`."""
+        return self._pruner.decided(self._decided(step, sample))
+
+    def _decided(self, step: Step, sample: torch.Tensor | None) -> Decision:
         if sample is None or len(self.slopes) < 3 or step.index not in self.window:
             return Compute()
         if self.skips >= self.policy.max_interval:
@@ -159,8 +168,9 @@ class _Run:
             return Skip(self.schedule.output(self._interpolated(index), sample, index))
         y2, y1, y0 = self.slopes
         estimate = self._estimated(index)
-        if not stable(y0 - 2 * y1 + y2, self._scaled(sample, index) - estimate, kappa=0):
-            return Compute()
+        second, gap = y0 - 2 * y1 + y2, self._scaled(sample, index) - estimate
+        if not stable(second, gap, kappa=0):
+            return self._pruner.unstable(lambda: second * gap, skips=self.skips)
         self._reaches.append(self._reach(index))
         return Skip(self.schedule.output(self._x0(estimate, index), sample, index))
 

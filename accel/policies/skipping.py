@@ -161,10 +161,15 @@ class SkippingRun:
         if step.index not in self.policy.window(step.steps):
             return Compute()
         if not self.policy.allows(self, step, sample):
-            return Compute()
+            return self.instead(step)
         predicted = self._predicted(step.index)
         self._reaches.append(self.reach_to(step.index))
         return Skip(self.schedule.output(predicted, sample, step.index))
+
+    def instead(self, step: Step) -> Decision:
+        """What is done in a step of the window that is not skipped."""
+        del step
+        return Compute()
 
     def observe(
         self, step: Step, output: torch.Tensor, sample: torch.Tensor, *, computed: bool

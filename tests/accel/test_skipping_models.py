@@ -16,6 +16,8 @@ from kinora.accel.methods import TopBlocks
 from kinora.accel.policies import Pattern
 from kinora.accel.recipe import Recipe
 
+from .test_pruning import Always
+
 Folders = dict[str, Path]
 STEPS = 16
 LETTERS = "CCCCsCsCsCsCsCCC"
@@ -95,6 +97,17 @@ def test_a_controlnet_is_skipped_with_its_denoiser(controlled: Any, guess: bool)
         assert torch.equal(run(controlled, **given), out)
         vars(control)["_compiled_call_impl"] = entry
     assert torch.equal(run(controlled, **given), full)
+
+
+def test_a_controlnet_beside_a_unet_goes_on_in_pruned_steps(controlled: Any):
+    several = hasattr(controlled.controlnet, "nets")
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    given = {"image": [picture, picture] if several else picture, "height": 32, "width": 32}
+    full, calls = run(controlled, **given), counted(controlled.unet)
+    with accelerate(controlled, Recipe(steps=Always(prune=True, prune_cell=1))) as session:
+        assert torch.equal(run(controlled, **given), full)
+    ran = session.receipt.policy
+    assert ran is not None and ran.pattern.count("p") == 6 and len(calls) == STEPS
 
 
 def test_a_recipe_for_attention_leaves_a_controlnet_alone(controlled: Any):

@@ -207,6 +207,8 @@ def test_the_workspace_of_sparse_attention_adds_to_a_step_and_not_to_decoding() 
     assert estimate.peak == 16
     assert replace(estimate, workspace=8).peak == 19
     assert "8 MB for sparse attention" in replace(estimate, workspace=8 * 10**6).explain()
+    assert replace(estimate, pruning=8).peak == 1 + 10 + 3 + 8
+    assert "8 MB for pruned tokens" in replace(estimate, pruning=8 * 10**6).explain()
 
 
 def test_memory_grows_with_the_request_and_counts_every_weight(wan_folder: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kinora.pipelines import sidecar
-from kinora.pipelines.errors import AccelerationError, RecipeError
+from kinora.pipelines import memory, models, sidecar
+from kinora.pipelines.errors import AccelerationError, MemoryLimitError, RecipeError
 from kinora.pipelines.generate import generate
 from kinora.pipelines.planning import plan
 from kinora.pipelines.request import Request
@@ -100,3 +100,60 @@ def test_attention_and_steps_are_predicted_side_by_side(ask: Ask) -> None:
     parts = plan(ask("attention.method=top-blocks", "steps.policy=pattern")).parts
     assert [it.part for it in parts] == ["attention", "steps"]
     assert parts[1].speedup == pytest.approx(14 / 10)
+
+
+PRUNED = ("steps.policy=sign", "steps.max_skip=0", "steps.prune=true")
+
+
+def test_tokens_that_pruning_keeps_are_in_the_plan_and_in_the_check_of_a_run(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = {"width": 256, "height": 256, "frames": 33}
+    request = ask(*PRUNED, **large)
+    planned = plan(request)
+    (part,) = planned.parts
+    # Two guidance branches, and as many numbers of 4 bytes a token as the model is wide.
+    assert part.verdict == "ok" and part.workspace_bytes == 2 * planned.tokens * 24 * 4
+    assert planned.memory.pruning == part.workspace_bytes and planned.memory.workspace == 0
+    assert f"on some tokens alone; {memory.amount(part.workspace_bytes)} kept for" in part.why
+    assert plan(request.model_copy(update={"guidance": 1.0})).memory.pruning * 2 == (
+        part.workspace_bytes
+    )
+    assert plan(ask("steps.policy=sign", **large)).memory.pruning == 0
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(memory, "host_free_bytes", lambda: part.workspace_bytes)
+    with pytest.raises(MemoryLimitError, match="for pruned tokens"):
+        finish(request)
+    monkeypatch.setattr(memory, "host_free_bytes", lambda: part.workspace_bytes - 1)
+    (none,) = plan(request).parts
+    told = memory.amount(part.workspace_bytes)
+    assert none.verdict == "refused" and f"pruning keeps {told} of tokens, which is ab" in none.why
+    with pytest.raises(RecipeError, match="pruning keeps"):
+        finish(request)
+
+
+@pytest.mark.parametrize("family", ["wan", "cogvideox", "sdxl"])
+def test_what_is_kept_is_what_was_planned(
+    ask: Ask, model_folders: dict[str, Path], family: str
+) -> None:
+    size = {"width": 128, "height": 64, "frames": 1 if family == "sdxl" else 9}
+    model = str(model_folders[family])
+    request = ask(*PRUNED, "steps.kappa=-1", model=model, **size)
+    output = finish(request)
+    record = sidecar.read(output.sidecar)
+    assert record.receipt is not None and record.receipt.policy is not None
+    told = record.receipt.policy
+    assert "p" in told.pattern and told.kept is not None
+    assert told.cache_bytes == plan(request).memory.pruning > 0
+    assert finish(record.request.request(), original=record).identical is True
+
+
+def test_blocks_that_are_not_known_are_refused_before_the_model_is_loaded(
+    ask: Ask, unknown_folder: Path
+) -> None:
+    request = ask(*PRUNED, model=str(unknown_folder))
+    (part,) = plan(request).parts
+    assert part.verdict == "refused"
+    assert "PixArtTransformer2DModel cannot be pruned: its blocks are not known" in part.why
+    with pytest.raises(RecipeError, match=r"leave steps\.prune out"):
+        finish(request)
