@@ -90,7 +90,7 @@ def run(
         bool, typer.Option("--dry-run", help="Tell what would be made, and make nothing.")
     ] = False,
     engine: Annotated[
-        str | None, typer.Option(help="What runs the rows: local. [default: local]")
+        str | None, typer.Option(help="What runs the rows: local or torchrun. [default: local]")
     ] = None,
     workers: Annotated[
         int | None,

@@ -24,6 +24,7 @@ _AGAIN = (GenerationError, MemoryLimitError)  # the others would end alike
 class Ended:
     """How an attempt at a row ended. `retried` is a failure that will be tried again.
 
+    `seconds` are those of its stages, without the wait for the model where it is done, else all.
     `kind` is the class of the error; `blocked` says that no other row could end better, as the disk
     is full. `density` and `evaluated` are the shares of pairs of tokens and of steps that were
     computed; None where nothing was accelerated.
@@ -103,7 +104,7 @@ def attempt(
         return ended("failed", kind=type(error).__name__, reason=reason, again=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return ended(
+    done = ended(
         "done",
         path=placed[suffixes[0]].name,
         latents=placed[LATENTS_SUFFIX].name if LATENTS_SUFFIX in placed else None,
@@ -113,6 +114,7 @@ def attempt(
         device=run.device,
         **_shares(output),
     )
+    return replace(done, seconds=round(sum(output.stages_s.values()), 3))
 
 
 def _kept(error: KinoraError, folder: Path, name: str) -> tuple[str, str | None]:

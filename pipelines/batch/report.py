@@ -54,7 +54,8 @@ class Summary:
 
     Of `rows` in all, `before` were done when it began; `left` are neither done nor failed. Times by
     stage are summed over rows, over all workers. `densities` and `evaluated` are means over rows,
-    by group in words. `blocked` says why no row could be written any more.
+    by group in words. `blocked` says why no row could be written any more, `others_complete`
+    whether the other processes that share the batch have made all of theirs.
     """
 
     rows: int
@@ -69,6 +70,7 @@ class Summary:
     failures: list[Failure] = field(default_factory=list[Failure])
     kinds: Counter[str] = field(default_factory=Counter[str])
     blocked: str | None = None
+    others_complete: bool = True
     _shares: dict[str, dict[str, _Mean]] = field(default_factory=dict[str, "dict[str, _Mean]"])
 
     @property
@@ -78,8 +80,8 @@ class Summary:
 
     @property
     def complete(self) -> bool:
-        """Whether every row of the manifest is done."""
-        return not self.left and not self.failed and not self.refused
+        """Whether every row is done, also those of other processes that share the batch."""
+        return not (self.left or self.failed or self.refused) and self.others_complete
 
     @property
     def rows_per_hour(self) -> float:

@@ -96,7 +96,7 @@ def prepare(options: Options, refuses: Refusal = refusal) -> Batch:
     `refuses` says of a request why no worker could make any like it. Raises `KinoraError`; rows
     that cannot run are told by `Batch.check`.
     """
-    engines.find(options.engine)
+    options = engines.find(options.engine).adapt(options)
     shard, shards = options.shard
     if not 1 <= shard <= shards:
         raise RequestError(f"shards of {shards} are 1/{shards} to {shards}/{shards}, not {shard}")
@@ -166,8 +166,14 @@ def _run(batch: Batch, make: Make, port: Port[Standing | Ended]) -> Summary:
     for it in batch.refused[:_MOST_NOTICES]:
         port.notice(f"line {it.line} is left out: {it.why}")
     store.claim(options.manifest, batch.table)
-    if not batch.pending:
-        return summary
+    if batch.pending:
+        _make(batch, make, port, summary)
+    summary.others_complete = engines.find(options.engine).agree(summary.complete)
+    return summary
+
+
+def _make(batch: Batch, make: Make, port: Port[Standing | Ended], summary: Summary) -> None:
+    options, store = batch.options, batch.store
     where, threads = devices(options.device, options.workers, len(batch.pending))
     summary.workers = len(where)
     schedule = Schedule(batch.table, batch.pending, options.retries)
@@ -183,7 +189,6 @@ def _run(batch: Batch, make: Make, port: Port[Standing | Ended]) -> Summary:
         finally:
             happening.close()
             summary.elapsed_s = told.pace.elapsed_s
-    return summary
 
 
 @dataclass

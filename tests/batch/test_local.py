@@ -6,13 +6,11 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from killing import workers_of
 from placing import Place
 from standin import Dumb, StandIn
 
@@ -20,24 +18,6 @@ from kinora.pipelines.batch import run
 from kinora.pipelines.batch.report import Summary, status
 from kinora.pipelines.batch.run import devices
 from kinora.pipelines.errors import GenerationError, ManifestError, RequestError
-
-
-def workers_of(process: int) -> list[psutil.Process]:
-    """The worker processes of a batch that `process` runs."""
-    found: list[psutil.Process] = []
-    for child in psutil.Process(process).children():
-        with suppress(psutil.Error):  # it ends meanwhile
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
-
-
-def until(true: Callable[[], object], seconds: float = 30) -> None:
-    """Wait for something."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.02)
 
 
 def test_rows_are_made_once_and_then_found(place: Place) -> None:

@@ -1,4 +1,4 @@
-"""What runs the rows of a batch: `local` is a process for each GPU of this machine."""
+"""What runs the rows of a batch, here or on several machines."""
 
 from __future__ import annotations
 

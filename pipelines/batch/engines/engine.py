@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ...errors import RequestError, nearest
 from ...events import Notice
@@ -14,6 +14,9 @@ from ..attempt import Ended
 from ..making import Make
 from ..schedule import Schedule
 from ..store import Drafts
+
+if TYPE_CHECKING:
+    from ..run import Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,10 @@ class Heard:
 class Engine(Protocol):
     """Makes what a schedule has left."""
 
+    def adapt(self, options: Options) -> Options:
+        """What this process does of what is asked for, where several share it."""
+        ...
+
     def run(self, job: Job) -> Generator[Step | Heard | Notice | None, None, None]:
         """Yields what happens, and None now and then while nothing does.
 
@@ -65,8 +72,12 @@ class Engine(Protocol):
         """
         ...
 
+    def agree(self, complete: bool) -> bool:
+        """Whether all processes that share the batch are complete, this one being so or not."""
+        ...
 
-ENGINES = ("local",)
+
+ENGINES = ("local", "torchrun")
 """Names of all."""
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import Cancelled, GenerationError, OutputError
 from ...events import Notice
@@ -27,6 +27,9 @@ from ..attempt import Ended
 from ..schedule import Turn
 from .engine import Heard, Job, Step
 from .process import END, LANES, STOP, Answer, Asked, Desk, Ready, Told, work
+
+if TYPE_CHECKING:
+    from ..run import Options
 
 _TICK_S = 0.2
 _STARTS = 3
@@ -42,6 +45,14 @@ def engine() -> Local:
 
 class Local:
     """Processes on this machine."""
+
+    def adapt(self, options: Options) -> Options:
+        """All that is asked for."""
+        return options
+
+    def agree(self, complete: bool) -> bool:
+        """There are no others."""
+        return complete
 
     def run(self, job: Job) -> Generator[_Event, None, None]:
         """Yields what happens; see `Engine`."""

@@ -18,7 +18,7 @@ from ...events import Notice, Progress
 from ..attempt import Ended, attempt
 from ..making import Make, Maker
 from ..rows import Row
-from ..store import Drafts
+from ..store import Drafts, Store
 
 LANES = 2
 """Rows that a worker has at a time: one has the model while the files of the other are written."""
@@ -83,7 +83,7 @@ def work(connection: Connection, desk: Desk) -> None:
     drafts.hold()
     if not _Worker(connection, desk).run():
         drafts.release()
-        drafts.sweep()
+        Store(desk.folder).sweep()
 
 
 class _Worker:
