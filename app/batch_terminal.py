@@ -67,7 +67,7 @@ def _tell(ended: Ended, console: Console) -> None:
         _line(f"done {ended.path} ({ended.seconds:.1f} s)", console)
     elif ended.status in ("failed", "retried"):
         again = ", will be tried again" if ended.status == "retried" else ""
-        _line(f"failed line {ended.line}{again}: {ended.reason}", console)
+        _line(f"failed line {ended.line}, {ended.name}{again}: {ended.reason}", console)
 
 
 def show_summary(summary: Summary, batch: Batch, console: Console) -> None:
@@ -123,7 +123,7 @@ def show_status(status: Status, console: Console) -> None:
 def _failures(failures: Iterable[Failure], count: int, console: Console) -> None:
     shown = list(failures)[:_MOST_LINES]
     for it in shown:
-        _line(f"  line {it.line}: {it.reason}", console)
+        _line(f"  {it}", console)
     if count > len(shown):
         _line(f"  and {count - len(shown):,} more, in status.jsonl", console)
 

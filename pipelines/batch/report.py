@@ -33,10 +33,15 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A row that failed for good, or could not be tried."""
+    """A row that failed for good or, without a `name`, could not be tried."""
 
     line: int
     reason: str
+    name: str | None = None
+
+    def __str__(self) -> str:
+        row = "" if self.name is None else f", {self.name}"
+        return f"line {self.line}{row}: {self.reason}"
 
 
 @dataclass
@@ -96,7 +101,7 @@ class Summary:
             self.failed += 1
             self.kinds[ended.kind or "unknown"] += 1
             if len(self.failures) < MOST_FAILURES:
-                self.failures.append(Failure(ended.line, ended.reason or "unknown"))
+                self.failures.append(Failure(ended.line, ended.reason or "unknown", ended.name))
         elif ended.status == "done":
             self.done += 1
             for stage, seconds in ended.stages_s.items():
@@ -182,7 +187,7 @@ def status(path: Path) -> Status:
         if int(row["id"], 16) in done:
             finished += 1
         elif row["id"] in failed:
-            failures.append(Failure(row["line"], str(failed[row["id"]].get("reason"))))
+            failures.append(Failure(row["line"], str(failed[row["id"]].get("reason")), row["name"]))
     refused = [Failure(it["line"], it["why"]) for it in head["refused"]]
     return Status(
         path=path,

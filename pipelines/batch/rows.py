@@ -110,12 +110,13 @@ class Reader:
         if not 1 <= request.num_videos <= MAX_VIDEOS:
             asked = shortened(request.num_videos)
             raise RequestError(f"num_videos must be 1 to {MAX_VIDEOS}, not {asked}")
-        request = self._with_table(request)
+        recipe = self._table(request)
+        request = request.model_copy(update={"recipe": {}, "settings": ()})
         firsts = [request.seed] if "seed" in given or not self.seeds else self.seeds
         card = self._card(request.model)
         for seed in (first + k for first in firsts for k in range(request.num_videos)):
             one = request.model_copy(update={"seed": seed, "num_videos": 1})
-            resolved = resolve(one, card)
+            resolved = resolve(one, card).model_copy(update={"recipe": recipe})
             digest = identity(resolved)
             name = f"{slug(resolved.prompt)}-s{seed}-{digest}"
             yield Row(digest, entry.line, name, resolved)
@@ -125,12 +126,12 @@ class Reader:
             self._cards[model] = cards.find(model)
         return self._cards[model]
 
-    def _with_table(self, request: Request) -> Request:
-        """The same with its recipe as a table, which is looked up once for all rows."""
+    def _table(self, request: Request) -> dict[str, Any]:
+        """The recipe that is asked for, which is looked up and checked once for all rows."""
         key = json.dumps([request.recipe, request.settings], sort_keys=True, default=str)
         if key not in self._recipes:
             self._recipes[key] = recipe_table(request)
-        return request.model_copy(update={"recipe": self._recipes[key], "settings": ()})
+        return self._recipes[key]
 
 
 def identity(resolved: Resolved) -> str:

@@ -116,7 +116,7 @@ def test_a_failing_row_is_exit_status_1(cli: Cli, wan_folder: Path, tmp_path: Pa
     assert called.last["failures"][0]["line"] == 2 and "strict" in called.err
     status = cli("batch", "status", "outputs/rows")
     assert status.status == 0 and "1 done, 1 failed, 0 left" in status.out
-    assert "line 2: " in status.out
+    assert "line 2, a-s0-" in status.out and "line 2, a-s0-" in called.err
 
 
 @pytest.mark.parametrize(
