@@ -54,6 +54,8 @@ def run_killed(
                 workers = workers_of(process.pid)
                 if process.poll() is not None:
                     break
+                if not workers and dice.random() < 0.7:
+                    continue  # it starts: seldom killed there, or little else would be
                 if workers and dice.random() < 0.6:
                     dice.choice(workers).kill()
                     made.workers += 1

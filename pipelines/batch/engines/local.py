@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from ..run import Options
 
 _TICK_S = 0.2
-_STARTS = 3
-"""How often a process may end before it has started at all."""
+_STARTS, _KILLED_STARTS = 3, 20
+"""How often a process may end before it has started at all: by itself, and by a signal."""
 
 _Event = Step | Heard | Notice | None
 
@@ -217,7 +217,7 @@ class _Worker:
         self._close()
         lost = list(self.turns.values())
         self.turns.clear()
-        if not self.ready and self.starts >= _STARTS:
+        if not self.ready and self.starts >= (_STARTS if status >= 0 else _KILLED_STARTS):
             raise GenerationError(f"worker {self.number} does not start: {why}")
         for turn in lost:
             suspected = len(lost) > 1 or self.ill
