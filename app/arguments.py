@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args
 
 import typer
@@ -106,12 +105,9 @@ def spelled(option: Any, parameter: str) -> Spelled:
 
 def size_of(text: str) -> dict[str, int]:
     """`WIDTHxHEIGHT` as fields of a request. Raises `RequestError`."""
-    from ..pipelines.errors import RequestError
+    from ..pipelines import request
 
-    match = re.fullmatch(r"\s*([0-9]{1,9})\s*[xX×*]\s*([0-9]{1,9})\s*", text)
-    if match is None:
-        raise RequestError(f"--size must be WIDTHxHEIGHT in pixels, such as 128x128, not {text!r}")
-    return {"width": int(match[1]), "height": int(match[2])}
+    return request.size_of(text)
 
 
 def format_of(text: str | None) -> Format | None:

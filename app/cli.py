@@ -36,6 +36,7 @@ from .arguments import (
     format_of,
     size_of,
 )
+from .batch import batch_app
 from .bench.command import bench_app
 from .calibrate import calibrate
 from .ending import EXIT_FAULT, EXIT_REFUSED, Left, ended, print_json, stdout
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 _COMMANDS = (
     "generate",
     "decode",
+    "batch",
     "plan",
     "calibrate",
     "models",
@@ -251,6 +253,7 @@ app.command()(inspect)
 app.command()(ui)
 app.command()(calibrate)
 app.add_typer(bench_app, name="bench")
+app.add_typer(batch_app, name="batch")
 
 
 def _follow(start: Any, as_json: bool) -> None:

@@ -39,10 +39,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a command has put on disk so far: videos, and latents that it was stopped decoding."""
+    """What a command has put on disk so far: videos, and latents that it was stopped decoding.
+
+    `told` is what else the last line of `--json` says of a command that was stopped.
+    """
 
     finished: list[Output] = field(default_factory=list["Output"])
     unfinished: list[Kept] = field(default_factory=list["Kept"])
+    told: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 def print_json(content: dict[str, Any]) -> None:
@@ -96,7 +100,8 @@ def _guarded(run: Callable[[], object], as_json: bool, hint: str, left: Left) ->
         with _signals(signal.SIG_IGN):
             told = "".join(f"; {it.remedy()}" for it in left.unfinished)
             paths = [str(it.path) for it in left.unfinished]
-            end(f"stopped{told}", status="stopped", **({"latents": paths[-1]} if paths else {}))
+            latents = {"latents": paths[-1]} if paths else {}
+            end(f"stopped{told}", **{"status": "stopped", **latents, **left.told})
             status = error.status if isinstance(error, _Stopped) else EXIT_INTERRUPTED
             _leave_the_worker(status)
             return status

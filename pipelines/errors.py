@@ -2,6 +2,7 @@
 
     KinoraError                 one line: what was given, what is allowed, the remedy
     ├── RequestError            a request that no run could fulfil (prompt, size, length, counts)
+    ├── ManifestError           a manifest, or a row of one, that no batch could run
     ├── RecipeError             an acceleration, or an option of one, that does not exist
     ├── AccelerationError       an acceleration cannot be attached or, in strict mode, fell back
     ├── ModelError              the model is not known, not there, or not whole
@@ -44,6 +45,7 @@ __all__ = [
     "Cancelled",
     "GenerationError",
     "KinoraError",
+    "ManifestError",
     "MemoryLimitError",
     "ModelError",
     "OutputError",
@@ -57,6 +59,10 @@ __all__ = [
 
 class RequestError(KinoraError):
     """The request itself cannot be fulfilled."""
+
+
+class ManifestError(KinoraError):
+    """A manifest, or a row of one, cannot be run."""
 
 
 class ModelError(KinoraError):

@@ -23,7 +23,8 @@ from .request import Resolved, names_a_file
 LATENTS_SUFFIX = ".latents.safetensors"
 MOST_OF_A_NAME = 10**4  # files of one name that are numbered apart
 _made: list[Path] = []  # by this process, for results; outermost first
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that takes no more."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
 
 
@@ -43,7 +44,7 @@ class Destination:
 
     def stem_for(self, resolved: Resolved) -> str:
         """The wished-for file name, without suffix, of one video."""
-        return self.stem or f"{_slug(resolved.prompt)}-s{resolved.seed}"
+        return self.stem or f"{slug(resolved.prompt)}-s{resolved.seed}"
 
     def withdraw(self) -> None:
         """Remove the folders that were made for this run, where they are empty."""
@@ -155,7 +156,7 @@ def explain(error: OSError | UnicodeEncodeError, where: Path) -> OutputError:
     """The one line for a failed write."""
     if isinstance(error, UnicodeEncodeError):
         return OutputError(f"{str(where)!a} is no name for a file here ({error.reason})")
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return OutputError(f"the disk is full: {where} cannot be written; free space and try again")
     reason = error.strerror or str(error)
     return OutputError(f"{where} is not writable ({reason}): choose another --output")
@@ -199,7 +200,7 @@ def _place(folder: Path, stem: str, drafts: Mapping[str, Path]) -> dict[str, Pat
         for target in placed.values():
             target.unlink()
         raise
-    _sync_folder(folder)
+    sync_folder(folder)
     return placed
 
 
@@ -216,7 +217,8 @@ def _link(draft: Path, target: Path) -> None:
         os.replace(draft, target)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush the names in `folder` to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -224,6 +226,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _slug(prompt: str) -> str:
+def slug(prompt: str) -> str:
+    """The prompt as part of a file name."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
     return words[:50].rstrip("-") or "video"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 from collections.abc import Generator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from .worker import Channel, Event, stream
 if TYPE_CHECKING:
     from ..accel.attach import Session
     from ..accel.recipe import Recipe
+    from .media import Frames
     from .saving import Kept
 
 
@@ -35,34 +36,39 @@ def generate(
     finished: list[Output] | None = None,
     unfinished: list[Kept] | None = None,
     stop: threading.Event | None = None,
+    destination: Destination | None = None,
 ) -> Generator[Event, None, None]:
     """Make what `request` asks for; yields `Progress` and `Notice`, and last the `Run`.
 
     Everything that can be refused is refused before the model is loaded. Closing the generator
     stops within a step and leaves nothing of the unfinished video, or its latents once those are
     being decoded; so does setting `stop`, from any thread, which then raises `Cancelled` here.
-    `shelf` keeps the model for the caller's next request. With `original`, the outputs say whether
-    they equal it bit for bit.
+    `shelf` keeps the model for the caller's next request; another run may have it while the last
+    video is being saved. With `original`, the outputs say whether they equal it bit for bit.
     `finished` gets each output once it is on disk: also of a run that fails later or is stopped.
     `unfinished` gets the latents of a video that was stopped while being decoded.
+    `destination` is where files are written that are to be moved to `request.output` afterwards.
 
     Raises `KinoraError`: see `errors`; where latents were saved, `error.latents` names them.
     """
     shelf, finished = shelf or models.Shelf(), [] if finished is None else finished
     unfinished = [] if unfinished is None else unfinished
-    return stream(
-        lambda channel: _generate(request, shelf, channel, original, finished, unfinished), stop
-    )
+    caller = _Caller(shelf, original, finished, unfinished, destination)
+    return stream(lambda channel: _generate(request, caller, channel), stop)
 
 
-def _generate(
-    request: Request,
-    shelf: models.Shelf,
-    channel: Channel,
-    original: Record | None,
-    finished: list[Output],
-    unfinished: list[Kept],
-) -> Run:
+@dataclass(frozen=True, slots=True)
+class _Caller:
+    """What the caller of `generate` lends, and what it gets besides events."""
+
+    shelf: models.Shelf
+    original: Record | None
+    finished: list[Output]
+    unfinished: list[Kept]
+    destination: Destination | None
+
+
+def _generate(request: Request, caller: _Caller, channel: Channel) -> Run:
     clock = StageClock("load")
     from .chatter import relayed
 
@@ -75,21 +81,24 @@ def _generate(
     _warn(weights, resolved, channel)
     outputs: list[Output] = []
     recipe, needs = planning.recipe(resolved, weights, channel.notice)
-    with shelf.reserved(channel.check):
-        predicted = memory.estimate(
-            weights.folder,
-            weights.numel,
-            card.grid(resolved.width, resolved.height, resolved.frames),
-            pixels=(resolved.frames, resolved.height, resolved.width),
-            dtype=place.dtype,
-            vae_dtype=place.vae_dtype,
-            resident=shelf.holds(weights, place),
-            **needs,
-        )
-        remedy = "a smaller --size or --frames"
-        room.check_memory(predicted, resolved, remedy, channel.notice)
-        destination = files.prepare(resolved)
-        try:
+    shelf, destination = caller.shelf, caller.destination
+    clock.switch("load")
+    try:
+        with shelf.reserved(channel.check):
+            clock.skip()
+            predicted = memory.estimate(
+                weights.folder,
+                weights.numel,
+                card.grid(resolved.width, resolved.height, resolved.frames),
+                pixels=(resolved.frames, resolved.height, resolved.width),
+                dtype=place.dtype,
+                vae_dtype=place.vae_dtype,
+                resident=shelf.holds(weights, place),
+                **needs,
+            )
+            remedy = "a smaller --size or --frames"
+            room.check_memory(predicted, resolved, remedy, channel.notice)
+            destination = destination or files.prepare(resolved)
             kept = resolved.num_videos if resolved.keep_latents else 1
             room.check_disk(destination, resolved, kept, channel.notice)
             # Nothing is refused any more for what could be known without loading.
@@ -97,14 +106,17 @@ def _generate(
             with relayed(channel.notice):
                 loaded = shelf.take(weights, place, channel.check)
                 clock.device = place.device
-                job = _Job(channel, clock, resolved, card, loaded, destination, original, recipe)
+                job = _Job(channel, clock, resolved, card, loaded, destination, caller, recipe)
                 job.compare()
-                for index in range(resolved.num_videos):
-                    outputs.append(job.video(index, unfinished))
-                    finished.append(outputs[-1])
-        finally:
-            if not outputs:
-                destination.withdraw()
+                made = job.video(0)
+                for index in range(1, resolved.num_videos):
+                    outputs.append(job.save(made))
+                    made = job.video(index)
+            clock.settle()
+        outputs.append(job.save(made))
+    finally:
+        if destination is not None and not outputs:
+            destination.withdraw()
     here = sidecar.machine(place.device)
     return Run(resolved, tuple(outputs), clock.total(), here.device, here.versions)
 
@@ -120,6 +132,16 @@ def _warn(weights: models.Weights, resolved: Resolved, channel: Channel) -> None
             channel.notice(told)
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A video that is decoded and not yet saved."""
+
+    index: int
+    frames: Frames
+    kept: Kept
+    record: Record
+
+
 @dataclass
 class _Job:
     """One request on one loaded model."""
@@ -130,7 +152,7 @@ class _Job:
     card: Card
     loaded: models.Loaded
     destination: Destination
-    original: Record | None
+    caller: _Caller
     recipe: Recipe
     session: Session | None = None
     step_times_s: list[float] = field(default_factory=list[float])
@@ -138,18 +160,19 @@ class _Job:
 
     def compare(self) -> None:
         """Tell what has changed since the original, if this repeats one."""
-        if self.original is None or not sidecar.repeats(self.original, self.resolved):
+        original = self.caller.original
+        if original is None or not sidecar.repeats(original, self.resolved):
             return
-        changed = sidecar.differences(self.original, self._model(), self._machine())
+        changed = sidecar.differences(original, self._model(), self._machine())
         if changed:
             self.channel.notice(f"since the original, this changed: {'; '.join(changed)}")
 
-    def video(self, index: int, unfinished: list[Kept]) -> Output:
-        """Make and save video `index`; stopped while decoding, its latents go to `unfinished`."""
+    def video(self, index: int) -> _Made:
+        """Make video `index`; stopped while decoding, its latents are left `unfinished`."""
         from ..accel.attach import accelerate
         from . import frames as frame_ops
         from .latents import Calls, DecodeState, Latents, sha256
-        from .saving import keep_latents, save
+        from .saving import keep_latents
         from .taps import tapped, without_progress_bar
 
         single = self.resolved.single(index)
@@ -165,7 +188,7 @@ class _Job:
             self._progress("decode", 0, 0, index)
 
         pipe, clock = self.loaded.pipe, self.clock
-        try:
+        with self._failing(kept):
             with ExitStack() as stack:
                 stack.enter_context(without_progress_bar(pipe))
                 self.session = stack.enter_context(
@@ -191,18 +214,37 @@ class _Job:
                     f"{self.card.pipeline} did not decode through its vae: not supported"
                 )
             self.decode_s = clock.peek()["decode"]
-            self._progress("save", 0, 0, index)
+            return _Made(index, frames, kept[-1], self._record(single, kept[-1].sha256))
+
+    def save(self, made: _Made) -> Output:
+        """Write the files of a video; needs the model no more."""
+        from .saving import save
+
+        single = made.record.request
+        self._progress("save", 0, 0, made.index)
+        with self._failing([made.kept]):
             output = save(
                 self.destination,
-                self._record(single, kept[-1].sha256),
-                frames,
-                clock,
-                stem=kept[-1].stem,
-                kept=kept[-1].path if single.keep_latents else None,
-                original=self.original,
+                made.record,
+                made.frames,
+                self.clock,
+                stem=made.kept.stem,
+                kept=made.kept.path if single.keep_latents else None,
+                original=self.caller.original,
             )
+        if not single.keep_latents:
+            made.kept.discard()
+        self.clock.switch("load")
+        self.caller.finished.append(output)
+        return output
+
+    @contextmanager
+    def _failing(self, kept: list[Kept]) -> Generator[None, None, None]:
+        """Have what fails in the body say which latents were `kept` by then."""
+        try:
+            yield
         except Cancelled:
-            unfinished += kept
+            self.caller.unfinished.extend(kept)
             raise
         except KinoraError as error:
             if not kept:
@@ -210,10 +252,6 @@ class _Job:
             raise type(error)(f"{error}; {kept[-1].remedy()}", latents=kept[-1].path) from error
         except Exception as error:
             raise self._failure(error, kept[-1] if kept else None) from error
-        if not single.keep_latents:
-            kept[-1].discard()
-        clock.switch("load")
-        return output
 
     def _arguments(self, single: Resolved, index: int) -> dict[str, Any]:
         """What to call the pipeline with: only what its `__call__` accepts."""

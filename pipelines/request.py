@@ -150,14 +150,14 @@ def resolve(request: Request, card: Card) -> Resolved:
         format=_format(request, frames),
         device=request.device,
         dtype=request.dtype,
-        recipe=_recipe(request),
+        recipe=recipe_table(request),
         strict=request.strict,
         keep_latents=request.keep_latents,
         force=request.force,
     )
 
 
-def _recipe(request: Request) -> dict[str, Any]:
+def recipe_table(request: Request) -> dict[str, Any]:
     """The table of the recipe that is asked for. Raises `RecipeError`."""
     if request.recipe in (DENSE, {}) and not request.settings:
         return {}
@@ -166,6 +166,16 @@ def _recipe(request: Request) -> dict[str, Any]:
     given = request.recipe
     found = recipes.find(given) if isinstance(given, str) else recipes.from_table(given)
     return recipes.changed(found, request.settings).table()
+
+
+def size_of(text: str, given: str = "--size") -> dict[str, int]:
+    """`WIDTHxHEIGHT` as fields of a request. Raises `RequestError`, calling it what was `given`."""
+    match = re.fullmatch(r"\s*([0-9]{1,9})\s*[xX×*]\s*([0-9]{1,9})\s*", text)
+    if match is None:
+        raise RequestError(
+            f"{given} must be WIDTHxHEIGHT in pixels, such as 128x128, not {shortened(text)!r}"
+        )
+    return {"width": int(match[1]), "height": int(match[2])}
 
 
 def names_a_file(output: str) -> bool:

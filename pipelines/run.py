@@ -94,6 +94,16 @@ class StageClock:
         self._spent[self.stage] += now - self._since
         self.stage, self._since = stage, now
 
+    def skip(self) -> None:
+        """Count the time since the last switch for nothing: it was spent waiting for others."""
+        now = time.perf_counter()
+        self.began, self._since = self.began + now - self._since, now
+
+    def settle(self) -> None:
+        """Wait for the accelerator a last time: what follows needs it no more."""
+        self.switch(self.stage)
+        self.device = "cpu"
+
     def lap(self) -> dict[Stage, float]:
         """Seconds by stage since the last lap."""
         self.switch(self.stage)

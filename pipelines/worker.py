@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from .errors import Cancelled
 from .events import Notice, Progress
@@ -13,6 +14,8 @@ from .run import Run
 
 Event = Progress | Notice | Run
 THREAD = "kinora-run"
+_E = TypeVar("_E")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +23,20 @@ class _Failed:
     error: BaseException
 
 
-class Channel:
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    result: Any
+
+
+class Port(Generic[_E]):
     """The job's side: it reports through `emit` and gives up where `check` raises."""
 
     def __init__(self, stop: threading.Event | None = None) -> None:
-        self.queue: queue.SimpleQueue[Event | _Failed] = queue.SimpleQueue()
+        self.queue: queue.SimpleQueue[_E | Notice | _Finished | _Failed] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._stop = stop or self._closed
 
-    def emit(self, event: Event) -> None:
+    def emit(self, event: _E | Notice) -> None:
         """Report to the consumer."""
         self.queue.put(event)
 
@@ -46,20 +54,24 @@ class Channel:
             raise Cancelled
 
 
+Channel = Port[Progress]
+"""That of a run."""
+
+
 def stream(
-    job: Callable[[Channel], Run], stop: threading.Event | None = None
-) -> Generator[Event, None, None]:
-    """Yield the job's events; the last is its `Run`. Raises what the job raises.
+    job: Callable[[Port[_E]], _R], stop: threading.Event | None = None
+) -> Generator[_E | Notice | _R, None, None]:
+    """Yield the job's events; the last is its result. Raises what the job raises.
 
     Closing the generator, or an exception in the consumer's thread while it waits here (Ctrl-C),
     stops the job at its next check and waits until it has cleaned up. `stop`, which any thread may
     set, does the same to a consumer that goes on waiting, and raises `Cancelled` there.
     """
-    channel = Channel(stop)
+    channel = Port[_E](stop)
 
     def work() -> None:
         try:
-            channel.emit(job(channel))
+            channel.queue.put(_Finished(job(channel)))
         except BaseException as error:
             channel.queue.put(_Failed(error))
 
@@ -70,9 +82,10 @@ def stream(
             event = channel.queue.get()
             if isinstance(event, _Failed):
                 raise event.error
-            yield event
-            if isinstance(event, Run):
+            if isinstance(event, _Finished):
+                yield event.result
                 return
+            yield event
     finally:
         channel.close()
         if thread.ident is not None:

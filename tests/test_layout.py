@@ -24,6 +24,7 @@ LIBRARIES = {
         "pydantic_core",  # part of pydantic: its errors
         *("imageio", "av", "PIL", "psutil", "huggingface_hub"),
     },
+    "pipelines/batch": {"pyarrow"},
     "eval": {"torch", "numpy", "cv2", "av"},
     "app/bench": {"triton"},
     "app": {"typer", "rich", "gradio", "fastapi", "uvicorn", "torch", "numpy", "PIL"},

@@ -40,6 +40,7 @@ FLAGS = {
     "models": {"json"},
     "ui": {"output", "port", "open"},
     "bench": set(),
+    "batch": set(),
     "calibrate": {
         "model", "method", "output", "keep", "prompt", "size", "frames", "steps", "seed",
         "device", "dtype", "json",
@@ -50,7 +51,7 @@ FLAGS = {
 @pytest.mark.parametrize(
     "args",
     [["--help"], ["generate", "--help"], ["decode", "-h"], ["models", "show", "--help"],
-     ["inspect", "--help"],
+     ["inspect", "--help"], ["batch", "--help"], ["batch", "run", "-h"], ["batch", "nowhere.txt"],
      ["doctor", "--help"], ["--version"], ["models"], ["models", "show", "kinora-tiny"],
      ["generate", ""], ["decode", "nowhere"]],
 )  # fmt: skip

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kinora.pipelines import cards, models, sidecar
+from kinora.pipelines import cards, files, models, sidecar
+from kinora.pipelines import saving as saving_files
 from kinora.pipelines.errors import Cancelled, ModelError
 from kinora.pipelines.events import Notice, Progress
 from kinora.pipelines.generate import generate
@@ -146,3 +148,58 @@ def test_what_wants_code_of_its_own_is_refused(wan_folder: Path, tmp_path: Path)
     with pytest.raises(ModelError) as caught, models._loading(folder):  # pyright: ignore[reportPrivateUsage]
         raise ValueError("set the option `trust_remote_code=True` to remove this error")
     assert "trust_remote_code" not in str(caught.value) and "code of its own" in str(caught.value)
+
+
+def test_a_video_is_saved_while_the_next_is_being_made(
+    ask: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf, saving, goes_on = models.Shelf(), threading.Event(), threading.Event()
+    made(ask(), shelf)  # loads
+    publish = saving_files.publish
+
+    def slowly(folder: Path, stem: str, contents: Mapping[str, bytes]) -> dict[str, Path]:
+        if ".json" in contents and not saving.is_set():
+            saving.set()
+            assert goes_on.wait(60)
+        return publish(folder, stem, contents)
+
+    monkeypatch.setattr(saving_files, "publish", slowly)
+    first: list[Output] = []
+    thread = threading.Thread(target=lambda: first.append(made(ask(seed=1), shelf)))
+    thread.start()
+    assert saving.wait(60)
+    began = time.perf_counter()
+    second = made(ask(seed=2), shelf)
+    took_s = time.perf_counter() - began
+    assert not first, "the first was still being saved"
+    time.sleep(0.5)
+    goes_on.set()
+    thread.join()
+    assert first[0].seed == 1 and second.seed == 2
+    assert first[0].stages_s["save"] > took_s and second.stages_s["load"] < took_s
+    assert first[0].frames_sha256 == made(ask(seed=1)).frames_sha256
+
+
+def test_waiting_for_the_shelf_is_no_time_of_the_run(ask: Make) -> None:
+    shelf = models.Shelf()
+    made(ask(), shelf)
+    with shelf.reserved(lambda: None):
+        second = generate(ask(), shelf=shelf)
+        found: list[Run] = []
+        thread = threading.Thread(
+            target=lambda: found.extend(it for it in second if isinstance(it, Run))
+        )
+        thread.start()
+        time.sleep(1.5)
+    thread.join()
+    assert found[0].total_s < 1.5 and found[0].stages_s["load"] < 0.5
+
+
+def test_files_can_be_written_elsewhere_first(ask: Make, tmp_path: Path) -> None:
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    elsewhere = files.Destination(staging, "name", (".mp4", ".json", files.LATENTS_SUFFIX))
+    *_, run = generate(ask(), destination=elsewhere)
+    assert isinstance(run, Run) and not (tmp_path / "out").exists()
+    assert sorted(path.name for path in staging.iterdir()) == ["name.json", "name.mp4"]
+    assert sidecar.read(run.outputs[0].sidecar).request.output == str(tmp_path / "out")

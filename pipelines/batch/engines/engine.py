@@ -1,0 +1,90 @@
+"""What an engine is, and which there are."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ...errors import RequestError, nearest
+from ...events import Notice
+from ..attempt import Ended
+from ..making import Make
+from ..schedule import Schedule
+from ..store import Drafts
+
+if TYPE_CHECKING:
+    from ..run import Options
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What an engine is given: rows, where to work, and how.
+
+    A worker for each of `devices`, of `threads` CPU threads (None: as torch has them). Makers are
+    started by `make` in the workers; `check` raises `Cancelled` once the batch is to stop.
+    """
+
+    schedule: Schedule
+    folder: Path
+    drafts: Drafts
+    make: Make
+    devices: tuple[str, ...]
+    threads: int | None
+    check: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far a row has come, from 0 to 1 of its denoising, in which worker and where it stands."""
+
+    index: int
+    worker: int
+    share: float
+    told: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """An attempt that has ended, and the place of its row in the table.
+
+    The schedule knows of it already: a status `retried` is a row that will come again.
+    """
+
+    index: int
+    ended: Ended
+
+
+class Engine(Protocol):
+    """Makes what a schedule has left."""
+
+    def adapt(self, options: Options) -> Options:
+        """What this process does of what is asked for, where several share it."""
+        ...
+
+    def run(self, job: Job) -> Generator[Step | Heard | Notice | None, None, None]:
+        """Yields what happens, and None now and then while nothing does.
+
+        Raises `Cancelled` when `job.check` does, `OutputError` where no row can be written any
+        more. However it ends, no worker is left and nothing among the drafts.
+        """
+        ...
+
+    def agree(self, complete: bool) -> bool:
+        """Whether all processes that share the batch are complete, this one being so or not."""
+        ...
+
+
+ENGINES = ("local", "torchrun")
+"""Names of all."""
+
+
+def find(name: str) -> Engine:
+    """The engine called so. Raises `RequestError`."""
+    if name not in ENGINES:
+        close = nearest(name, ENGINES, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise RequestError(f"--engine must be {', '.join(ENGINES)}, not {name!r}{hint}")
+    return importlib.import_module(f".{name}", __package__).engine()

@@ -1,0 +1,276 @@
+"""A process for each GPU of this machine, or several on its CPU; no tensors pass between them.
+
+Each process is told rows through a pipe of its own, so that one that is killed blocks no other. A
+process that ends by itself is started again. If it had one row, that attempt has failed; of two,
+each is made again with no other beside it, so that a row which brings its process down takes no
+other with it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Generator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import Cancelled, GenerationError, OutputError
+from ...events import Notice
+from ...files import explain
+from ..attempt import Ended
+from ..schedule import Turn
+from .engine import Heard, Job, Step
+from .process import END, LANES, STOP, Answer, Asked, Desk, Ready, Told, work
+
+if TYPE_CHECKING:
+    from ..run import Options
+
+_TICK_S = 0.2
+_STARTS, _KILLED_STARTS = 3, 20
+"""How often a process may end before it has started at all: by itself, and by a signal."""
+
+_Event = Step | Heard | Notice | None
+
+
+def engine() -> Local:
+    """The engine."""
+    return Local()
+
+
+class Local:
+    """Processes on this machine."""
+
+    def adapt(self, options: Options) -> Options:
+        """All that is asked for."""
+        return options
+
+    def agree(self, complete: bool) -> bool:
+        """There are no others."""
+        return complete
+
+    def run(self, job: Job) -> Generator[_Event, None, None]:
+        """Yields what happens; see `Engine`."""
+        _start_tracker()
+        pool = [_Worker(job, number) for number in range(len(job.devices))]
+        try:
+            for worker in pool:
+                worker.start()
+            while True:
+                job.check()
+                for worker in pool:
+                    worker.feed()
+                if not job.schedule.left and not any(worker.turns for worker in pool):
+                    break
+                yield from _listen(pool)
+                yield None
+            yield from _end(pool, END)
+        except (Cancelled, OutputError):
+            yield from _end(pool, STOP, END)
+            raise
+        finally:
+            for worker in pool:
+                worker.kill()
+
+
+def _start_tracker() -> None:
+    """Start what counts the semaphores of processes, without its remark at the end.
+
+    A library's progress bars have one in each worker; those of workers that were killed are said to
+    have leaked.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    ours = "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = ours if before is None else f"{before},{ours}"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
+
+
+def _listen(pool: list[_Worker]) -> Generator[_Event, None, None]:
+    """What any of them has to say, soon."""
+    heard = {it: worker for worker in pool for it in worker.ears()}
+    for worker in dict.fromkeys(heard[it] for it in wait(list(heard), _TICK_S) if it in heard):
+        yield from worker.hear()
+
+
+def _end(pool: list[_Worker], *last: str) -> Generator[_Event, None, None]:
+    """Tell all to end, and hear what they say until they have, which may take a step."""
+    for worker in pool:
+        worker.ending = True
+        for message in last:
+            worker.tell(message)
+    while any(worker.ears() for worker in pool):
+        with suppress(OutputError):  # it is why they end
+            yield from _listen(pool)
+
+
+@dataclass(eq=False)
+class _Worker:
+    """One process, and those that follow it."""
+
+    job: Job
+    number: int
+    turns: dict[int, Turn] = field(default_factory=dict[int, Turn])
+    process: Any = None
+    connection: Connection | None = None
+    log: Path = Path()
+    ready: bool = False
+    began: dict[int, float] = field(default_factory=dict[int, float])
+    starts: int = 0
+    ill: bool = False
+    ending: bool = False
+
+    def start(self) -> None:
+        """Start a process."""
+        job = self.job
+        context = multiprocessing.get_context("spawn")  # CUDA does not outlive a fork
+        try:
+            own = job.drafts.own(f"worker-{self.number}")
+        except OSError as error:
+            raise explain(error, job.folder) from None
+        self.log = job.drafts.folder / f"{own.name}.log"
+        device = job.devices[self.number]
+        desk = Desk(job.make, device, job.threads, job.folder, job.drafts.folder, own, self.log)
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=work, args=(theirs, desk), name=f"kinora-batch-{self.number}"
+        )
+        self.process.start()
+        theirs.close()  # or its end would go unnoticed here
+        self.ready, self.ill = False, False
+        self.starts += 1
+
+    def ears(self) -> list[Any]:
+        """What to wait for."""
+        return [] if self.connection is None else [self.connection, self.process.sentinel]
+
+    def feed(self) -> None:
+        """Ask it for as many rows as it can have at a time."""
+        if not self.ready or any(turn.alone for turn in self.turns.values()):
+            return
+        while len(self.turns) < LANES:
+            turn = self.job.schedule.take(self.number, idle=not self.turns)
+            if turn is None:
+                return
+            self.turns[turn.index] = turn
+            self.began[turn.index] = time.perf_counter()
+            self.tell(Asked(turn.index, turn.row, turn.attempt))
+            if turn.alone:
+                return
+
+    def tell(self, message: object) -> None:
+        """Send it something; that it has ended is noticed elsewhere."""
+        if self.connection is not None:
+            with suppress(OSError):
+                self.connection.send(message)
+
+    def hear(self) -> Generator[_Event, None, None]:
+        """What it has to say, and its end."""
+        assert self.connection is not None
+        gone = not self.process.is_alive()  # asked first: what it said before is in the pipe
+        try:
+            while self.connection.poll():
+                yield from self._answer(self.connection.recv())
+        except (EOFError, OSError):
+            gone = True
+        if gone:
+            yield from self._ended()
+
+    def _answer(self, message: Any) -> Generator[_Event, None, None]:
+        if isinstance(message, Ready):
+            self.ready, self.starts = True, 0
+        elif isinstance(message, Told):
+            yield Step(message.index, self.number, message.share, message.told)
+        elif isinstance(message, Answer):
+            self.ill = not message.healthy
+            yield self._heard(self.turns.pop(message.index), message.ended)
+        else:
+            yield message
+
+    def _heard(self, turn: Turn, ended: Ended) -> Heard:
+        """Have the schedule know how a turn ended. Raises `OutputError` where none could go on."""
+        del self.began[turn.index]
+        if ended.blocked:
+            raise OutputError(ended.reason or "the output cannot be written")
+        if ended.status == "failed":
+            again = self.job.schedule.failed(turn) if ended.again else False
+            ended = ended.retried() if again else ended
+        elif ended.status == "stopped":
+            self.job.schedule.lost(turn, suspected=False)
+        return Heard(turn.index, ended)
+
+    def _ended(self) -> Generator[_Event, None, None]:
+        """It has ended: whose fault was it? Starts the next one."""
+        self.process.join()
+        status = self.process.exitcode
+        why = _why(status, self.log)
+        self._close()
+        lost = list(self.turns.values())
+        self.turns.clear()
+        if not self.ready and self.starts >= (_STARTS if status >= 0 else _KILLED_STARTS):
+            raise GenerationError(f"worker {self.number} does not start: {why}")
+        for turn in lost:
+            suspected = len(lost) > 1 or self.ill
+            if suspected or self.ending:
+                del self.began[turn.index]
+                self.job.schedule.lost(turn, suspected=suspected)
+                continue
+            row, seconds = turn.row, round(time.perf_counter() - self.began[turn.index], 3)
+            ended = Ended(row.id, row.line, row.name, "failed", turn.attempt, seconds,
+                          kind="WorkerCrash", reason=why, again=True)  # fmt: skip
+            if _is_done(self.job.folder, turn):  # its files are in place, it could not say so
+                path = f"{row.name}.{row.request.format}"
+                ended = replace(ended, status="done", kind=None, reason=None, path=path)
+            yield self._heard(turn, ended)
+        if self.job.schedule.left and not self.ending:
+            yield Notice(f"worker {self.number} is started again: {why}")
+            self.start()
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended."""
+        if self.process is not None and self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self._close()
+
+    def _close(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+
+def _is_done(folder: Path, turn: Turn) -> bool:
+    """Whether a process put the row's files in place before it ended."""
+    from ..store import Store
+
+    return Store(folder).has(turn.row.name, f".{turn.row.request.format}")
+
+
+def _why(status: int, log: Path) -> str:
+    """How a process ended, in words, with the last that it had to say."""
+    if status >= 0:
+        told = f"the worker process ended with exit status {status}"
+    else:
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        told = f"the worker process was ended by {name}"
+        if name == "SIGKILL":
+            told += ", as by a system that is out of memory"
+    with suppress(OSError):
+        lines = [it.strip() for it in log.read_text("utf-8", "replace")[-2000:].splitlines()]
+        last = next((it for it in reversed(lines) if it), "")
+        if last:
+            told += f" ({last[:200]})"
+    return told

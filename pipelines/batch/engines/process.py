@@ -1,0 +1,169 @@
+"""What runs in a worker process of the `local` engine. Imports torch only to make rows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from ...events import Notice, Progress
+from ..attempt import Ended, attempt
+from ..making import Make, Maker
+from ..rows import Row
+from ..store import Drafts, Store
+
+LANES = 2
+"""Rows that a worker has at a time: one has the model while the files of the other are written."""
+_GRACE_S = 10.0  # for a step to end, once nobody waits for it any more
+_TELL_S = 0.5
+_LOG_BYTES = 2**20
+STOP, END = "stop", "end"
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where a worker works."""
+
+    make: Make
+    device: str
+    threads: int | None
+    folder: Path
+    drafts: Path
+    own: Path
+    log: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The worker has started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One attempt at a row, as asked of a worker."""
+
+    index: int
+    row: Row
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The end of that attempt; without `healthy` the worker ends itself now."""
+
+    index: int
+    ended: Ended
+    healthy: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Progress of it."""
+
+    index: int
+    share: float
+    told: str
+
+
+def work(connection: Connection, desk: Desk) -> None:
+    """Make the rows that come through `connection`, until `END` or until the other side is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    _write_to(desk.log)
+    if desk.threads is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(desk.threads))
+    drafts = Drafts(desk.drafts)
+    drafts.hold()
+    if not _Worker(connection, desk).run():
+        drafts.release()
+        Store(desk.folder).sweep()
+
+
+class _Worker:
+    def __init__(self, connection: Connection, desk: Desk) -> None:
+        self._connection, self._desk = connection, desk
+        self._sending = threading.Lock()
+        self._stop = threading.Event()
+        self._maker: Maker | None = None
+
+    def run(self) -> bool:
+        """Until nobody asks any more; whether there is still somebody who could."""
+        with ThreadPoolExecutor(LANES) as lanes:
+            try:
+                self._maker = self._desk.make()
+                self._send(Ready())
+                while (asked := self._connection.recv()) != END:
+                    if asked == STOP:
+                        self._stop.set()
+                    else:
+                        lanes.submit(self._make, asked)
+                return True
+            except (EOFError, OSError):
+                self._orphaned()
+        return False
+
+    def _make(self, asked: Asked) -> None:
+        assert self._maker is not None
+        desk, last_s = self._desk, 0.0
+        _shorten_log()
+
+        def report(event: Progress | Notice) -> None:
+            nonlocal last_s
+            if isinstance(event, Notice):
+                self._send(event)
+            elif time.monotonic() - last_s > _TELL_S:
+                last_s = time.monotonic()
+                share = event.step / event.steps if event.steps else 0.0
+                if event.stage in ("decode", "save"):
+                    share = 1.0
+                step = f" step {event.step}/{event.steps}" if event.steps else ""
+                self._send(Told(asked.index, share, f"{event.doing}{step}"))
+
+        place = (desk.device, desk.folder, desk.own)
+        ended = attempt(self._maker, asked.row, asked.attempt, place, self._stop, report)
+        healthy = ended.status != "failed" or self._maker.recovers()
+        self._send(Answer(asked.index, ended, healthy))
+        if not healthy:
+            shutil.rmtree(desk.own, ignore_errors=True)
+            os._exit(1)
+
+    def _send(self, message: Any) -> None:
+        try:
+            with self._sending:
+                self._connection.send(message)
+        except OSError:  # the other side is gone: the reading thread sees it too
+            self._stop.set()
+
+    def _orphaned(self) -> None:
+        """The parent is gone: end within a step or the grace, whichever is first."""
+        self._stop.set()
+
+        def end() -> None:
+            time.sleep(_GRACE_S)
+            os._exit(1)  # drafts are swept by the next run
+
+        threading.Thread(target=end, daemon=True).start()
+
+
+def _write_to(log: Path) -> None:
+    """Have what libraries print go to `log`, whose last line may say why a worker crashed."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for number in (1, 2):
+        os.dup2(descriptor, number)
+    os.close(descriptor)
+    sys.stdout, sys.stderr = (
+        os.fdopen(number, "w", buffering=1, closefd=False, errors="backslashreplace")
+        for number in (1, 2)
+    )
+
+
+def _shorten_log() -> None:
+    if os.fstat(2).st_size > _LOG_BYTES:
+        os.ftruncate(2, 0)

@@ -1,0 +1,90 @@
+"""A stand-in for models: makes small files from a request, and fails as its prompt says.
+
+    sleep SECONDS       takes that long, looking out for a stop
+    boom, nan, disk     raises: a bug, no finite numbers, a full disk
+    segv, kill          its process crashes
+    flaky               fails at the first attempt
+
+Workers import this module by its plain name, from the folder that `standin` puts on their path.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from kinora.pipelines.batch.making import Report
+from kinora.pipelines.errors import Cancelled, GenerationError
+from kinora.pipelines.events import Progress
+from kinora.pipelines.files import LATENTS_SUFFIX, Destination, publish
+from kinora.pipelines.request import Request
+from kinora.pipelines.run import Output, Run
+
+
+class StandIn:
+    """Has one model, as it were: two threads take turns."""
+
+    def __init__(self) -> None:
+        self._model = threading.Lock()
+
+    def make(
+        self, request: Request, destination: Destination, stop: threading.Event, report: Report
+    ) -> Run:
+        words = request.prompt.split()
+        with self._model:
+            if "sleep" in words:
+                self._sleep(float(words[words.index("sleep") + 1]), stop, report)
+            self._fail(words, Path(request.output), destination)
+        content = f"{request.prompt} {request.seed} {request.steps}".encode()
+        digest = hashlib.sha256(content).hexdigest()
+        media = destination.suffixes[0]
+        record = b'{"sha256": "%s"}' % digest.encode()
+        name = destination.stem or "video"
+        placed = publish(destination.folder, name, {media: content, ".json": record})
+        output = Output(placed[media], placed[".json"], None, request.seed, {"denoise": 0.25},
+                        digest, digest)  # fmt: skip
+        resolved = request.model_dump()
+        return Run(resolved, (output,), {"denoise": 0.25}, "stand-in", {})  # type: ignore[arg-type]
+
+    def recovers(self) -> bool:
+        return True
+
+    def _sleep(self, seconds: float, stop: threading.Event, report: Report) -> None:
+        for step in range(10):
+            report(Progress("denoise", step, 10, 0.0, None, 1, 1))
+            if stop.wait(seconds / 10):
+                raise Cancelled
+
+    def _fail(self, words: list[str], folder: Path, destination: Destination) -> None:
+        if "boom" in words:
+            raise ZeroDivisionError("by\nzero")
+        if "nan" in words:
+            kept = destination.folder / f"{destination.stem}{LATENTS_SUFFIX}"
+            kept.write_bytes(b"latents")
+            raise GenerationError(f"decoding gave NaN; `kinora decode {kept}`", latents=kept)
+        if "disk" in words and not (folder.parent / "freed").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if "segv" in words:
+            print("a last word", file=sys.stderr)
+            os.kill(os.getpid(), signal.SIGSEGV)
+            time.sleep(60)
+        if "kill" in words:
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+        mark = folder.parent / "flaked"
+        if "flaky" in words and not mark.exists():
+            mark.touch()
+            raise GenerationError("flaked")
+
+
+class Dumb(StandIn):
+    """Ends before it has started."""
+
+    def __init__(self) -> None:
+        sys.exit("no licence")
