@@ -139,7 +139,12 @@ class Delegate(AttentionMethod):
 
 
 class Wrapper(Delegate):
-    """A method that changes when or how another one runs; recipes have its options beside."""
+    """A method that changes when or how another one runs; recipes have its options beside.
+
+    `idle`: of the options whose default changes something, the values that change nothing.
+    """
+
+    idle: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def check(cls, method: type[AttentionMethod], values: Mapping[str, Any]) -> None:

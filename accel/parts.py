@@ -89,10 +89,11 @@ class Part(Generic[T]):
         chosen.check_options(values)
         found: Any = chosen(**of(chosen))
         for wrapper in self.wrappers:
-            if any(value != default(wrapper, key) for key, value in of(wrapper).items()):
+            own, all_options = of(wrapper), options_of(wrapper)
+            if any(own.get(it.name, it.default) != idle(wrapper, it.name) for it in all_options):
                 method = cast("type[AttentionMethod]", chosen)
                 wrapper.check(method, values)
-                found = wrapper(method=found, **of(wrapper))
+                found = wrapper(method=found, **own)
         return found
 
     def check_name(self, name: Any) -> str:
@@ -117,8 +118,9 @@ class Part(Generic[T]):
         Raises:
             RecipeError: it is wrapped in a way that no file could say.
         """
-        self._check_order(value)
-        return self._flat(value)
+        wrapped = self._check_order(value)
+        absent = [it.idle for it in self.wrappers if it.name not in wrapped]
+        return self._flat(value) | {key: idle[key] for idle in absent for key in idle}
 
     def explained(self, value: T) -> list[str]:
         """The same as lines of TOML, every option with its help and range."""
@@ -138,8 +140,11 @@ class Part(Generic[T]):
         changed = {key: it for key, it in own.items() if it != default(type(value), key)}
         return {**self._flat(value.method), **changed}
 
-    def _check_order(self, value: Named) -> None:
-        """Raise `RecipeError` where wrappers stand in another order than files can say."""
+    def _check_order(self, value: Named) -> list[str]:
+        """What wraps it, from the outside.
+
+        Raises `RecipeError` where that stands in another order than files can say.
+        """
         found: list[str] = []
         while isinstance(value, Wrapper):
             found.append(value.name)
@@ -150,6 +155,7 @@ class Part(Generic[T]):
                 f"{self.key} is wrapped in {', then '.join(found)}, from the outside; a recipe can "
                 f"have each of {', then '.join(known)} once, in that order"
             )
+        return found
 
 
 def explained(values: Mapping[str, Any], known: Iterable[Option]) -> list[str]:
@@ -159,6 +165,11 @@ def explained(values: Mapping[str, Any], known: Iterable[Option]) -> list[str]:
         f"# {it.help}: {it.allowed()}"
         for it in known
     ]
+
+
+def idle(wrapper: type[Wrapper], name: str) -> Any:
+    """The value of an option of a wrapper that changes nothing."""
+    return wrapper.idle.get(name, default(wrapper, name))
 
 
 def default(model: type[Options], name: str) -> Any:

@@ -35,10 +35,11 @@ class Recipe(Options):
     when: Literal["faster", "always"] = option(
         "faster", "Whether a part runs only where it is predicted to be faster, or always"
     )
-    dense_kernel: Literal["stock", DenseKernel] = option(
+    dense_kernel: Literal["stock", "fastest", DenseKernel] = option(
         "stock",
-        "Kernel of self-attention that is not sparse: as the pipeline has it, or one of torch's "
-        "(sdpa lets torch choose) or of another library that is installed; sage loses precision",
+        "Kernel of self-attention that is not sparse: as the pipeline has it, the fastest exact "
+        "one here, or one of torch's (sdpa lets torch choose) or of another library that is "
+        "installed; sage loses precision",
     )
     attention: SerializeAsAny[AttentionMethod] | None = None
     steps: SerializeAsAny[StepPolicy] | None = None
@@ -52,6 +53,11 @@ class Recipe(Options):
     def attends(self) -> bool:
         """Whether it changes how attention is computed."""
         return self.attention is not None or self.dense_kernel != "stock"
+
+    @property
+    def only_kernel(self) -> bool:
+        """Whether all it changes is the kernel of dense attention."""
+        return self.attends and self.attention is None and self.steps is None
 
     def table(self) -> dict[str, Any]:
         """As a TOML file says it; `from_table` reads it again.

@@ -42,13 +42,13 @@ class TileMethod(AttentionMethod):
     """
 
     tile: Literal["64x64", "128x64", "128x128", "256x128"] = option(
-        "256x128", "Queries by keys in a tile; smaller ones choose better and run slower"
+        "128x64", "Queries by keys in a tile; smaller ones choose better and run slower"
     )
     order: Literal["raster", "morton", "gilbert"] = option(
         "gilbert", "Order in which tokens are cut into tiles"
     )
     tail: Literal["none", "complement"] = option(
-        "none", "What stands for the tiles that are left out: nothing, or their means"
+        "complement", "What stands for the tiles that are left out: nothing, or their means"
     )
     first_frame: bool = option(
         False, "Whether all queries keep the first frame, as text; of few frames that is much"

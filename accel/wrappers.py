@@ -178,9 +178,10 @@ class Within(Wrapper):
     """
 
     name: ClassVar[str] = "within"
+    idle: ClassVar[Mapping[str, Any]] = {"from_step": 0.0}
 
     from_step: float = option(
-        0.0, "Share of the steps that stay dense at the start", least=0, most=1, unit="of the steps"
+        0.2, "Share of the steps that stay dense at the start", least=0, most=1, unit="of the steps"
     )
     to_step: float = option(
         1.0,
@@ -208,7 +209,7 @@ class Within(Wrapper):
     @classmethod
     def check(cls, method: type[AttentionMethod], values: Mapping[str, Any]) -> None:
         """See `Wrapper`."""
-        first, last = values.get("from_step", 0.0), values.get("to_step", 1.0)
+        first, last = values.get("from_step", 0.2), values.get("to_step", 1.0)
         if first >= last:
             raise RecipeError(
                 f"attention.from_step {first:g} must be below attention.to_step {last:g}, else it "

@@ -218,7 +218,9 @@ def measured(qkv: Tensors, grid: TokenGrid, device: str) -> Iterator[Row]:
         return dense(SDPBackend.FLASH_ATTENTION)
 
     for layer, kind in enumerate(KINDS):
-        own, shared, site = VMoBA(shared=False), VMoBA(), Site(grid, layer, 3, 1, 2)
+        # The paper's share of the blocks.
+        own, shared = VMoBA(keep=0.25, shared=False), VMoBA(keep=0.25)
+        site = Site(grid, layer, 3, 1, 2)
         parts, tile = own.parts(site), own.tiling()[0]
         found = layout(q.device, parts, grid, 0, False, tile)
         plan, wide = (plan_of(it, qkv, site) for it in (own, shared))

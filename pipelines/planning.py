@@ -193,13 +193,19 @@ def _dense_kernel(resolved: Resolved, folder: ModelFolder) -> Part | None:
     from ..accel.recipe import from_table
     from ..kernels.dense import explain
 
-    name = from_table(resolved.recipe).dense_kernel
+    recipe = from_table(resolved.recipe)
+    name = recipe.dense_kernel
     if name == "stock":
         return None
     try:
         _family(folder, _denoiser(folder))
     except RecipeError as error:
         return Part("dense kernel", name, "refused", str(error), 1.0, None)
+    if name == "fastest":
+        why = "self-attention that stays dense runs by cuDNN's kernel on GPUs from Hopper on"
+        if resolved.device.startswith("cuda") and torch.cuda.get_device_capability()[0] >= 9:
+            return Part("dense kernel", name, "ok", why, 1.0, None)
+        return Part("dense kernel", name, "idle", why, 1.0, None) if recipe.only_kernel else None
     refusal = explain(name, device=resolved.device, dtype=getattr(torch, resolved.dtype))
     why = refusal or "self-attention that stays dense runs by it"
     return Part("dense kernel", name, "refused" if refusal else "ok", why, 1.0, None)

@@ -8,6 +8,7 @@ import torch
 
 from ...kernels.attention import block_attention
 from ...kernels.backends import choose
+from ...kernels.dense import fastest
 from ...kernels.merging import KERNEL, KeyMerge, merged_attention
 from ...kernels.problem import Problem
 from ..cost import problem_of, slower
@@ -154,13 +155,15 @@ class Forward:
         return call.laid_out(everywhere(call, rows, out))
 
     def _dense(self, key: int, call: Call, reason: str, fallback: bool = False) -> torch.Tensor:
-        kernel, attend = self.recipe.dense_kernel, call.dense
+        asked, attend = self.recipe.dense_kernel, call.dense
+        kernel = asked if asked != "fastest" else fastest(call.q) or "stock"
         if kernel != "stock":
             try:
                 attend = by_kernel(call, kernel)
             except NoSiteError as refusal:
-                reason = f"{reason}, not by the {kernel} kernel {refusal}"
-                fallback, kernel = True, "stock"
+                if asked == kernel:
+                    reason, fallback = f"{reason}, not by the {kernel} kernel {refusal}", True
+                kernel = "stock"
         if fallback and self.strict:
             raise AccelerationError(
                 f"strict: attention of layer {key} would run dense {reason}; "

@@ -125,7 +125,7 @@ class Session:
             pruning.attach(stack)
         for denoiser in self._denoisers:
             stack.enter_context(entered(denoiser.module, partial(self._forward, denoiser)))
-            if self.recipe.dense_kernel != "stock":
+            if self.recipe.dense_kernel not in ("stock", "fastest"):
                 self._check_kernel(denoiser, self.recipe.dense_kernel)
             if self.recipe.attends and denoiser.family.dispatches:
                 modules = dict(denoiser.inner.named_modules())

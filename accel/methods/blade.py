@@ -53,7 +53,7 @@ class Blade(TileMethod):
     )
 
     keep: float = option(
-        0.2, "Share of the key tiles that each query tile keeps at most", above=0, most=1
+        0.25, "Share of the key tiles that each query tile keeps at most", above=0, most=1
     )
     keep_least: float = option(
         0.05, "Share of the key tiles that each query tile keeps at least", least=0, most=1

@@ -53,7 +53,7 @@ class Hierarchical(TileMethod):
     )
 
     blocks: int = option(
-        32,
+        72,
         "Blocks that are kept of each row at every level, at the last one tiles of keys",
         least=1,
         most=4096,

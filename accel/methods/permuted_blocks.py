@@ -59,7 +59,7 @@ class PermutedBlocks(TileMethod):
     )
 
     keep: float = option(
-        0.25, "Share of the key tiles that each query tile keeps at most", above=0, most=1
+        0.4, "Share of the key tiles that each query tile keeps at most", above=0, most=1
     )
     mass: float = option(
         1.0,

@@ -60,24 +60,24 @@ class SlidingTile(AttentionMethod):
     )
 
     frames: float = option(
-        0.6,
+        0.8,
         "Share of the frames in a window, rounded up to whole boxes; 1 for all, on any grid",
         above=0,
         most=1,
     )
     height: float = option(
-        0.5, "Share of the height in a window, rounded up to whole boxes", above=0, most=1
+        0.8, "Share of the height in a window, rounded up to whole boxes", above=0, most=1
     )
     width: float = option(
-        0.5, "Share of the width in a window, rounded up to whole boxes", above=0, most=1
+        0.8, "Share of the width in a window, rounded up to whole boxes", above=0, most=1
     )
     tile: Literal["64x64", "128x64", "128x128", "256x128"] = option(
-        "256x128",
+        "128x64",
         "Queries by keys in a tile; a box has as many tokens as queries: smaller ones make finer "
         "windows and run slower",
     )
     tail: Literal["none", "complement"] = option(
-        "none", "What stands for the tiles outside the window: nothing, or their means"
+        "complement", "What stands for the tiles outside the window: nothing, or their means"
     )
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:

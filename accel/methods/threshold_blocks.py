@@ -54,7 +54,7 @@ class ThresholdBlocks(TileMethod):
         "sigma", "Threshold of a row: mean and deviation of its scores, or its best tiles"
     )
     beta: float = option(
-        1.0,
+        0.0,
         "Of rule sigma: deviations above the mean from which a tile is kept",
         least=-4,
         most=4,

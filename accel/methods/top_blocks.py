@@ -47,7 +47,7 @@ class TopBlocks(TileMethod):
         "choice by content. Take small tiles; large ones cost videos."
     )
 
-    keep: float = option(0.25, "Share of the key tiles that each query tile keeps", above=0, most=1)
+    keep: float = option(0.4, "Share of the key tiles that each query tile keeps", above=0, most=1)
     budget: Literal["equal", "by-head"] = option(
         "equal", "Tiles of a layer: as many for each head, or more for heads that look at more"
     )

@@ -43,7 +43,7 @@ class XAttention(TileMethod):
     )
 
     threshold: float = option(
-        0.9, "Share of a row's estimated attention that the kept tiles hold", least=0, most=1
+        0.98, "Share of a row's estimated attention that the kept tiles hold", least=0, most=1
     )
     stride: Literal["1", "2", "4", "8", "16", "32"] = option(
         "8",

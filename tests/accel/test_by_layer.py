@@ -16,7 +16,7 @@ from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import SlidingTile, ThresholdBlocks, TopBlocks
 from kinora.accel.recipe import changed, find, from_table
 from kinora.accel.site import Site
-from kinora.accel.wrappers import ByLayer, Reuse
+from kinora.accel.wrappers import ByLayer, Reuse, Within
 from kinora.kernels.plan import BlockPlan
 
 Build = Callable[[str], Any]
@@ -98,7 +98,7 @@ def test_any_number_of_any_method_can_change(method: Any, text: str):
 def test_a_run_is_sparser_where_the_curve_is_lower_and_the_receipt_says_so(build: Build):
     model = build("wan")
     given = ["when=always", "attention.method=top-blocks", "attention.tile=64x64"]
-    given += ["attention.by_layer=keep 0.7 0.3", "attention.every=2"]
+    given += ["attention.by_layer=keep 0.7 0.3", "attention.every=2", "attention.from_step=0"]
     recipe = changed(find("dense"), given)
     assert recipe.attention == Reuse(
         method=ByLayer(method=TopBlocks(tile="64x64"), by_layer="keep 0.7 0.3"), every=2
@@ -150,4 +150,4 @@ def test_none_at_all_is_the_method():
     assert ByLayer(method=METHOD).at(site(3)) == METHOD
     assert ByLayer(method=METHOD).words() == METHOD.words()
     emptied = changed(find("dense"), ["attention.method=top-blocks", "attention.by_layer="])
-    assert emptied.attention == TopBlocks()
+    assert emptied.attention == Within(method=TopBlocks())

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from kinora.accel import recipe as recipes
-from kinora.accel.attach import accelerate, dense
+from kinora.accel.attach import accelerate, dense, forward
+from kinora.accel.attach.sites import NoSiteError
 from kinora.accel.errors import AccelerationError, RecipeError
 from kinora.accel.methods import TopBlocks
 from kinora.accel.recipe import Recipe
 from kinora.accel.wrappers import Within
-from kinora.kernels.dense import DENSE_KERNELS
+from kinora.kernels.dense import DENSE_KERNELS, fastest
 
 Build = Callable[[str], Any]
 LATE = Within(method=TopBlocks(keep=0.5, tile="64x64"), from_step=0.5)
@@ -164,7 +165,50 @@ def test_it_is_an_option_of_every_recipe() -> None:
     for recipe in (baseline, sparse):
         assert recipes.from_table(recipe.table()).dense_kernel == "flash"
         assert 'dense_kernel = "flash"' in recipe.to_toml()
-    with pytest.raises(RecipeError, match=r"one of stock, sdpa, .*not cuddn \(did you mean cudnn"):
+    with pytest.raises(
+        RecipeError, match=r"one of stock, fastest, sdpa, .*not cuddn \(did you mean cudnn"
+    ):
         recipes.changed(baseline, ["dense_kernel=cuddn"])
     (own,) = (it for it in recipes.options_of(Recipe) if it.name == "dense_kernel")
-    assert own.choices == ("stock", *DENSE_KERNELS)
+    assert own.choices == ("stock", "fastest", *DENSE_KERNELS)
+
+
+def test_the_fastest_is_the_stock_kernel_where_nothing_is_faster(
+    model: Any, counted: list[dict[str, Any]]
+) -> None:
+    expected = model()
+    with accelerate(model, "exact", strict=True) as session:
+        out = model()
+    ran = session.receipt.attention
+    assert ran is not None and not ran.fallbacks and not ran.dense_kernels and not counted
+    assert torch.equal(out, expected)
+
+
+def test_where_the_fastest_takes_no_such_call_the_stock_kernel_is_no_fallback(
+    model: Any, counted: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(_: torch.Tensor) -> str:
+        return "flash"
+
+    monkeypatch.setattr(forward, "fastest", found)
+    with accelerate(model, "exact", strict=True) as session:
+        model()
+    ran = session.receipt.attention
+    assert ran is not None and ran.dense_kernels == {"flash": len(counted)} and counted
+
+    def refused(*_: Any) -> Any:
+        raise NoSiteError("because it is another one")
+
+    monkeypatch.setattr(forward, "by_kernel", refused)
+    with accelerate(model, "exact", strict=True) as session:
+        model()
+    ran = session.receipt.attention
+    assert ran is not None and not ran.dense_kernels and not ran.fallbacks
+
+
+@pytest.mark.gpu
+def test_on_a_hopper_gpu_it_is_that_of_cudnn() -> None:
+    q = torch.randn(1, 2, 256, 64, device="cuda", dtype=torch.bfloat16)
+    hopper = torch.cuda.get_device_capability()[0] >= 9
+    assert fastest(q) == ("cudnn" if hopper else None)
+    assert fastest(q.float()) is None and fastest(q.cpu()) is None

@@ -186,9 +186,14 @@ def test_of_items_attended_to_one_by_one_the_lens_takes_the_last_too(build: Buil
             TopBlocks(keep=1),
             0,
             0,
-            "runs dense because keep 1 is all of 6 tiles; nowhere in this run",
+            "runs dense because keep 1 is all of 12 tiles; nowhere in this run",
         ),
-        (Hierarchical(blocks=32), 0, 0, "dense because it keeps 32 tiles and there are 6; nowhere"),
+        (
+            Hierarchical(blocks=32),
+            0,
+            0,
+            "dense because it keeps 32 tiles and there are 12; nowhere",
+        ),
     ],
 )
 def test_a_call_that_is_not_there_or_dense_is_told_at_once(

@@ -255,9 +255,9 @@ def test_windows_of_the_paper_in_tokens():
     assert strided.predict(at) == alone.predict(at) == pytest.approx(share)
     assert strided.computed(at) < 1.02 * share < 1.5 * share < alone.computed(at)
     # Shares serve it without masks, with the same window.
-    default = Neighborhood()
-    assert default.windows(at).exact
-    assert default.predict(at) == pytest.approx(share)
+    shares = Neighborhood(frames=0.6, height=0.5, width=0.3)
+    assert shares.windows(at).exact
+    assert shares.predict(at) == pytest.approx(share)
 
 
 def test_shares_become_odd_windows():
@@ -292,7 +292,7 @@ def test_a_window_of_the_whole_grid_is_dense():
 
 
 def test_plans_are_made_once_and_of_the_grid_alone():
-    method = method_of({})
+    method = method_of({"frames": 0.6, "height": 0.5, "width": 0.3})
     q, k, _ = tensors(site())
     first = method.plan(q, k, site())
     assert first is method.plan(k, q, site(step=7))

@@ -24,9 +24,14 @@ SHAPE = Shape((transformer_layer(4, 64, 1024, cross_attention=True),) * 2)
 
 
 def recipe(*settings: str) -> Recipe:
-    """Half of the tiles, whatever it costs, and what `settings` say of the attention."""
+    """Half of the tiles in all steps, whatever it costs, and what `settings` say of it."""
     given = ("when=always", "attention.method=top-blocks", "attention.keep=0.5")
-    given = (*given, "attention.tile=64x64", *(f"attention.{it}" for it in settings))
+    given = (
+        *given,
+        "attention.tile=64x64",
+        "attention.from_step=0",
+        *(f"attention.{it}" for it in settings),
+    )
     return changed(find("dense"), given)
 
 

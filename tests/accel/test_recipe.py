@@ -90,8 +90,11 @@ def test_what_is_built_in_code_survives_its_table(method: AttentionMethod):
     assert recipes.from_table(recipe.table()) == recipe
 
 
-def test_defaults_of_wrappers_wrap_nothing():
-    assert attention(from_step=0, every=1, qk="input").attention == TopBlocks()
+def test_a_dense_beginning_is_the_default_and_zero_is_none_at_all():
+    assert attention().attention == attention(from_step=0.2).attention == Within(method=TopBlocks())
+    bare = attention(from_step=0, every=1, qk="input")
+    assert bare.attention == TopBlocks()
+    assert bare.table()["attention"]["from_step"] == 0
 
 
 def test_settings_are_put_over_a_recipe():
@@ -105,7 +108,7 @@ def test_settings_are_put_over_a_recipe():
     }
     assert recipe.when == "always"
     made = recipes.changed(recipes.find("dense"), ["attention.method=top-blocks"])
-    assert made.attention == TopBlocks()
+    assert made.attention == Within(method=TopBlocks(), from_step=0.2)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +231,7 @@ def test_a_path_that_is_none_is_told(name: str):
 def test_a_file_of_ones_own_is_read(tmp_path: Path):
     path = tmp_path / "mine.toml"
     path.write_text('title = "mine"\n[attention]\nmethod = "top-blocks"\nkeep = 0.5\n')
-    assert recipes.find(str(path)).attention == TopBlocks(keep=0.5)
+    assert recipes.find(str(path)).attention == Within(method=TopBlocks(keep=0.5))
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path):

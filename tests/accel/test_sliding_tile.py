@@ -162,7 +162,7 @@ def test_the_densities_of_the_papers_windows():
 
 
 def test_the_box_is_the_one_that_keeps_least():
-    assert SlidingTile().windows(site(CANVAS)).box == BOX
+    assert SlidingTile(tile="256x128").windows(site(CANVAS)).box == BOX
     for grid, name in itertools.product(
         (RAGGED, TokenGrid(1, 40, 33), TokenGrid(6, 30, 44)), TILES
     ):
@@ -170,7 +170,8 @@ def test_the_box_is_the_one_that_keeps_least():
         tile = method.tiling()[0]
         every = [windows_of(it, tile, method.shares, grid, 0, False) for it in BOXES[tile.query]]
         assert method.predict(site(grid)) == min(it.density for it in every) >= 0.15
-    assert SlidingTile().windows(site(TokenGrid(1, 64, 64))).box == TokenGrid(1, 16, 16)
+    picture = SlidingTile(height=0.5, width=0.5, tile="256x128").windows(site(TokenGrid(1, 64, 64)))
+    assert picture.box == TokenGrid(1, 16, 16)
     for tokens, found in BOXES.items():
         assert all(it.tokens == tokens for it in found) and len(set(found)) == len(found)
 
@@ -207,7 +208,7 @@ def test_text_attends_and_is_attended_to_everywhere(first: bool):
 
 def test_a_window_of_the_whole_grid_is_dense():
     q, k, _ = tensors(site())
-    whole = SlidingTile(frames=1, height=1, width=1)
+    whole = SlidingTile(frames=1, height=1, width=1, tile="256x128")
     assert whole.plan(q, k, site()) is None and whole.predict(site()) == 1
     assert "the window is all 2×2×3 boxes of 4×8×8" in whole.why_dense(site())
     # Windows of one box of two, whose tiles reach the other one.
@@ -238,7 +239,7 @@ def test_a_wider_window_keeps_more(grid: TokenGrid, axis: str):
 @pytest.mark.parametrize("grid", [RAGGED, EVEN], ids=str)
 def test_it_is_attention_over_the_tokens_of_the_kept_tiles(grid: TokenGrid):
     at = site(grid, text=9, first=True)
-    method = SlidingTile(frames=0.5, height=0.5, width=0.5, tile="64x64")
+    method = SlidingTile(frames=0.5, height=0.5, width=0.5, tile="64x64", tail="none")
     q, k, v = (x[:1, :2] for x in tensors(at))
     plan = method.plan(q, k, at)
     assert plan is not None and plan.order is not None

@@ -70,7 +70,7 @@ def test_sizes_that_do_not_halve_evenly_are_followed(build: Build) -> None:
 
 def test_layers_with_few_tokens_stay_dense_and_say_why(build: Build) -> None:
     model = build("unet")
-    with accelerate(model, Recipe(attention=TopBlocks(keep=0.3, tile="128x64"))) as session:
+    with accelerate(model, Recipe(attention=TopBlocks(keep=0.3, tail="none"))) as session:
         model(steps=2)
     ran = session.receipt.attention
     assert ran is not None and ran.kernels
@@ -107,7 +107,9 @@ def test_a_loop_of_numbers_that_begins_in_the_middle_is_followed(build: Build) -
 
 def test_density_counts_pairs_of_tokens_not_calls(build: Build) -> None:
     model = build("unet")
-    with accelerate(model, Recipe(attention=TopBlocks(keep=0.2, tile="64x64"))) as session:
+    with accelerate(
+        model, Recipe(attention=TopBlocks(keep=0.2, tile="64x64", tail="none"))
+    ) as session:
         model(steps=1)
     ran = session.receipt.attention
     assert ran is not None

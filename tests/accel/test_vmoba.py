@@ -144,7 +144,7 @@ def test_no_backend_of_the_cpu_says_otherwise(layer: int):
 
 
 def test_layers_cut_time_space_and_both_in_turn():
-    method = VMoBA(shared=False)
+    method = VMoBA(keep=0.25, shared=False)
     cuts = [method.parts(site(it)) for it in range(6)]
     assert cuts == [TokenGrid(7, 1, 1), TokenGrid(1, 6, 4), TokenGrid(3, 6, 4)] * 2
     # The paper's 2, 6 and 18 blocks of each query.
@@ -186,7 +186,7 @@ def test_one_block_is_dense():
     q, k, _ = tensors(picture)
     assert VMoBA().plan(q, k, picture) is None and VMoBA().predict(picture) == 1
     assert "the clip of 1×20×30 tokens is one block" in VMoBA().why_dense(picture)
-    assert VMoBA(shared=False).predict(dataclasses.replace(picture, layer=1)) < 0.3
+    assert VMoBA(shared=False).predict(dataclasses.replace(picture, layer=1)) < 0.5
 
 
 @layers

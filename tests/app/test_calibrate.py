@@ -28,7 +28,8 @@ def test_it_learns_and_paro_runs_with_it(tmp_path: Path, capsys: pytest.CaptureF
     assert 0.39 < float(found.masks.float().mean()) < 0.55
     recipe = ("--set", "attention.method=paro", "--set", f"attention.calibration={path}")
     video = tmp_path / "a.mp4"
-    given = ("generate", "a red circle", *SMALL, *recipe, "--set", "when=always", "--json")
+    always = ("--set", "when=always", "--set", "attention.from_step=0")
+    given = ("generate", "a red circle", *SMALL, *recipe, *always, "--json")
     assert main([*given, "-o", str(video)]) == 0
     receipt = json.loads(capsys.readouterr().out.splitlines()[-1])["outputs"][0]["receipt"]
     density = receipt["attention"]["density"]

@@ -21,6 +21,7 @@ from kinora.kernels.plan import BlockPlan, Tile
 Cli = Callable[..., Any]
 SMALL = ("--size", "128x128", "--frames", "5", "--steps", "2")
 SPARSE = ("--set", "attention.method=top-blocks", "--set", "attention.tile=64x64")
+SPARSE += ("--set", "attention.keep=0.25", "--set", "attention.from_step=0")
 
 
 def view(kept: list[int], *, text: int = 0) -> View:
@@ -145,8 +146,8 @@ def test_it_draws_calls_with_text(cli: Cli, model_folders: dict[str, Path], fami
         ),
         (("--set", "attention.method=paro"), "make one with `kinora calibrate`"),
         (
-            ("--set", "attention.method=top-blocks", "--set", "attention.keep=1"),
-            "because keep 1 is all of 4 tiles; nowhere in this run is it sparse",
+            ("--set", "attention.method=top-blocks", "--set", "attention.keep=1", "--step", "1"),
+            "because keep 1 is all of 8 tiles; nowhere in this run is it sparse",
         ),
         (("--set", "attention.method=kv-merge"), "merges keys and keeps no tiles"),
     ],

@@ -198,8 +198,9 @@ def test_a_plan_loads_nothing_and_tells_refusals(
     (part,) = plan(ask(settings=("attention.tile=64x64", "when=always"))).parts
     assert part.verdict == "ok" and "it loses" in part.why
     assert plan(ask(recipe="dense")).parts == ()
-    (part,) = plan(ask(model=str(unknown_folder))).parts
-    assert part.verdict == "refused" and part.speedup is None
+    parts = plan(ask(model=str(unknown_folder))).parts
+    assert [it.part for it in parts] == ["attention", "dense kernel"]
+    assert all(it.verdict == "refused" and it.speedup is None for it in parts)
     told = plan(ask(model=str(unknown_folder))).to_json()
     assert json.loads(json.dumps(told))["parts"][0]["verdict"] == "refused"
 
