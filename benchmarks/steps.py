@@ -44,7 +44,7 @@ POLICIES = (
     "sign",
     "sign max_skip=2",
     "easy",
-    "easy threshold=0.1",
+    "easy threshold=0.05",
     "sada",
     "sada lagrange_step=1",
 )

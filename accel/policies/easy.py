@@ -33,7 +33,7 @@ class Easy(AdaptivePolicy):
     use_when: ClassVar[str] = "outputs change little from step to step, as in long schedules."
 
     threshold: float = option(
-        0.05, "Change of the output, relative to it, up to which it is foretold", least=0, most=10
+        0.1, "Change of the output, relative to it, up to which it is foretold", least=0, most=10
     )
     max_skip: int = option(
         3, "Steps that may be skipped one after another", least=0, most=20, unit="steps"
