@@ -23,6 +23,7 @@ import json
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,11 +45,15 @@ from kinora.pipelines.tiny.recording import Recording, recording
 
 GRID = TokenGrid(9, 32, 32)
 LAYERS, STEPS = 10, 10
+WINDOW = {"frames": 0.6, "height": 0.5, "width": 0.3}
 SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
     "top-blocks": [
-        *({"keep": keep} for keep in (0.125, 0.25, 0.5)),
-        *({"keep": keep, "tile": "64x64"} for keep in (0.125, 0.25, 0.5)),
-        {"keep": 0.25, "order": "raster"},
+        *(
+            {"keep": keep, "tile": tile}
+            for tile in ("256x128", "64x64")
+            for keep in (0.125, 0.25, 0.5)
+        ),
+        {"keep": 0.25, "tile": "256x128", "order": "raster"},
     ],
     "threshold-blocks": [
         *({"rule": "sigma", "beta": beta, "tile": "64x64"} for beta in (0.5, 1.0, 1.5)),
@@ -56,13 +61,13 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
     ],
     "x-attention": [{"threshold": it, "tile": "64x64"} for it in (0.5, 0.7, 0.9)],
     "sliding-tile": [
-        {"tile": "64x64"},
+        {"tile": "64x64", "frames": 0.6, "height": 0.5, "width": 0.5},
         {"tile": "64x64", "frames": 1.0, "height": 0.3, "width": 0.3},
     ],
     "neighborhood": [
-        {"tile": "64x64"},
+        {"tile": "64x64", **WINDOW},
         {"tile": "64x64", "frames": 1.0, "height": 0.3, "width": 0.3},
-        {"tile": "64x64", "stride_frames": 1, "stride_height": 1, "stride_width": 1},
+        {"tile": "64x64", **WINDOW, "stride_frames": 1, "stride_height": 1, "stride_width": 1},
     ],
     "blade": [{"keep": it, "tile": "64x64"} for it in (0.125, 0.25, 0.5)],
     "hierarchical": [
@@ -76,8 +81,8 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
         *({"keep": 0.25, "segment": it, "tile": "64x64"} for it in ("1024", "frame", "clip")),
         *({"keep": 0.25, "samples": it, "tile": "64x64"} for it in (32, 512)),
         {"keep": 1.0, "mass": 0.9, "tile": "64x64"},
-        {"keep": 0.25},
-        {"keep": 0.25, "order": "raster"},
+        {"keep": 0.25, "tile": "256x128"},
+        {"keep": 0.25, "tile": "256x128", "order": "raster"},
     ],
     "kv-merge": [
         *({"keep": keep} for keep in (0.5, 0.25)),
@@ -256,11 +261,11 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.2), layout="constrained")
-    for axis in axes:
-        axis.set_prop_cycle(color=matplotlib.colormaps["tab20"](range(20)))
+    colours = dict(zip(METHODS, matplotlib.colormaps["tab20"](range(20)), strict=False))
+    variants: Counter[str] = Counter()
     named: dict[str, list[tuple[float, float, float]]] = {}
     for (method, setting), group in grouped(rows):
-        of = {"paro": f"tile {TILE}x{TILE}", "kv-merge": "cell 1x2x2"}.get(method, "tile 256x128")
+        of = {"paro": f"tile {TILE}x{TILE}", "kv-merge": "cell 1x2x2"}.get(method, "tile 128x64")
         parts = setting.split(", ")
         tile = next((it for it in parts if it.startswith(("tile ", "cell "))), of)
         ways = [it for it in parts if it.startswith(_WAYS)]
@@ -269,8 +274,11 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         )
     for name, points in sorted(named.items()):
         points.sort()
+        method = name.partition(",")[0]
+        look: dict[str, Any] = {"color": colours[method], "marker": "os^Dv*"[variants[method]]}
+        variants[method] += 1
         for axis, column in zip(axes, (1, 2), strict=True):
-            axis.plot([it[0] for it in points], [it[column] for it in points], "o-", label=name)
+            axis.plot([it[0] for it in points], [it[column] for it in points], label=name, **look)
     for axis, kind in zip(axes, ("recall", "error"), strict=True):
         for beside, style in (("random", ":"), ("oracle", "--")):
             points = sorted(
