@@ -86,6 +86,7 @@ class Prediction:
         share: of a denoiser call that self-attention takes when dense.
         density: share of the pairs of tokens of all calls that are computed.
         speedup: of the denoising; the text encoder and decoding are not in it.
+        by_step: time of each step, of a dense one.
         precision: of the calls that are not dense, "" where it is the input's.
         kernel: of the sparse calls, several joined by "and".
         dense: why calls that the method wanted sparse will run dense; empty where none will.
@@ -102,6 +103,7 @@ class Prediction:
     dense: str
     why_dense: str
     workspace: int
+    by_step: tuple[float, ...] = ()
 
 
 def predict(
@@ -130,11 +132,13 @@ def predict(
         for masked in (False, True)
     }
     works = {key: work_of(it) for key, it in problems.items()}
-    pairs = kept = dense_cost = cost = 0.0
+    pairs = kept = dense_cost = 0.0
     # The most that is computed of each kind of layer that is sparse.
     sparse: dict[tuple[LayerShape, bool], float] = {}
     dense, own = dict[str, None](), dict[str, None]()
+    share, costs = shape.attention_share(grid), list[float]()
     for step in range(steps):
+        costs.append(0.0)
         for number, layer in enumerate(shape.layers):
             site = Site(
                 grid.halved(layer.halvings),
@@ -160,8 +164,8 @@ def predict(
             pairs += site.tokens**2
             kept += density * site.tokens**2
             dense_cost += layer.attention(grid)
-            cost += ratio * layer.attention(grid)
-    share = shape.attention_share(grid)
+            costs[-1] += ratio * layer.attention(grid)
+    cost, dense_step = sum(costs), dense_cost / steps
     used = dict.fromkeys(works[key].kernel for key in sparse or ((it, False) for it in sizes))
     needed = plans = 0
     for (layer, masked), computed in sparse.items():
@@ -186,7 +190,21 @@ def predict(
         dense="; ".join(dense),
         why_dense="; ".join(own),
         workspace=needed + plans,
+        by_step=tuple((1 - share) + share * it / dense_step for it in costs),
     )
+
+
+def together(by_step: Sequence[float], evaluated: float, window: range) -> float:
+    """How much faster denoising is where steps are skipped besides.
+
+    Args:
+        by_step: time of each step, of a dense one.
+        evaluated: how many steps are.
+        window: of the steps that may be skipped; the cost is taken to be the same for all of these.
+    """
+    steps = len(by_step)
+    each = sum(by_step[it] for it in window) / max(1, len(window))
+    return steps / (sum(by_step) - (steps - evaluated) * each)
 
 
 def problem_of(

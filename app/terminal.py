@@ -118,6 +118,10 @@ def show_plan(plan: Plan, console: Console) -> None:
         _row(table, "", part.why)
         if part.speedup is not None:
             _row(table, "", f"predicted: denoising {part.speedup:.2f} times as fast")
+    if plan.together is not None:
+        least, most = (f"{it:.2f}" for it in plan.together)
+        times = least if least == most else f"{least} to {most}"
+        _row(table, "together", f"predicted: denoising {times} times as fast")
     console.print(table, highlight=False)
 
 

@@ -39,7 +39,7 @@ def measured(policy: StepPolicy, shape: list[int], steps: int, device: str) -> d
     generator = torch.Generator(device).manual_seed(0)
     noise, clip = (torch.randn(1, *shape, generator=generator, device=device) for _ in range(2))
     times: list[float] = []
-    skipped = 0
+    skipped, sample, output = 0, noise, noise
     settle(device)
     used = torch.cuda.memory_allocated() if device == "cuda" else 0
     for index, level in enumerate(levels):
@@ -66,7 +66,7 @@ def measured(policy: StepPolicy, shape: list[int], steps: int, device: str) -> d
         "most_ms": round(max(times), 3),
     }
     if device == "cuda":
-        del sample, output, decision
+        del sample, output
         kept = torch.cuda.memory_allocated() - used
         row["kept_latents"] = round(kept / noise.numel() / 4, 2)
     return row

@@ -6,6 +6,9 @@ Every prompt is made dense and by each recipe in turn, with the same seed, throu
 loaded model; prompts and meanings are those of `tiny_quality.py`. The difference in *all correct*
 is paired: its interval is a bootstrap over prompts. Run nothing beside it.
 
+*predicted* is the speed-up by the cost rule: the dense run's other stages, and its denoising as
+many times faster as sparse attention in the steps that were evaluated is foretold to be.
+
 Frames are kept without loss: PSNR and SSIM are of a video to the dense one of the same prompt, mean
 over its frames. For verdicts over many prompts there is `verdicts.py`.
 """
@@ -27,11 +30,16 @@ import skimage.metrics
 import torch
 from tiny_quality import Group
 
+from kinora.accel.cost import predict, together
+from kinora.accel.policies.sada import Sada
+from kinora.accel.policies.skipping import SkipPolicy
+from kinora.accel.recipe import from_table
 from kinora.eval.world import ALL_CORRECT, judge
+from kinora.pipelines import cards, models, planning
 from kinora.pipelines.generate import generate
 from kinora.pipelines.media import read_frames
 from kinora.pipelines.models import Shelf
-from kinora.pipelines.request import DENSE, Request
+from kinora.pipelines.request import DENSE, Request, resolve
 from kinora.pipelines.run import Run
 
 RESAMPLES = 10_000
@@ -48,6 +56,7 @@ def run_once(request: Request, shelf: Shelf) -> dict[str, Any]:
         "denoise_s": run.stages_s["denoise"],
         "total_s": run.total_s,
         "density": receipt.attention.density if receipt.attention else 1.0,
+        "nfe": receipt.policy.evaluations if receipt.policy else run.request.steps,
         "words": receipt.words(),
         "path": output.path,
     }
@@ -71,6 +80,37 @@ def paired_interval(differences: list[float], seed: int = 0) -> tuple[float, flo
     rng, count = random.Random(seed), len(differences)
     means = sorted(sum(rng.choices(differences, k=count)) / count for _ in range(RESAMPLES))
     return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
+
+
+def predicted_s(
+    recipe: str, made: dict[str, Any], dense: dict[str, Any], options: argparse.Namespace
+) -> float:
+    """Seconds of a run by the cost rule: the dense run's, its denoising as much faster as foretold.
+
+    With sparse attention as `kinora plan` predicts it, in as many steps as were evaluated.
+    """
+    width, height = (int(side) for side in options.size.split("x"))
+    request = Request(prompt="a red circle", width=width, height=height, steps=options.steps,
+                      recipe=recipe, settings=tuple(options.settings))  # fmt: skip
+    resolved = resolve(request, cards.find(request.model))
+    place = models.place(cards.find(request.model), "auto", "auto")
+    chosen, by_step = from_table(resolved.recipe), (1.0,) * options.steps
+    if chosen.attention is not None:
+        card = cards.find(request.model)
+        by_step = predict(
+            chosen.attention,
+            planning.shape_of(models.locate(card).folder),
+            card.grid(resolved.width, resolved.height, resolved.frames),
+            device=place.device,
+            dtype=getattr(torch, place.dtype),
+            steps=options.steps,
+            always=chosen.when == "always",
+        ).by_step
+    window = range(options.steps)
+    if isinstance(chosen.steps, SkipPolicy | Sada):
+        window = chosen.steps.window(options.steps)
+    faster = together(by_step, made["nfe"], window)
+    return dense["total_s"] - dense["denoise_s"] + dense["denoise_s"] / faster
 
 
 def measured(options: argparse.Namespace, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
@@ -148,6 +188,9 @@ def main() -> None:
             "receipt": made[-1]["words"],
         }
         report[name] |= times(made, dense)
+        if name != DENSE:
+            foretold = predicted_s(name, made[-1], dense[-1], options)
+            report[name]["predicted"] = round(report[DENSE]["total_s"] / foretold, 3)
         print(f"{name}: {report[name]}", flush=True)
     line = json.dumps(report)
     if options.json:

@@ -16,7 +16,7 @@ from . import bits
 from .plan import BlockPlan, Tail, tile_lengths
 from .precision import INPUT, Precision
 from .problem import Problem
-from .reference import pool
+from .reference import pool, rounded
 
 GATHERED_BYTES = 2**25
 """Keys and values gathered for one call; less is all calls, more falls out of the caches."""
@@ -51,8 +51,8 @@ def refuses(problem: Problem) -> str | None:
         return f"it takes float32 and bfloat16, not {str(problem.dtype).removeprefix('torch.')}"
     if problem.requires_grad:
         return "it has no backward pass; the reference has"
-    if problem.precision != INPUT:
-        return f"it multiplies what it is given, not {problem.precision}"
+    if problem.precision.pv != "input":
+        return f"it rounds no weights, as {problem.precision} does"
     return None
 
 
@@ -65,7 +65,24 @@ def attend(
     precision: Precision,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `block_attention`; q, k, v are already in the order of the plan."""
-    del precision  # `refuses` let pass what it can do
+    if precision == INPUT:
+        return _attend(q, k, v, plan, scale)
+    # Whole numbers times their steps: products of so few bits are exact in float32.
+    given = rounded(q, k, v, plan, scale, precision)
+    assert given.shift is not None
+    out, lse = _attend(given.queries, given.keys, given.values, plan, scale, given.pooled)
+    return out.to(q.dtype), lse + given.shift
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: BlockPlan,
+    scale: float,
+    pooled: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`pooled`: the means of the tail, `[B, H, K, D]`, if not those of k and v."""
     batch, heads, _, dim = q.shape
     if plan.bias is None and plan.within is None and bool((plan.counts == plan.columns).all()):
         # torch's kernel reads rows of D numbers side by side, whatever the last stride says.
@@ -79,7 +96,7 @@ def attend(
     indices = plan.indices.expand(batch, heads, -1, -1).reshape(total, -1).long()
     counts = plan.counts.expand(batch, heads, -1).reshape(-1)
     head = torch.arange(batch * heads).repeat_interleave(rows)
-    extras = _Extras.of(k, v, plan)
+    extras = _Extras.of(k, v, plan, pooled)
     out = torch.zeros(total, plan.tile.query, dim, dtype=q.dtype)
     lse = torch.full((total, plan.tile.query), -torch.inf, dtype=torch.float32)
     bytes_per_tile = 2 * size * dim * q.element_size()
@@ -146,12 +163,19 @@ class _Extras:
     """The plan's, `[rows of the plan, most, tile.query, words]`, and where in it a row is."""
 
     @classmethod
-    def of(cls, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan) -> _Extras:
-        size, bias, pooled = plan.tile.key, plan.bias, None
+    def of(
+        cls,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        plan: BlockPlan,
+        pooled: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> _Extras:
+        size, bias = plan.tile.key, plan.bias
         if bias is not None:
             bias = bias.expand(*k.shape[:2], -1, -1).reshape(-1, bias.shape[-1])
         if plan.tail == "complement":
-            pooled = (pool(k, size).flatten(0, 1), pool(v, size).flatten(0, 1))
+            means = pooled or (pool(k, size), pool(v, size))
+            pooled = means[0].flatten(0, 1), means[1].flatten(0, 1)
         within = None
         if plan.within is not None:
             source = torch.arange(plan.counts.numel()).view(plan.counts.shape)
@@ -203,6 +227,8 @@ def workspace(problem: Problem) -> int:
     A tail is put behind the gathered keys and values in a copy of them, and masks them.
     """
     tiles = problem.tensor_bytes(problem.queries + 2 * problem.keys)
+    if problem.precision != INPUT:  # rounded ones in float32, twice while they are made
+        tiles += 2 * tiles * (4 // problem.dtype.itemsize)
     one_row = 2 * problem.keys * problem.head_dim * problem.dtype.itemsize
     if problem.masked:
         one_row += _MASK_BYTES * problem.keys * problem.tile.query

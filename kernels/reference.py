@@ -6,6 +6,8 @@ are taken in chunks that share nothing, so that memory is bounded and results st
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -15,6 +17,8 @@ from .problem import Problem
 
 POOLED = 64
 """Pooled tokens whose values, and whose weights in a row, share a scale."""
+_MOST = {8: 127, 4: 7}
+"""Steps from 0 to the largest number of so many bits."""
 LOGITS_BYTES = 2**26
 """Logits of one chunk; with masks and weights about four times as much is alive at a time."""
 
@@ -34,31 +38,11 @@ def attend(
     precision: Precision,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `block_attention`; q, k, v are already in the order of the plan."""
-    dtype = _precision(q.dtype)
-    queries, keys, values = q.to(dtype), k.to(dtype), v.to(dtype)
     mask, bias = plan.mask(), plan.tile_bias()
-    shift = None
-    bits = precision.bits("qk")
-    if bits:
-        mean = keys.mean(-2, keepdim=True)
-        keys, shift = keys - mean, (queries @ mean.mT)[..., 0] * scale
-    pooled = None
-    if plan.tail == "complement":
-        pooled = pool(keys, plan.tile.key), pool(values, plan.tile.key)
-    if bits == 8:
-        queries, keys = as_whole(queries, 127, 64), as_whole(keys, 127, plan.tile.key)
-        pooled = pooled and (as_whole(pooled[0], 127, 128), pooled[1])
-    elif bits == 4:
-        queries, keys = as_whole(queries, 7, 1), as_whole(keys, 7, 1)
-        pooled = pooled and (as_whole(pooled[0], 7, 1), pooled[1])
-    most = {8: 127, 4: 7}.get(precision.bits("pv") or 0)
-    if most:
-        values = as_whole(values, most, plan.tile.key, by_channel=True)
-        pooled = pooled and (pooled[0], as_whole(pooled[1], most, POOLED, by_channel=True))
-    elif precision.pv == "fp8":
-        step = values.abs().amax(-2, keepdim=True) / 448
-        values = as_fp8(values, step)
-        pooled = pooled and (pooled[0], as_fp8(pooled[1], step))
+    operands = rounded(q, k, v, plan, scale, precision)
+    queries, keys, values = operands.queries, operands.keys, operands.values
+    pooled, shift = operands.pooled, operands.shift
+    most = _MOST.get(precision.bits("pv") or 0)
 
     def chunk(queries: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
         row = torch.arange(start, start + queries.shape[2], device=q.device) // plan.tile.query
@@ -71,7 +55,7 @@ def attend(
             attended = plan.token_mask(torch.arange(start, start + len(row), device=q.device))
         logits = logits.masked_fill(~attended, -torch.inf)
         if pooled is not None:
-            weights = tile_lengths(plan.keys, plan.tile.key, q.device).to(dtype).log()
+            weights = tile_lengths(plan.keys, plan.tile.key, q.device).to(queries.dtype).log()
             tail = queries @ pooled[0].mT * scale + weights
             logits = torch.cat([logits, tail.masked_fill(kept, -torch.inf)], dim=-1)
             all_values = torch.cat([values, pooled[1]], dim=-2)
@@ -112,6 +96,59 @@ def attend(
         )
     out, lse = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
     return out, lse if shift is None else lse + shift
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """What is multiplied, in float32 or more.
+
+    Attributes:
+        queries, keys, values: as given, but rounded.
+        pooled: mean key and value of each tile, rounded, where the plan has a tail.
+        shift: what the log-sum-exp of each query lacks, since keys are less their mean; or None.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    pooled: tuple[torch.Tensor, torch.Tensor] | None
+    shift: torch.Tensor | None
+
+
+def rounded(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: BlockPlan,
+    scale: float,
+    precision: Precision,
+) -> Operands:
+    """Operands in the numbers that `precision` has; those of weights are rounded later."""
+    dtype = _precision(q.dtype)
+    queries, keys, values = q.to(dtype), k.to(dtype), v.to(dtype)
+    shift = None
+    bits = precision.bits("qk")
+    if bits:
+        mean = keys.mean(-2, keepdim=True)
+        keys, shift = keys - mean, (queries @ mean.mT)[..., 0] * scale
+    pooled = None
+    if plan.tail == "complement":
+        pooled = pool(keys, plan.tile.key), pool(values, plan.tile.key)
+    if bits == 8:
+        queries, keys = as_whole(queries, 127, 64), as_whole(keys, 127, plan.tile.key)
+        pooled = pooled and (as_whole(pooled[0], 127, 128), pooled[1])
+    elif bits == 4:
+        queries, keys = as_whole(queries, 7, 1), as_whole(keys, 7, 1)
+        pooled = pooled and (as_whole(pooled[0], 7, 1), pooled[1])
+    most = _MOST.get(precision.bits("pv") or 0)
+    if most:
+        values = as_whole(values, most, plan.tile.key, by_channel=True)
+        pooled = pooled and (pooled[0], as_whole(pooled[1], most, POOLED, by_channel=True))
+    elif precision.pv == "fp8":
+        step = values.abs().amax(-2, keepdim=True) / 448
+        values = as_fp8(values, step)
+        pooled = pooled and (pooled[0], as_fp8(pooled[1], step))
+    return Operands(queries, keys, values, pooled, shift)
 
 
 def as_whole(x: torch.Tensor, most: int, size: int, *, by_channel: bool = False) -> torch.Tensor:

@@ -13,7 +13,7 @@ from .request import Request, Resolved, resolve
 
 if TYPE_CHECKING:
     from ..accel.attach.family import Family
-    from ..accel.cost import Shape
+    from ..accel.cost import Prediction, Shape
     from ..accel.policies import CachePolicy
     from ..accel.recipe import Recipe
 
@@ -40,13 +40,18 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run as predicted."""
+    """A run as predicted.
+
+    `together`: how many times as fast denoising is with sparse attention in the steps that are not
+    skipped, at least and at most; None where the recipe has not both.
+    """
 
     request: Resolved
     tokens: int
     memory: memory.Estimate
     free_bytes: int
     parts: tuple[Part, ...]
+    together: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a machine-readable report."""
@@ -56,6 +61,7 @@ class Plan:
             "memory_bytes": {**asdict(self.memory), "peak": self.memory.peak},
             "free_bytes": self.free_bytes,
             "parts": [asdict(part) for part in self.parts],
+            "together": self.together,
         }
 
 
@@ -87,7 +93,10 @@ def plan(request: Request) -> Plan:
         resident=False,
         **_needs(parts),
     )
-    return Plan(resolved, grid.tokens, estimate, memory.free_bytes(place.device), tuple(parts))
+    free = memory.free_bytes(place.device)
+    both = {"attention", "steps"} <= {it.part for it in parts if it.verdict in ("ok", "adjusted")}
+    found = _together(resolved, outline.folder) if both else None
+    return Plan(resolved, grid.tokens, estimate, free, tuple(parts), found)
 
 
 def _needs(parts: Sequence[Part]) -> dict[str, int]:
@@ -136,9 +145,6 @@ def _parts(resolved: Resolved, folder: ModelFolder, files: Sequence[WeightFile])
 
 def _attention(resolved: Resolved, folder: ModelFolder, files: Sequence[WeightFile]) -> Part | None:
     """What the attention part would do."""
-    import torch
-
-    from ..accel.cost import predict
     from ..accel.recipe import from_table
 
     chosen = from_table(resolved.recipe)
@@ -152,16 +158,7 @@ def _attention(resolved: Resolved, folder: ModelFolder, files: Sequence[WeightFi
     refusal = chosen.attention.refuses(lambda: fingerprint(files)) if files else None
     if refusal is not None:
         return Part("attention", asked, "refused", refusal, 1.0, None)
-    card = cards.find(resolved.model)
-    predicted = predict(
-        chosen.attention,
-        shape,
-        card.grid(resolved.width, resolved.height, resolved.frames),
-        device=resolved.device,
-        dtype=getattr(torch, resolved.dtype),
-        steps=resolved.steps,
-        always=chosen.when == "always",
-    )
+    predicted = _predicted(resolved, shape)
     if predicted.density >= 1:
         why = f"all calls run dense {predicted.dense or predicted.why_dense}"
         verdict: Verdict = "adjusted" if predicted.dense else "idle"
@@ -184,6 +181,41 @@ def _attention(resolved: Resolved, folder: ModelFolder, files: Sequence[WeightFi
         predicted.speedup,
         predicted.workspace,
     )
+
+
+def _predicted(resolved: Resolved, shape: Shape) -> Prediction:
+    """What sparse attention is expected to do."""
+    import torch
+
+    from ..accel.cost import predict
+    from ..accel.recipe import from_table
+
+    chosen, card = from_table(resolved.recipe), cards.find(resolved.model)
+    assert chosen.attention is not None
+    return predict(
+        chosen.attention,
+        shape,
+        card.grid(resolved.width, resolved.height, resolved.frames),
+        device=resolved.device,
+        dtype=getattr(torch, resolved.dtype),
+        steps=resolved.steps,
+        always=chosen.when == "always",
+    )
+
+
+def _together(resolved: Resolved, folder: ModelFolder) -> tuple[float, float] | None:
+    """See `Plan`."""
+    from ..accel.cost import together
+    from ..accel.policies.sada import Sada
+    from ..accel.policies.skipping import SkipPolicy
+    from ..accel.recipe import from_table
+
+    policy, steps = from_table(resolved.recipe).steps, resolved.steps
+    if not isinstance(policy, SkipPolicy | Sada):
+        return None
+    by_step = _predicted(resolved, shape_of(folder)).by_step
+    fewest, most = (together(by_step, it, policy.window(steps)) for it in policy.computed(steps))
+    return most, fewest
 
 
 def _dense_kernel(resolved: Resolved, folder: ModelFolder) -> Part | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kinora.accel.cost import Prediction, Shape, predict, transformer_layer
+from kinora.accel.cost import Prediction, Shape, predict, together, transformer_layer
 from kinora.accel.grid import TokenGrid
 from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import TopBlocks
@@ -64,3 +64,15 @@ def test_larger_tiles_are_predicted_to_be_faster_on_a_cpu(grid: TokenGrid):
     assert balanced is not None and fast is not None
     assert predicted(balanced, grid=grid).speedup > 1
     assert 1.1 * predicted(balanced, grid=grid).speedup < predicted(fast, grid=grid).speedup
+
+
+def test_skipped_steps_and_sparse_attention_together():
+    half = (0.5,) * 10
+    assert together(half, 10, range(10)) == pytest.approx(2)
+    assert together(half, 5, range(2, 8)) == pytest.approx(4)
+    # What is skipped are cheap steps, since the others are dense: less than the product.
+    mixed = (1.0,) * 2 + (0.5,) * 8
+    assert together(mixed, 10, range(2, 10)) == pytest.approx(10 / 6)
+    assert together(mixed, 4, range(2, 10)) == pytest.approx(10 / 3)
+    assert together((1.0,) * 10, 4, range(2, 10)) == pytest.approx(10 / 4)
+    assert together(mixed, 10, range(0)) == pytest.approx(10 / 6)

@@ -53,7 +53,7 @@ def test_what_runs_is_computed_so_and_the_receipt_says_it(
     rounded, told = ran(model, f"qk={qk}", f"pv={pv}")
     assert 1e-6 < (rounded - plain).norm() / plain.norm() < most
     assert (before.precision, told.precision) == ("input x input", f"{qk} x {pv}")
-    assert told.kernels == {"reference": told.calls} and not told.dense
+    assert told.kernels == {"cpu" if pv == "input" else "reference": told.calls} and not told.dense
     assert told.density == pytest.approx(before.density, abs=0.01)
 
 
@@ -81,10 +81,10 @@ def test_dense_calls_stay_as_the_model_makes_them(build: Build):
 
 
 def test_where_nothing_multiplies_so_it_loses_and_says_so(build: Build):
-    """The reference does on every device; on a CPU nothing else does."""
+    """The reference does on every device; on a CPU nothing else rounds weights."""
     model = build("wan")
     dense = model()
-    faster = changed(recipe("qk=int8"), ["when=faster"])
+    faster = changed(recipe("qk=int8", "pv=int8"), ["when=faster"])
     with accelerate(model, faster) as session:
         assert torch.equal(model(), dense)
     told = session.receipt.attention
@@ -107,6 +107,7 @@ def test_the_prediction_is_of_the_kernel_that_multiplies_so():
         return found.kernel, found.precision
 
     assert kernel() == ("cpu", "")
+    assert kernel(qk="int8") == ("cpu", "int8 x input")
     assert kernel(qk="int8", pv="fp8") == ("reference", "int8 x fp8")
 
 

@@ -20,8 +20,11 @@ from kinora.kernels.plan import BlockPlan, Tile
 
 Cli = Callable[..., Any]
 SMALL = ("--size", "128x128", "--frames", "5", "--steps", "2")
-SPARSE = ("--set", "attention.method=top-blocks", "--set", "attention.tile=64x64")
-SPARSE += ("--set", "attention.keep=0.25", "--set", "attention.from_step=0")
+SPARSE = tuple(
+    part
+    for it in ("method=top-blocks", "tile=64x64", "keep=0.25", "from_step=0")
+    for part in ("--set", f"attention.{it}")
+)
 
 
 def view(kept: list[int], *, text: int = 0) -> View:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -121,6 +123,28 @@ def test_what_attention_loses(precision: Precision, bound: float, tail: str):
         far = block_attention(q, k + 50, v, plan, scale=0.03, precision=precision)
         torch.testing.assert_close(far[0], out, rtol=1e-6, atol=1e-6)
     assert precision != INPUT
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("tail", ["none", "complement"])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_a_cpu_multiplies_the_same_whole_numbers(
+    bits: Any, tail: Any, dtype: torch.dtype, most: float
+):
+    q, k, v = (_tensor(777, 32, seed).to(dtype) for seed in range(3))
+    mask = torch.rand(2, 3, 7, 13, generator=torch.Generator().manual_seed(1)) < 0.4
+    mask[0, 0, 2] = False  # a row without keys, but for the tail
+    plan = BlockPlan.from_mask(mask, tile=Tile(128, 64), queries=777, keys=777, tail=tail)
+    given = k + 3, v, plan
+    out, lse = block_attention(q, *given, precision=Precision(bits), backend="cpu")
+    expected, expected_lse = block_attention(
+        q, *given, precision=Precision(bits), backend="reference"
+    )
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, expected, rtol=most, atol=most)
+    torch.testing.assert_close(lse, expected_lse, rtol=1e-6, atol=1e-5)
+    plain, _ = block_attention(q, *given, backend="cpu")
+    assert float((out - plain).norm() / plain.norm()) > 1e-3
 
 
 @pytest.mark.parametrize("precision", [Precision("int8"), Precision(pv="fp8")])

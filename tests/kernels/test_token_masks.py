@@ -148,14 +148,16 @@ def test_tiles_that_are_attended_to_whole_have_no_masks(shape: tuple[int, int], 
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_whole_numbers_in_triton(precision: Any):
-    pytest.importorskip("triton")
+@pytest.mark.parametrize("backend", ["triton", "cpu"])
+def test_whole_numbers_elsewhere(precision: Any, backend: Any):
+    if backend == "triton":
+        pytest.importorskip("triton")
     from kinora.kernels.precision import Precision
 
     q, k, v = _tensors()
     plan = BlockPlan.from_tokens(_mask(1, 1, 40, 53), tile=Tile(16, 32))
     given = Precision(precision, "input")
-    got = block_attention(q, k, v, plan, precision=given, backend="triton")
+    got = block_attention(q, k, v, plan, precision=given, backend=backend)
     expected = block_attention(q, k, v, plan, precision=given, backend="reference")
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
 

@@ -56,14 +56,14 @@ def test_the_receipt_says_what_ran_and_stands_in_both_records(ask: Ask) -> None:
 def test_precision_is_predicted_run_told_and_kept(ask: Ask) -> None:
     request = ask(settings=(*SPARSE, "attention.qk=int8"))
     (part,) = plan(request).parts
-    assert "by the reference kernel in int8 x input; " in part.why and part.speedup
+    assert "by the cpu kernel in int8 x input; " in part.why and part.speedup
     assert "queries and keys in int8" in part.asked
     (output,) = finish(request)
     record = sidecar.read(output.sidecar)
     assert record.receipt is not None and record.receipt.attention is not None
     assert record.receipt.attention.precision == "int8 x input"
     assert record.request.recipe["attention"]["qk"] == "int8"
-    assert any("by the reference kernel in int8 x input; " in it for it in record.receipt.words())
+    assert any("by the cpu kernel in int8 x input; " in it for it in record.receipt.words())
 
 
 def test_a_sidecar_with_a_recipe_makes_the_video_again(ask: Ask) -> None:
@@ -242,3 +242,19 @@ def test_memory_of_sparse_attention_is_in_the_plan_and_in_the_check_of_a_run(
     monkeypatch.setattr(memory, "host_free_bytes", lambda: least - 1)
     with pytest.raises(MemoryLimitError, match="for sparse attention"):
         finish(sparse)
+
+
+def test_sparse_attention_and_skipped_steps_are_planned_together(ask: Ask) -> None:
+    policy = ("steps.policy=pattern", "steps.pattern=sC")
+    alone = plan(ask(settings=SPARSE, steps=50))
+    assert alone.together is None and len(alone.parts) == 1
+    both = plan(ask(settings=(*SPARSE, *policy), steps=50))
+    attention, steps = both.parts
+    assert attention.speedup is not None and steps.speedup is not None and both.together
+    assert both.together[0] == both.together[1] == both.to_json()["together"][0]
+    # Dense steps at the start are evaluated all.
+    assert both.together[0] != pytest.approx(attention.speedup * steps.speedup, rel=1e-3)
+    least, most = plan(ask(settings=(*SPARSE, "steps.policy=easy"), steps=50)).together or (0, 0)
+    assert least == pytest.approx(attention.speedup) and most > least
+    cached = plan(ask(settings=(*SPARSE, "steps.policy=first-block-cache"), steps=50))
+    assert cached.together is None
