@@ -44,11 +44,12 @@ from kinora.pipelines.tiny.recording import Recording, recording
 
 GRID = TokenGrid(9, 32, 32)
 LAYERS, STEPS = 10, 10
+PAPER_WINDOW = {"frames": 0.6, "height": 0.5, "width": 0.3}
 SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
     "top-blocks": [
-        *({"keep": keep} for keep in (0.125, 0.25, 0.5)),
+        *({"keep": keep, "tile": "256x128"} for keep in (0.125, 0.25, 0.5)),
         *({"keep": keep, "tile": "64x64"} for keep in (0.125, 0.25, 0.5)),
-        {"keep": 0.25, "order": "raster"},
+        {"keep": 0.25, "tile": "256x128", "order": "raster"},
     ],
     "threshold-blocks": [
         *({"rule": "sigma", "beta": beta, "tile": "64x64"} for beta in (0.5, 1.0, 1.5)),
@@ -56,13 +57,19 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
     ],
     "x-attention": [{"threshold": it, "tile": "64x64"} for it in (0.5, 0.7, 0.9)],
     "sliding-tile": [
-        {"tile": "64x64"},
+        {"tile": "64x64", "frames": 0.6, "height": 0.5, "width": 0.5},
         {"tile": "64x64", "frames": 1.0, "height": 0.3, "width": 0.3},
     ],
     "neighborhood": [
-        {"tile": "64x64"},
+        {"tile": "64x64", **PAPER_WINDOW},
         {"tile": "64x64", "frames": 1.0, "height": 0.3, "width": 0.3},
-        {"tile": "64x64", "stride_frames": 1, "stride_height": 1, "stride_width": 1},
+        {
+            "tile": "64x64",
+            **PAPER_WINDOW,
+            "stride_frames": 1,
+            "stride_height": 1,
+            "stride_width": 1,
+        },
     ],
     "blade": [{"keep": it, "tile": "64x64"} for it in (0.125, 0.25, 0.5)],
     "hierarchical": [
@@ -76,8 +83,8 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
         *({"keep": 0.25, "segment": it, "tile": "64x64"} for it in ("1024", "frame", "clip")),
         *({"keep": 0.25, "samples": it, "tile": "64x64"} for it in (32, 512)),
         {"keep": 1.0, "mass": 0.9, "tile": "64x64"},
-        {"keep": 0.25},
-        {"keep": 0.25, "order": "raster"},
+        {"keep": 0.25, "tile": "256x128"},
+        {"keep": 0.25, "tile": "256x128", "order": "raster"},
     ],
     "kv-merge": [
         *({"keep": keep} for keep in (0.5, 0.25)),

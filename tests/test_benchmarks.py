@@ -13,8 +13,9 @@ import torch
 
 from kinora.accel.errors import RecipeError
 from kinora.accel.grid import TokenGrid
-from kinora.accel.methods import VMoBA
+from kinora.accel.methods import METHODS, VMoBA
 from kinora.accel.methods.vmoba import layout
+from kinora.accel.options import options_of
 from kinora.accel.site import Site
 from kinora.kernels.attention import block_attention
 
@@ -165,3 +166,23 @@ def test_verdicts_make_what_is_not_there_dense_first(verdicts: ModuleType):
     assert list(made) == ["plain 26"]
     done[0, "plain 26"] = {}
     assert not list(verdicts.to_make(names, range(1), done))
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("method_speed", {"tile", "tail"}), ("methods", {"tile"})],
+)
+def test_what_defaults_must_not_change_is_said_in_benchmarks(
+    monkeypatch: pytest.MonkeyPatch, script: str, said: set[str]
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    settings: Any = importlib.import_module(script).SETTINGS
+    if isinstance(settings, dict):
+        settings = [(name, it) for name, several in settings.items() for it in several]
+    window = {"sliding-tile", "neighborhood"}
+    for name, setting in settings:
+        options = {it.name for it in options_of(METHODS[name])}
+        wanted = said | ({"frames", "height", "width"} if name in window else set())
+        # Paro is what its calibration says.
+        missing = set() if name == "paro" else (wanted & options) - set(setting)
+        assert not missing, f"{name} {setting}"
