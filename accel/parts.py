@@ -113,7 +113,10 @@ class Part(Generic[T]):
         return name
 
     def table(self, value: T) -> dict[str, Any]:
-        """What `read` reads again; defaults of wrappers are left out.
+        """What `read` reads again.
+
+        Defaults of wrappers that change nothing are left out; those that do are told, so that a
+        table means the same under other defaults.
 
         Raises:
             RecipeError: it is wrapped in a way that no file could say.
@@ -137,8 +140,9 @@ class Part(Generic[T]):
         own = {it.name: getattr(value, it.name) for it in options_of(type(value))}
         if not isinstance(value, Wrapper):
             return {self.selector: value.name, **own}
+        told = {key: it for key, it in own.items() if key in value.idle}
         changed = {key: it for key, it in own.items() if it != default(type(value), key)}
-        return {**self._flat(value.method), **changed}
+        return {**self._flat(value.method), **told, **changed}
 
     def _check_order(self, value: Named) -> list[str]:
         """What wraps it, from the outside.

@@ -246,7 +246,8 @@ class Within(Wrapper):
         if self.from_step > 0:
             told.append(f"after {self.from_step:.0%} of the steps")
         if self.to_step < 1:
-            told.append(f"until {self.to_step:.0%} of them")
+            them = "them" if self.from_step > 0 else "the steps"
+            told.append(f"until {self.to_step:.0%} of {them}")
         if self.from_layer:
             told.append(f"from layer {self.from_layer} on")
         return ", ".join(told)

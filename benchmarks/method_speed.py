@@ -64,19 +64,22 @@ SHAPES = {
     "hunyuan-720p-8-heads": Shape(TokenGrid(30, 48, 80), 8, 128),
     "small": Shape(TokenGrid(4, 16, 20), 2, 64, text=5),
 }
-TILE = {"tile": "128x64"}
+TILE, NO_TAIL = {"tile": "128x64"}, {"tail": "none"}
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
-    *(("top-blocks", {"keep": 0.2, "tile": it}) for it in ("128x64", "128x128", "64x64")),
+    *(
+        ("top-blocks", {"keep": 0.2, "tile": it, **NO_TAIL})
+        for it in ("128x64", "128x128", "64x64")
+    ),
     ("top-blocks", {"keep": 0.2, "tail": "complement", **TILE}),
-    ("threshold-blocks", {"rule": "top", "keep": 0.2, "mass": 0.0, **TILE}),
-    ("x-attention", {"threshold": 0.0, "least": 0.2, **TILE}),
-    ("x-attention", {"threshold": 0.0, "least": 0.2, "stride": "16", "tile": "128x128"}),
-    ("blade", {"keep": 0.2, "mass": 1.0, "tail": "none", **TILE}),
-    *(("permuted-blocks", {"keep": 0.2, "tile": it}) for it in ("128x64", "128x128")),
-    ("hierarchical", {"blocks": 100, "tail": "none", **TILE}),
+    ("threshold-blocks", {"rule": "top", "keep": 0.2, "mass": 0.0, **TILE, **NO_TAIL}),
+    ("x-attention", {"threshold": 0.0, "least": 0.2, **TILE, **NO_TAIL}),
+    ("x-attention", {"threshold": 0.0, "least": 0.2, "stride": "16", "tile": "128x128", **NO_TAIL}),
+    ("blade", {"keep": 0.2, "mass": 1.0, **TILE, **NO_TAIL}),
+    *(("permuted-blocks", {"keep": 0.2, "tile": it, **NO_TAIL}) for it in ("128x64", "128x128")),
+    ("hierarchical", {"blocks": 100, **TILE, **NO_TAIL}),
     ("kv-merge", {"keep": 0.25}),
     ("kv-merge", {"keep": 0.5}),
-    ("sliding-tile", {"frames": 0.6, "height": 0.58, "width": 0.58, **TILE}),
+    ("sliding-tile", {"frames": 0.6, "height": 0.58, "width": 0.58, **TILE, **NO_TAIL}),
     # About a fifth of each grid, by windows that fill tiles of its own sides best.
     *(
         ("neighborhood", {"frames": frames, "height": height, "width": width, **TILE})

@@ -28,6 +28,11 @@ from kinora.accel.site import Site
 from kinora.kernels.plan import BlockPlan
 
 FRAMES = (4, 8, 16, 32, 64)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "hierarchical": {"blocks": 32},
+    "top-blocks": {"keep": 0.25, "tail": "none"},
+}
+"""Of other methods their defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,8 @@ def main() -> None:
         for tile in options.tile:
             rows: list[Row] = []
             for frames in FRAMES:
-                row = measured(name, {"tile": tile}, frames, options.heads, options.turns)
+                given = {"tile": tile, **SETTINGS.get(name, {})}
+                row = measured(name, given, frames, options.heads, options.turns)
                 rows.append(row)
                 print(
                     f"{row.words}: {row.tokens:,} tokens, density {row.density:.4f}, "

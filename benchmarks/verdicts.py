@@ -195,12 +195,18 @@ def kept_rows(path: Path | None, asked: dict[str, Any]) -> Rows:
     return {(row["seed"], row["recipe"]): row for row in map(json.loads, lines)}
 
 
+def named(recipe: str) -> str:
+    """A setting as tables have it: of a file without its folder and ending."""
+    path = Path(recipe)
+    return path.stem if path.suffix == ".toml" else recipe
+
+
 def summary(rows: Sequence[Row], beside: Sequence[Row]) -> Row:
     """Means over prompts, and the difference to those `beside` with its interval."""
     differences = [a[ALL_CORRECT] - b[ALL_CORRECT] for a, b in zip(rows, beside, strict=True)]
     low, high = paired_interval(differences)
     told: Row = {
-        "recipe": Path(rows[0]["recipe"]).stem,
+        "recipe": named(rows[0]["recipe"]),
         "prompts": len(rows),
         "density": round(statistics.fmean(row["density"] for row in rows), 4),
         "nfe": round(statistics.fmean(row["nfe"] for row in rows), 2),

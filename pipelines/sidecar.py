@@ -98,6 +98,22 @@ class Record(_Part):
             given["receipt"] = {**cast("Mapping[str, Any]", receipt), "stages_s": times}
         return given
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sparse_from_the_start(cls, content: Any) -> Any:
+        """Recipes of earlier records that name no dense beginning have none."""
+        if not isinstance(content, Mapping):
+            return content
+        given = dict(cast("Mapping[str, Any]", content))
+        for key in ("request", "receipt"):
+            holder: Any = given.get(key)
+            recipe: Any = holder.get("recipe") if isinstance(holder, Mapping) else None
+            table: Any = recipe.get("attention") if isinstance(recipe, Mapping) else None
+            if isinstance(table, Mapping) and "from_step" not in table:
+                attention: Any = {**table, "from_step": 0.0}
+                given[key] = {**holder, "recipe": {**recipe, "attention": attention}}
+        return given
+
     def to_text(self, indent: int | None = None) -> str:
         """As JSON."""
         return json.dumps(self.model_dump(by_alias=True), indent=indent, ensure_ascii=False)

@@ -13,8 +13,9 @@ import torch
 
 from kinora.accel.errors import RecipeError
 from kinora.accel.grid import TokenGrid
-from kinora.accel.methods import VMoBA
+from kinora.accel.methods import METHODS, VMoBA
 from kinora.accel.methods.vmoba import layout
+from kinora.accel.options import options_of
 from kinora.accel.site import Site
 from kinora.kernels.attention import block_attention
 
@@ -125,3 +126,63 @@ def test_policies_are_measured_beside_the_plain_sampler(
     with pytest.raises(RecipeError, match="no step policy"):
         monkeypatch.setattr("sys.argv", ["steps.py", "--policy", "patern"])
         steps.main()
+
+
+@pytest.fixture
+def verdicts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    return importlib.import_module("verdicts")
+
+
+def test_verdicts_are_told_by_setting_beside_dense_and_the_plain_sampler(verdicts: ModuleType):
+    policy, file = "policy shadow threshold=0.1 max_skip=3", "of/threshold-blocks-0.5-tail.toml"
+    correct = verdicts.ALL_CORRECT
+
+    def row(seed: int, recipe: str, nfe: int, verdict: float, **told: float) -> dict[str, Any]:
+        common = {"seed": seed, "recipe": recipe, "nfe": nfe, "density": 0.5, correct: verdict}
+        return common | told
+
+    rows = [row(seed, "dense", 50, 1.0) for seed in (0, 1, 2)]
+    rows += [row(seed, file, 50, float(seed), psnr=30.0, ssim=0.9) for seed in (0, 1)]
+    rows += [row(0, policy, 26, 1.0, psnr=52.0, ssim=0.9)]
+    rows += [row(1, policy, 25, 1.0, psnr=54.0, ssim=1.0)]
+    rows += [row(0, "plain 26", 26, 1.0, psnr=50.0, ssim=0.9)]
+    found = {(it["seed"], it["recipe"]): it for it in rows}
+    told = {it["recipe"]: it for it in verdicts.table(["dense", file, policy], found)}
+    assert list(told) == ["dense", "threshold-blocks-0.5-tail", policy]
+    sparse = told["threshold-blocks-0.5-tail"]
+    assert (sparse["prompts"], sparse[correct], sparse["difference"]) == (2, 0.5, -0.5)
+    # Of the other prompt there is no plain run in as many steps.
+    assert (told[policy]["prompts"], told[policy]["nfe"], told[policy]["gain_db"]) == (1, 26, 2.0)
+
+
+def test_verdicts_make_what_is_not_there_dense_first(verdicts: ModuleType):
+    done: dict[tuple[int, str], Any] = {(0, "dense"): {}, (0, "a.toml"): {}}
+    names = ["dense", "a.toml", "policy easy"]
+    made = verdicts.to_make(names, range(1), done)
+    assert next(made) == "dense"  # others are compared with its frames
+    assert next(made) == "policy easy"
+    done[0, "policy easy"] = {"nfe": 26}
+    assert list(made) == ["plain 26"]
+    done[0, "plain 26"] = {}
+    assert not list(verdicts.to_make(names, range(1), done))
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("method_speed", {"tile", "tail"}), ("methods", {"tile"})],
+)
+def test_what_defaults_must_not_change_is_said_in_benchmarks(
+    monkeypatch: pytest.MonkeyPatch, script: str, said: set[str]
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    settings: Any = importlib.import_module(script).SETTINGS
+    if isinstance(settings, dict):
+        settings = [(name, it) for name, several in settings.items() for it in several]
+    window = {"sliding-tile", "neighborhood"}
+    for name, setting in settings:
+        options = {it.name for it in options_of(METHODS[name])}
+        wanted = said | ({"frames", "height", "width"} if name in window else set())
+        # Paro is what its calibration says.
+        missing = set() if name == "paro" else (wanted & options) - set(setting)
+        assert not missing, f"{name} {setting}"

@@ -97,6 +97,26 @@ def test_a_dense_beginning_is_the_default_and_zero_is_none_at_all():
     assert bare.table()["attention"]["from_step"] == 0
 
 
+@pytest.mark.parametrize("method", [TopBlocks(), Within(method=TopBlocks())])
+def test_a_table_says_whether_the_beginning_is_dense_whatever_the_default(method: AttentionMethod):
+    table = recipes.Recipe(attention=method).table()["attention"]
+    assert table["from_step"] == (0.2 if isinstance(method, Within) else 0)
+    assert "to_step" not in table and "every" not in table
+
+
+@pytest.mark.parametrize(
+    ("window", "told"),
+    [
+        ({}, "), after 20% of the steps"),
+        ({"to_step": 0.5}, "), after 20% of the steps, until 50% of them"),
+        ({"from_step": 0, "to_step": 0.5}, "), until 50% of the steps"),
+        ({"from_step": 0, "from_layer": 2}, "), from layer 2 on"),
+    ],
+)
+def test_a_window_is_told_in_words_that_stand_alone(window: dict[str, object], told: str):
+    assert attention(**window).attention_words().endswith(told)
+
+
 def test_settings_are_put_over_a_recipe():
     recipe = recipes.changed(
         recipes.find("balanced"), ["attention.keep=0.3", "attention.every = 5", "when=always"]

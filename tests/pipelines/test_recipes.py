@@ -98,6 +98,19 @@ def test_a_record_with_its_times_beside_the_receipt_is_read(ask: Ask) -> None:
     assert sidecar.read(output.sidecar) == expected and set(expected.stages_s) == set(STAGES)
 
 
+def test_a_record_from_before_dense_beginnings_is_sparse_from_the_start(ask: Ask) -> None:
+    (output,) = finish(ask(settings=(*SPARSE, "attention.from_step=0")))
+    content = json.loads(output.sidecar.read_text())
+    for key in ("request", "receipt"):
+        del content[key]["recipe"]["attention"]["from_step"]
+    output.sidecar.write_text(json.dumps(content))
+    record = sidecar.read(output.sidecar)
+    (again,) = finish(record.request.request(), original=record)
+    assert again.identical is True
+    assert again.receipt is not None and again.receipt.attention is not None
+    assert again.receipt.attention.dense == {}
+
+
 def test_the_dense_recipe_is_bitwise_the_stock_pipeline_and_says_so(ask: Ask) -> None:
     import importlib
 
