@@ -147,7 +147,8 @@ def _hint(path: Path) -> str:
 def frame_files(folder: Path) -> list[Path]:
     """The frames in a folder, in order; none unless all its png files are numbered alike.
 
-    Images that Kinora made may end in numbers too, but have their sidecars beside them.
+    Files that Kinora made may end in numbers too: they are animated, or carry their record, or have
+    it beside them.
     """
     parts = [(it, _NUMBERED.fullmatch(it.name)) for it in folder.glob("*.[pP][nN][gG]")]
     matches = [(it, match) for it, match in parts if match]
@@ -155,7 +156,21 @@ def frame_files(folder: Path) -> list[Path]:
         return []
     if any(it.with_suffix(".json").exists() for it, _ in matches):
         return []
+    if not _is_a_frame(matches[0][0]):
+        return []
     return [it for it, _ in sorted(matches, key=lambda pair: int(pair[1][2]))]
+
+
+def _is_a_frame(path: Path) -> bool:
+    """Whether a png file is neither animated nor marked as made by Kinora."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
+            length = int.from_bytes(head[:4], "big")
+            if head[4:] == b"acTL" or file.read(min(length, 7)).startswith(b"kinora\0"):
+                return False
+            file.seek(length - min(length, 7) + 4, 1)
+    return True
 
 
 def _known(clip: Clip) -> Clip:

@@ -50,6 +50,10 @@ def test_a_folder_of_numbered_frames_is_one_clip(film: Film, tmp_path: Path) -> 
     for seed in (0, 1):
         film(tmp_path / "made" / f"a-red-ring-s{seed}.png", frames(90, 1), "a red ring", seed)
     assert len(find([tmp_path / "made"])[0]) == 2
+    for count in (1, 3):  # without sidecars
+        for name in ("a1.png", "a2.png"):
+            film(tmp_path / f"bare{count}" / name, frames(90, count), "a", 1, sidecar=False)
+        assert len(find([tmp_path / f"bare{count}"])[0]) == 2
 
 
 @pytest.mark.parametrize(
