@@ -11,6 +11,8 @@ from typer.core import TyperGroup
 
 from .arguments import Json
 from .ending import EXIT_FAULT, print_json, stdout
+from .vbench import Dimensions, Info, VBenchPython
+from .vbench import prompts as prompts_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +40,9 @@ eval_app = typer.Typer(
 )
 
 
+eval_app.command("prompts")(prompts_command)
+
+
 @eval_app.command()
 def score(
     videos: Annotated[
@@ -61,7 +66,8 @@ def score(
         list[str] | None,
         typer.Option(
             "--suite",
-            help="fidelity, world or flicker. [default: fidelity with a reference, else world]",
+            help="fidelity, world, flicker or vbench. [default: fidelity with a reference, else "
+            "world]",
         ),
     ] = None,
     prompts: Annotated[
@@ -80,6 +86,25 @@ def score(
     workers: Annotated[
         int, typer.Option(help="Processes; 0 for one a core. [default: 0]", show_default=False)
     ] = 0,
+    dimensions: Dimensions = None,
+    custom: Annotated[
+        bool,
+        typer.Option(
+            "--custom",
+            help="VBench: take videos of any prompts, not its standard set of five each.",
+        ),
+    ] = False,
+    info: Info = None,
+    vbench_python: VBenchPython = None,
+    device: Annotated[
+        str, typer.Option(help="VBench: auto, cpu or cuda. [default: auto]", show_default=False)
+    ] = "auto",
+    timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="MINUTES", help="VBench: for each dimension. [default: 240]", show_default=False
+        ),
+    ] = 240,
     as_json: Json = False,
 ) -> None:
     """Score videos; `kinora eval VIDEOS` is short for it."""
@@ -91,13 +116,26 @@ def score(
 
     if workers < 0:
         raise RequestError(f"--workers must be 0 or more, not {workers}")
+    kept = None if again else cache or default_path()
+    if "vbench" in _names(suites):
+        if _names(suites) != ("vbench",) or metrics or reference:
+            raise RequestError("--suite vbench goes alone: take other metrics in another call")
+        from .vbench import score_by_vbench
+
+        score_by_vbench(
+            videos, as_json=as_json, dimensions=_names(dimensions), custom=custom, prompts=prompts,
+            info=info, python=vbench_python, device=device, timeout_s=60 * timeout, cache=kept,
+        )  # fmt: skip
+        return
+    if dimensions or custom or info or vbench_python:
+        raise RequestError("--dimension, --custom, --info and --vbench-python need --suite vbench")
     events = evaluate(
         videos,
         reference=reference,
         metrics=_names(metrics),
         suites=_names(suites),
         prompts=prompts,
-        cache=None if again else cache or default_path(),
+        cache=kept,
         workers=workers,
     )
     found = _followed(events, Console(stderr=True))

@@ -1,8 +1,8 @@
 """A folder of links, named as VBench looks for videos: `PROMPT-0.mp4` to `PROMPT-4.mp4`.
 
 The package takes a name for the prompt and passes over what it does not find, so names are checked
-here: that none is too long, that no two fall together where the file system ignores case (three
-pairs of its prompts would), and which are not there.
+here: that none is too long, that no two fall together where the file system ignores case (one
+pair of its prompts would), and which are not there.
 """
 
 from __future__ import annotations
