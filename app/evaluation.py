@@ -120,6 +120,8 @@ def score(
     if "vbench" in _names(suites):
         if _names(suites) != ("vbench",) or metrics or reference:
             raise RequestError("--suite vbench goes alone: take other metrics in another call")
+        if not timeout > 0:
+            raise RequestError(f"--timeout must be more than 0 minutes, not {timeout:g}")
         from .vbench import score_by_vbench
 
         score_by_vbench(

@@ -59,8 +59,12 @@ class Cache:
         key = _key(parts)
         self._known[key] = result
         line = json.dumps({"key": key, "result": result.to_json()}) + "\n"
-        with self._path.open("ab") as file:
-            file.write(line.encode())
+        try:
+            with self._path.open("ab") as file:
+                file.write(line.encode())
+        except OSError as error:
+            why = error.strerror or error
+            raise EvalError(f"{self._path} cannot keep scores ({why})") from None
 
 
 def _key(parts: Sequence[str]) -> str:

@@ -108,7 +108,10 @@ def find(paths: Iterable[Path]) -> tuple[list[Clip], list[Rejected]]:
     clips: dict[Path, Clip] = {}
     rejected: list[Rejected] = []
     for path in paths:
-        found = _found(path)
+        try:
+            found = _found(path)
+        except OSError as error:
+            found = Rejected(path, f"{path} cannot be read ({error.strerror or error})")
         if isinstance(found, Rejected):
             rejected.append(found)
             continue

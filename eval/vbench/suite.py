@@ -189,4 +189,5 @@ class _Run:
         for name, clip in sorted(staged.links.items()):
             digest.update(f"{name}\0{clip.prompt}\0{clip.sha256()}\n".encode())
         mode = "custom" if self.listed is None else self.listed.sha256
-        return ["vbench", VERSION, dimension.name, mode, self.where.identity, digest.hexdigest()]
+        run = (self.where.identity, self.device, digest.hexdigest())
+        return ["vbench", VERSION, dimension.name, mode, *run]

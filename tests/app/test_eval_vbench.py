@@ -95,6 +95,7 @@ def test_a_dimension_is_scored_and_a_total_is_not_made_up(info: Path, cli: Cli) 
         (("made", "--suite", "vbench", "--dimension", "sceen"), "did you mean scene?"),
         (("made", "--suite", "vbench", "-m", "psnr"), "goes alone"),
         (("made", "--dimension", "scene"), "need --suite vbench"),
+        (("made", "--suite", "vbench", "--timeout", "0"), "must be more than 0 minutes"),
         (("empty", "--suite", "vbench"), "empty holds no video"),
         (("made", "--suite", "vbench", "--vbench-python", "gone"), "gone is no interpreter"),
         (("prompts", "vbanch"), "no prompts of 'vbanch'"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -88,6 +89,30 @@ def test_broken_videos_are_told_in_a_line(tmp_path: Path, film: Film) -> None:
         with pytest.raises(EvalError, match=rf"{name} cannot be read as a video") as error:
             Clip(tmp_path / name).frames()
         assert "\n" not in str(error.value)
+
+
+def test_a_video_without_frames_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "none.mp4"
+    with av.open(path, "w") as container:
+        stream: Any = container.add_stream("libx264", 16)
+        stream.width = stream.height = 16
+        stream.pix_fmt = "yuv420p"
+        container.start_encoding()
+    with pytest.raises(EvalError, match=r"none.mp4 (cannot be read as a video|has no frames)"):
+        Clip(path).frames()
+
+
+def test_a_folder_that_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: Path, *__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    _, (rejected,) = find([tmp_path])
+    assert rejected.reason == f"{tmp_path} cannot be read (Permission denied)"
+    _, (rejected,) = find([tmp_path / ("x" * 300)])
+    assert "File name too long" in rejected.reason
 
 
 def test_frames_of_several_sizes_are_no_clip(tmp_path: Path) -> None:
