@@ -25,8 +25,10 @@ class _Default(TyperGroup):
     """A group that takes whatever is none of its commands for the arguments of `score`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `score` before arguments that name no command."""
-        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+        """Put `score` before arguments that name no command; without any show the help."""
+        if not args:
+            args = ["--help"]
+        if args[0] not in self.commands and args[0] not in ("-h", "--help"):
             args = ["score", *args]
         return super().parse_args(ctx, args)
 
@@ -34,7 +36,6 @@ class _Default(TyperGroup):
 eval_app = typer.Typer(
     cls=_Default,
     help="Score videos: how near to a reference they are, or what they show.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

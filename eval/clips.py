@@ -129,7 +129,7 @@ def _found(path: Path) -> list[Path] | Rejected:
         found += [it for it in inside if it.is_dir() and frame_files(it)]
         return found or Rejected(path, f"{path} holds no video: {', '.join(SUFFIXES)}, or frames")
     if not path.exists():
-        return Rejected(path, f"there is no {path}{_hint(path)}")
+        return Rejected(path, f"there is no video or folder {path}{_hint(path)}")
     if path.suffix.lower() in SUFFIXES:
         return [path]
     if path.suffix.lower() == ".json":

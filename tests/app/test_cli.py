@@ -40,6 +40,7 @@ FLAGS = {
     "models": {"json"},
     "ui": {"output", "port", "open"},
     "bench": set(),
+    "eval": set(),
     "calibrate": {
         "model", "method", "output", "keep", "prompt", "size", "frames", "steps", "seed",
         "device", "dtype", "json",
@@ -51,7 +52,8 @@ FLAGS = {
     "args",
     [["--help"], ["generate", "--help"], ["decode", "-h"], ["models", "show", "--help"],
      ["inspect", "--help"],
-     ["doctor", "--help"], ["--version"], ["models"], ["models", "show", "kinora-tiny"],
+     ["doctor", "--help"], ["eval", "score", "--help"], ["--version"], ["models"],
+     ["models", "show", "kinora-tiny"],
      ["generate", ""], ["decode", "nowhere"]],
 )  # fmt: skip
 def test_help_and_refusals_import_nothing_heavy(args: list[str]) -> None:

@@ -78,7 +78,7 @@ def test_one_broken_video_is_told_and_the_rest_is_scored(made: None, cli: Cli):
     [
         (("empty",), "empty holds no video"),
         (("notes.txt",), "notes.txt is no video"),
-        (("gone.mp4",), "there is no gone.mp4"),
+        (("gone.mp4",), "there is no video or folder gone.mp4"),
         (("a.mp4", "-m", "pnsr"), "did you mean psnr?"),
         (("a.mp4", "--suite", "fidelity"), "give --reference DIR"),
         (("a.mp4", "--reference", "gone"), "gone is no folder"),
@@ -96,6 +96,11 @@ def test_what_is_refused(cli: Cli, arguments: tuple[str, ...], told: str):
     Path("other.json").write_text(json.dumps({"b.mp4": "a red ring"}))
     called = cli("eval", "score", *arguments)
     assert called.status == 2 and told in called.complaint, called.err
+
+
+def test_a_bare_call_shows_the_help(cli: Cli):
+    called = cli("eval")
+    assert called.status == 0 and "Usage: kinora eval" in called.out and "prompts" in called.out
 
 
 def test_nothing_but_a_broken_video_is_a_failure(cli: Cli):

@@ -62,7 +62,7 @@ def test_a_folder_of_numbered_frames_is_one_clip(film: Film, tmp_path: Path) -> 
     [
         ("empty", "holds no video"),
         ("notes.txt", "is no video: give .mp4"),
-        ("gone.mp4", "there is no"),
+        ("gone.mp4", "there is no video or folder"),
         ("other.json", "is no Kinora sidecar"),
         ("lost.json", "is gone"),
     ],
