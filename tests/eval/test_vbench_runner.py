@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from kinora.eval.clips import EvalError
@@ -37,7 +38,8 @@ class VBench:
         rows = [{"video_path": f"{videos_path}/{it}", "video_results": 0.5} for it in names]
         result = [0.75, rows]
         if behaviour == "hang":
-            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            Path(os.environ["CALLS"]).with_name("child.txt").write_text(str(child.pid))
             time.sleep(60)
         if behaviour == "crash":
             os._exit(11)
@@ -174,6 +176,9 @@ def test_what_the_package_does_wrong_is_told(
     assert "\n" not in result.reason and (result.score is None) == (status == "failed")
     if "log: " in result.reason:
         assert Path(result.reason.rpartition("log: ")[2].rstrip(")")).exists()
+    if behaviour == "hang":  # what it started is ended with it
+        pid = int(package.with_name("child.txt").read_text())
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"
 
 
 def test_one_dimension_that_fails_loses_no_other(
