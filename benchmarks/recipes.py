@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import random
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from kinora.accel.cost import predict, together
 from kinora.accel.policies.sada import Sada
 from kinora.accel.policies.skipping import SkipPolicy
 from kinora.accel.recipe import from_table
+from kinora.eval.paired import mean_interval
 from kinora.eval.world import ALL_CORRECT, judge
 from kinora.pipelines import cards, models, planning
 from kinora.pipelines.generate import generate
@@ -41,8 +41,6 @@ from kinora.pipelines.media import read_frames
 from kinora.pipelines.models import Shelf
 from kinora.pipelines.request import DENSE, Request, resolve
 from kinora.pipelines.run import Run
-
-RESAMPLES = 10_000
 
 
 def run_once(request: Request, shelf: Shelf) -> dict[str, Any]:
@@ -73,13 +71,6 @@ def likeness(made: Any, dense: Any) -> dict[str, float]:
         "psnr": round(statistics.fmean(psnr), 3),
         "ssim": round(statistics.fmean(ssim), 5),
     }
-
-
-def paired_interval(differences: list[float], seed: int = 0) -> tuple[float, float]:
-    """The middle 95 % of the mean of `differences` over resampled prompts."""
-    rng, count = random.Random(seed), len(differences)
-    means = sorted(sum(rng.choices(differences, k=count)) / count for _ in range(RESAMPLES))
-    return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
 
 
 def predicted_s(
@@ -182,7 +173,7 @@ def main() -> None:
             "density": round(statistics.median(row["density"] for row in made), 3),
             "all correct": sum(row[ALL_CORRECT] for row in made) / len(made),
             "against dense": sum(differences) / len(differences),
-            "interval": paired_interval(differences),
+            "interval": mean_interval(differences),
             "psnr": mean_of(made, "psnr"),
             "ssim": mean_of(made, "ssim"),
             "receipt": made[-1]["words"],

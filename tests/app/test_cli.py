@@ -41,6 +41,7 @@ FLAGS = {
     "ui": {"output", "port", "open"},
     "bench": set(),
     "batch": set(),
+    "eval": set(),
     "calibrate": {
         "model", "method", "output", "keep", "prompt", "size", "frames", "steps", "seed",
         "device", "dtype", "json",
@@ -52,7 +53,8 @@ FLAGS = {
     "args",
     [["--help"], ["generate", "--help"], ["decode", "-h"], ["models", "show", "--help"],
      ["inspect", "--help"], ["batch", "--help"], ["batch", "run", "-h"], ["batch", "nowhere.txt"],
-     ["doctor", "--help"], ["--version"], ["models"], ["models", "show", "kinora-tiny"],
+     ["doctor", "--help"], ["eval", "score", "--help"], ["--version"], ["models"],
+     ["models", "show", "kinora-tiny"],
      ["generate", ""], ["decode", "nowhere"]],
 )  # fmt: skip
 def test_help_and_refusals_import_nothing_heavy(args: list[str]) -> None:
