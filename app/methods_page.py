@@ -38,8 +38,20 @@ the authors' own, which is told for those who want to compare.
 The pictures are of one call of `kinora-tiny` at 256 × 256, two of its four heads, dense up to
 there. At the left are all pairs of tokens in the order of the plan, queries down and keys across;
 at the right, frame by frame, the keys of the query in the middle, which is framed. Blue is kept,
-red is left out; the darker, the more dense attention falls there.
+red is left out; the darker, the more dense attention falls there. Fewer tiles are kept than by
+default, which shows more.
 """
+DRAWN = {
+    "top-blocks": "keep=0.25 tail=none",
+    "threshold-blocks": "beta=1 tail=none",
+    "x-attention": "threshold=0.9 tail=none",
+    "sliding-tile": "frames=0.6 height=0.5 width=0.5 tail=none",
+    "neighborhood": "frames=0.6 height=0.5 width=0.3",
+    "blade": "keep=0.2",
+    "paro": "calibration=paro.npz",
+    "vmoba": "keep=0.25 shared=false",
+}
+"""Options of what is drawn: fewer tiles than by default show more."""
 
 
 def page() -> str:
@@ -53,7 +65,7 @@ def picture_command(method: Facts) -> list[str]:
     names = {it.name for it in method.options}
     settings = [f"attention.method={method.name}", "attention.from_step=0.4"]
     settings += ["attention.tile=64x64"] * ("tile" in names)
-    settings += ["attention.calibration=paro.npz"] * ("calibration" in names)
+    settings += [f"attention.{it}" for it in DRAWN.get(method.name, "").split()]
     where = "--size 256x256 --steps 10 --layer 8 --step 4 --head 0 --head 2"
     changed = [part for setting in settings for part in ("--set", setting)]
     return ["inspect", PROMPT, *where.split(), *changed]
@@ -91,7 +103,7 @@ def entry(method: Facts) -> Iterator[str]:
         yield f"![What {method.name} keeps in two heads of one call]({PICTURES.name}/{drawn.name})"
         yield ""
         if any(it.name == "calibration" for it in method.options):
-            yield "`kinora calibrate kinora-tiny --size 256x256 --steps 10`, then"
+            yield "`kinora calibrate kinora-tiny --size 256x256 --steps 10 --keep 0.25`, then"
         yield f"`kinora {shlex.join(picture_command(method))}`"
     source = re.sub(r"\b(\d{4}\.\d{4,5})\b", r"[\1](https://arxiv.org/abs/\1)", method.source)
     told = {

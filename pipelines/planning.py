@@ -223,10 +223,10 @@ def _dense_kernel(resolved: Resolved, folder: ModelFolder) -> Part | None:
     import torch
 
     from ..accel.recipe import from_table
-    from ..kernels.dense import explain
+    from ..kernels.dense import expected_fastest, explain
 
     recipe = from_table(resolved.recipe)
-    name = recipe.dense_kernel
+    name, dtype = recipe.dense_kernel, getattr(torch, resolved.dtype)
     if name == "stock":
         return None
     try:
@@ -234,11 +234,12 @@ def _dense_kernel(resolved: Resolved, folder: ModelFolder) -> Part | None:
     except RecipeError as error:
         return Part("dense kernel", name, "refused", str(error), 1.0, None)
     if name == "fastest":
-        why = "self-attention that stays dense runs by cuDNN's kernel on GPUs from Hopper on"
-        if resolved.device.startswith("cuda") and torch.cuda.get_device_capability()[0] >= 9:
+        why = "self-attention that stays dense runs by cuDNN's kernel on GPUs from Hopper on, in "
+        why += "16 bits, and by the stock one elsewhere"
+        if expected_fastest(device=resolved.device, dtype=dtype):
             return Part("dense kernel", name, "ok", why, 1.0, None)
         return Part("dense kernel", name, "idle", why, 1.0, None) if recipe.only_kernel else None
-    refusal = explain(name, device=resolved.device, dtype=getattr(torch, resolved.dtype))
+    refusal = explain(name, device=resolved.device, dtype=dtype)
     why = refusal or "self-attention that stays dense runs by it"
     return Part("dense kernel", name, "refused" if refusal else "ok", why, 1.0, None)
 

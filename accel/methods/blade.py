@@ -48,8 +48,8 @@ class Blade(TileMethod):
     )
     use_when: ClassVar[str] = (
         "quality comes first: of what was measured on `kinora-tiny` it errs least at every "
-        "density, and made as many correct videos as dense attention. Choosing takes more time "
-        "than from means."
+        "density, and no other keeps as many videos correct with as few tiles. Choosing takes more "
+        "time than from means."
     )
 
     keep: float = option(

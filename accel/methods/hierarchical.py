@@ -34,7 +34,7 @@ class Hierarchical(TileMethod):
 
     Source: LLSA, log-linear sparse attention (arXiv 2512.16615), without its training.
     Differs from the paper: the first level is tiles of 64 or 128 keys, not blocks of 16, which
-    would leave the units of a GPU half empty, and `blocks` and `branch` are 32 and 8, not 8 and 16;
+    would leave the units of a GPU half empty, and `blocks` and `branch` are 72 and 8, not 8 and 16;
     there are as many levels as leave something to choose, not two; clips and text beside images.
     The paper enriches the keys with the candidates of all levels, those it keeps included, so that
     a token is counted once a level or more; here each is counted once. What is left out stands

@@ -52,8 +52,8 @@ class Neighborhood(AttentionMethod):
     those the one whose plan has the fewest tiles.
 
     Source: Neighborhood Attention (arXiv 2204.07143), dilated (arXiv 2209.15001) and with strides
-    (Generalized Neighborhood Attention, arXiv 2504.16922), whose `stride` is ours; the default is
-    its window of 18 x 24 x 24 of 30 x 48 x 80 tokens.
+    (Generalized Neighborhood Attention, arXiv 2504.16922), whose `stride` is ours; its window
+    of 18 x 24 x 24 of 30 x 48 x 80 tokens is 0.6, 0.5 and 0.3, the default is wider.
     Differs from the paper: windows may be shares; text and the picture are in one softmax.
     Differs from the authors' code: a stride or window that does not fit a grid is cut to it instead
     of refused.

@@ -43,8 +43,8 @@ class SlidingTile(AttentionMethod):
     within tiles, and a tile is kept where any of its pairs of tokens is in a window: more than the
     windows, never less. Of the boxes of that many tokens the one is taken whose plan keeps least.
 
-    Source: Sliding Tile Attention (arXiv 2502.04507); the default is its window of 3 x 3 x 5 boxes
-    of 5 x 6 x 10.
+    Source: Sliding Tile Attention (arXiv 2502.04507), whose window of 3 x 3 x 5 boxes of 5 x 6 x 10
+    is 0.6, 0.5 and 0.5; the default is wider.
     Differs from the paper: any grid instead of those that its boxes of 6 x 8 x 8 tokens divide, and
     windows as shares, which mean the same on each of them. Differs from the authors' code: a window
     of an even number w of boxes has w and not w + 1, one more before than behind; windows are the

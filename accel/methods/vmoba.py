@@ -51,15 +51,15 @@ class VMoBA(AttentionMethod):
     large with `shared` in the first kind of layer, about half as large in the others. Masks take a
     bit for each pair in those tiles, in each head: at 33,000 tokens up to 130 MB a head.
 
-    Source: VMoBA (arXiv 2506.23858); the default is its setting without training on Wan2.1 at 480 x
-    832, 2, 6 and 18 of 7, 24 and 72 blocks for each query, there behind a dense quarter of the
-    steps (`from_step = 0.25`). As trained: `rule = "similarity"`, `scope = "head"`. Differs from
-    the paper: any grid, where blocks differ by a token along an axis that they do not divide;
-    scores are of keys less their mean, which changes nothing within a query; where its own blocks
-    hold `mass`, a pool takes no other; `softmax` is ours, since one extreme score moves all weights
-    of `similarity`; queries are not gathered for each block, and with `shared`, the default, take
-    what the others of their tile take. Differs from the authors' code: where nothing is taken that
-    one runs dense; its scope of the queries of one block is not here.
+    Source: VMoBA (arXiv 2506.23858); its setting without training on Wan2.1 at 480 x 832 is `keep =
+    0.25`, 2, 6 and 18 of 7, 24 and 72 blocks for each query, behind a dense quarter of the steps
+    (`from_step = 0.25`); the default keeps more. As trained: `rule = "similarity"`, `scope =
+    "head"`. Differs from the paper: any grid, where blocks differ by a token along an axis that
+    they do not divide; scores are of keys less their mean, which changes nothing within a query;
+    where its own blocks hold `mass`, a pool takes no other; `softmax` is ours, since one extreme
+    score moves all weights of `similarity`; queries are not gathered for each block, and with
+    `shared`, the default, take what the others of their tile take. Differs from the authors' code:
+    where nothing is taken that one runs dense; its scope of the queries of one block is not here.
     """
 
     name: ClassVar[str] = "vmoba"

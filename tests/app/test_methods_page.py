@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,8 @@ from kinora.accel.facts import facts, papers_of
 from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import METHODS
 from kinora.accel.options import option, options_of
-from kinora.app.methods_page import PICTURES, page
+from kinora.accel.recipe import changed, find
+from kinora.app.methods_page import DRAWN, PICTURES, page, picture_command
 
 Cli = Callable[..., Any]
 DOCS = Path(__file__).parents[2] / "docs"
@@ -100,6 +102,22 @@ def test_pictures_are_small_and_of_methods_that_there_are() -> None:
         assert path.stat().st_size < MOST_BYTES and f"plans/{path.name})" in page()
         with Image.open(path) as image:
             assert image.format == "PNG" and image.width > 600
+
+
+def test_what_draws_a_picture_says_what_defaults_must_not_change() -> None:
+    assert DRAWN.keys() == {it.stem for it in PICTURES.iterdir()}
+    for name, method in METHODS.items():
+        command = picture_command(facts(method))
+        given = [it for flag, it in pairwise(command) if flag == "--set"]
+        recipe = changed(find("dense"), given)
+        assert recipe.table()["attention"]["from_step"] == 0.4
+        said = {it.partition("=")[0].removeprefix("attention.") for it in given}
+        shares = {"keep", "beta", "threshold", "tail", "tile", "frames", "height", "width"}
+        # Of threshold-blocks keep is of the other rule, of blade the tail was always there.
+        beside = {"threshold-blocks": {"keep"}, "blade": {"tail"}, "paro": {"tail"}}
+        wanted = shares & {it.name for it in options_of(method)}
+        if name in DRAWN:
+            assert wanted - beside.get(name, set()) <= said, name
 
 
 def test_the_command_line_tells_the_same(cli: Cli) -> None:

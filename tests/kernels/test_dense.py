@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from kinora.kernels.dense import DENSE_KERNELS, DenseKernel, available, dense_attention, refuses
+from kinora.kernels.dense import (
+    DENSE_KERNELS,
+    DenseKernel,
+    available,
+    dense_attention,
+    expected_fastest,
+    refuses,
+)
 
 HERE: Any = {"device": "cpu", "dtype": torch.float32}
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -128,3 +135,27 @@ def test_libraries_are_called_as_they_document(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "sageattention", sage)
     check("xformers")
     check("sage")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "capability", "kernel"),
+    [
+        ("cuda:1", torch.bfloat16, 9, "cudnn"),
+        ("cuda", torch.float16, 10, "cudnn"),
+        ("cuda", torch.float32, 9, None),
+        ("cuda", torch.bfloat16, 8, None),
+        ("cpu", torch.bfloat16, 9, None),
+    ],
+)
+def test_the_fastest_kernel_is_known_before_a_call(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    dtype: torch.dtype,
+    capability: int,
+    kernel: str | None,
+):
+    def told(of: object = None) -> tuple[int, int]:
+        return capability, 0
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", told)
+    assert expected_fastest(device=device, dtype=dtype) == kernel
