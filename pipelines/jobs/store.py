@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..batch.rows import Row
-from ..errors import OutputError, RequestError
+from ..errors import BusyError, OutputError
 
 Status = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -138,12 +138,12 @@ class Store:
             return connection.execute(query, tuple(values)).fetchall()
 
     def add(self, rows: Sequence[Row]) -> list[Job]:
-        """Put jobs at the end of the line, all or none. Raises `RequestError` where it is full."""
+        """Put jobs at the end of the line, all or none. Raises `BusyError` where it is full."""
         now = time.time()
         with self._writing() as db:
             (queued,) = db.execute("SELECT count(*) FROM jobs WHERE status = 'queued'").fetchone()
             if queued + len(rows) > MOST_QUEUED:
-                raise RequestError(
+                raise BusyError(
                     f"{queued:,} jobs wait already, {MOST_QUEUED:,} are the most: wait or cancel"
                 )
             for row in rows:

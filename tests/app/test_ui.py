@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
+import re
 import socket
 import sys
-import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -25,15 +23,15 @@ from kinora.accel.options import Option
 from kinora.accel.parts import ATTENTION
 from kinora.accel.receipt import Receipt
 from kinora.app import cli as command_line
-from kinora.app.ui import controls, fields, form, guard, server, view
-from kinora.app.ui.desk import Desk, Ended
-from kinora.app.ui.view import View
+from kinora.app.ui import controls, fields, form, server, view
+from kinora.app.ui.seen import Seen, recipe_name
 from kinora.pipelines import cards, planning
+from kinora.pipelines.batch.rows import Row
 from kinora.pipelines.errors import RecipeError, RequestError
-from kinora.pipelines.events import STAGES, Notice, Progress, Stage
+from kinora.pipelines.events import STAGES, Progress
+from kinora.pipelines.jobs import STATUSES, Job, Status
 from kinora.pipelines.request import Request, resolve
-from kinora.pipelines.run import Output, Run
-from kinora.pipelines.saving import Kept
+from kinora.pipelines.sidecar import Machine, ModelRecord, Record
 
 Cli = Callable[..., Any]
 
@@ -210,104 +208,162 @@ def test_the_kind_of_a_field_makes_its_control(
 )
 def test_what_is_said_on_the_page_has_its_words(text: str, expected: str) -> None:
     assert fields.in_titles(text) == expected
-    assert escape(expected) in view.status(view.failed(text), 0.0)
+    assert escape(expected) in view.failed(text)
     assert escape(expected) in view.refused(text)
-    assert escape(expected) in view.status(view.after(View("running"), Notice(text), 0.0), 0.0)
+    assert escape(expected) in view.status([seen("running", notices=(text,))])
+
+
+ASKED = Request(prompt='a "red" <circle>')
+RESOLVED = resolve(ASKED, cards.find("kinora-tiny"))
+TIMES: dict[str, float] = dict(zip(STAGES, (1.0, 0.0, 2.5, 0.25, 0.25), strict=True))
 
 
 def progress(stage: Any, step: int = 0, steps: int = 0, eta_s: float | None = None) -> Progress:
     return Progress(stage, step, steps, 10.0, eta_s, 1, 1)
 
 
-ASKED = Request(prompt='a "red" <circle>')
+def seen(status: Status, reason: str | None = None, **known: Any) -> Seen:
+    """A job as it stands."""
+    id = f"{known.pop('id', 1):016x}"
+    stopping = int(known.pop("stopping", False))
+    row = Row(id, 0, f"a-red-circle-s0-{id}", known.pop("request", RESOLVED))
+    return Seen(Job(1, status, row, 1, stopping, 1.0, 2.0, 5.0, None, reason), **known)
 
 
-def output(tmp_path: Path, suffix: str = ".mp4", seed: int = 0) -> Output:
-    """A finished video."""
-    receipt = Receipt(recipe={}, strict=False, steps=2, attention=None)
-    times: dict[Stage, float] = dict(zip(STAGES, (1.0, 0.0, 2.5, 0.25, 0.25), strict=True))
-    path = tmp_path / f"a b{seed or ''}{suffix}"
-    beside = path.with_suffix(".json")
-    return Output(path, beside, None, seed, times, "l" * 64, "f" * 64, receipt=receipt)
+def record(**fields: Any) -> Record:
+    """What the sidecar of a finished video says."""
+    receipt = Receipt(recipe={}, strict=False, steps=2, attention=None, stages_s=TIMES)
+    model = ModelRecord(name="m", pipeline="p", repo=None, fingerprint="f", vae_dtype="float32")
+    machine = Machine(device="cpu", threads=1, versions={})
+    request = RESOLVED.model_copy(update=fields)
+    return Record(request=request, model=model, machine=machine, created="today",
+                  latents_sha256="l", receipt=receipt)  # fmt: skip
 
 
-def run(tmp_path: Path) -> Run:
-    """A finished run, as `generate` ends with it."""
-    made = output(tmp_path)
-    resolved = resolve(ASKED, cards.find("kinora-tiny"))
-    return Run(resolved, (made,), made.stages_s, "cpu", {})
-
-
-def test_events_become_what_is_shown(tmp_path: Path) -> None:
-    shown = View("waiting")
-    assert "waiting for its turn" in view.status(shown, 0.0)
-    shown = view.after(shown, progress("load"), 1.0)
-    assert "loading the model" in view.status(shown, 1.0)
-    assert "<progress" in view.status(shown, 1.0) and "value=" not in view.status(shown, 1.0)
-    shown = view.after(shown, Notice("the <b> is escaped"), 2.0)
-    shown = view.after(shown, progress("denoise", 12, 30, 20.0), 5.0)
-    told = view.status(shown, 8.0)
+def test_a_job_on_its_way_is_told_with_a_bar() -> None:
+    told = view.status([seen("queued", ahead=2)])
+    assert "waiting for its turn" in told and "2 ahead of it" in told
+    assert 'data-phase="waiting"' in told
+    held = view.status([seen("queued", held="the disk <b> is full")])
+    assert "the disk &lt;b&gt; is full" in held
+    told = view.status([seen("running", progress=progress("load"))])
+    assert "loading the model" in told and "<progress" in told and "value=" not in told
+    step = progress("denoise", 12, 30, 20.0)
+    told = view.status([seen("running", progress=step, ago_s=3.0, notices=("a <b>",))])
     assert "step 12 of 30" in told and 'max="30" value="12"' in told
     assert "13 s, about 17 s left" in told, "three seconds after the step"
-    assert "the &lt;b&gt; is escaped" in told
-    assert "stopping" in view.status(replace(shown, stopping=True), 8.0)
-    assert shown.busy and "The video appears here" in view.result(shown)
-    done = view.after(shown, run(tmp_path), 9.0)
-    assert not done.busy and view.after(done, Ended("cancelled"), 9.5) is done
-    assert "step 12" not in view.status(done, 9.0) and "&lt;b&gt;" in view.status(done, 9.0)
+    assert "a &lt;b&gt;" in told and 'data-phase="running"' in told
+    told = view.status([seen("running", progress=step, stopping=True)])
+    assert "stopping, within a step" in told and "step 12" not in told
 
 
 @pytest.mark.parametrize(
-    ("end", "phase", "told"),
+    ("job", "phase", "told"),
     [
-        (Ended("cancelled"), "cancelled", "nothing of it is left"),
+        (seen("cancelled"), "cancelled", "Cancelled: nothing of it is left."),
         (
-            Ended("cancelled", "its latents are kept"),
+            seen("cancelled", latents=Path("x.latents.safetensors")),
             "cancelled",
-            "Cancelled: its latents are kept.",
+            "Cancelled: its latents are kept: finish with `kinora decode x.latents.safetensors`",
         ),
-        (Ended("closed"), "cancelled", "`kinora ui` has ended: nothing of it is left."),
-        (Ended("closed", "latents are kept"), "cancelled", "has ended: latents are kept."),
-        (Ended("refused", "no <model>"), "failed", "no &lt;model&gt;"),
-        (Ended("fault", "a fault in Kinora: x"), "failed", "a fault in Kinora: x"),
+        (seen("interrupted", "Kinora was ended"), "failed", "Interrupted: Kinora was ended"),
+        (seen("failed", "no <model>"), "failed", "no &lt;model&gt;"),
+        (seen("failed", "decode x", latents=Path("x")), "failed", "decode x<"),
     ],
 )
-def test_what_ended_a_run_is_one_line(end: Ended, phase: str, told: str) -> None:
-    shown = view.after(View("running"), end, 0.0)
-    assert not shown.busy
-    html = view.status(shown, 0.0)
+def test_what_ended_a_job_is_one_line(job: Seen, phase: str, told: str) -> None:
+    html = view.status([job])
     assert told in html and f'data-phase="{phase}"' in html and html.count("<p") == 1
 
 
-def test_the_result_names_files_times_and_receipt(tmp_path: Path) -> None:
-    html = view.result(View("done", ASKED, outputs=(output(tmp_path),)))
-    assert f'<video src="/gradio_api/file={tmp_path}/a%20b.mp4?ffff' in html
+def test_the_result_names_files_times_and_receipt() -> None:
+    html = view.result([seen("done", record=record())])
+    address = "/v1/videos/video_0000000000000001/content"
+    assert f'<video src="{address}" width="128" height="128"' in html
     assert "a &quot;red&quot; &lt;circle&gt;" in html and "<circle>" not in html
     assert "<dt>denoise</dt><dd>2.50 s</dd>" in html and "<dt>total</dt><dd>4.00 s</dd>" in html
     assert "nothing accelerated: the stock pipeline ran" in html
-    assert f"{tmp_path}/a b.mp4</a>" in html and f"{tmp_path}/a b.json</a>" in html
-    for suffix, tag in ((".png", "<img src="), (".gif", "<img src="), (".webm", "<video src=")):
-        assert tag in view.result(View("done", ASKED, outputs=(output(tmp_path, suffix),)))
-    sized = ASKED.model_copy(update={"width": 64, "height": 32})
-    html = view.result(View("done", sized, outputs=(output(tmp_path),)))
-    assert ' width="64" height="32"' in html
-    kept = replace(output(tmp_path), latents=tmp_path / "a b.latents.safetensors")
-    assert f"{kept.latents}</a>" in view.result(View("done", ASKED, outputs=(kept,)))
+    for link, name in (("", "mp4"), ("?variant=sidecar", "json")):
+        named = f"a-red-circle-s0-0000000000000001.{name}"
+        assert f'<a href="{address}{link}" target="_blank">{named}</a>' in html
+    for kind, tag in (("png", "<img src="), ("gif", "<img src="), ("webm", "<video src=")):
+        request = RESOLVED.model_copy(update={"format": kind})
+        assert tag in view.result([seen("done", request=request, record=record())])
+    kept = seen("done", record=record(), latents=Path("/x/a.latents.safetensors"))
+    assert '?variant=latents" target="_blank">a.latents.safetensors</a>' in view.result([kept])
+    assert view.result([seen("running"), seen("failed")]) == view.EMPTY
 
 
-def test_several_videos_are_all_shown_as_they_come(tmp_path: Path) -> None:
-    asked = ASKED.model_copy(update={"num_videos": 3})
-    outputs = output(tmp_path), output(tmp_path, seed=1)
-    shown = View("running", asked, Progress("denoise", 2, 9, 10.0, None, 3, 3), outputs=outputs)
-    assert "video 3 of 3, step 2 of 9" in view.status(shown, 0.0)
+def test_several_videos_are_all_shown_as_they_come() -> None:
+    step = progress("denoise", 2, 9)
+    shown = [*(seen("done", id=k, record=record()) for k in (1, 2)),
+             seen("running", id=3, progress=step), seen("queued", id=4, ahead=1)]  # fmt: skip
+    assert "video 3 of 4, step 2 of 9" in view.status(shown)
     html = view.result(shown)
-    assert html.count("<video") == 2 and "a%20b1.mp4" in html and "k-several" in html
+    assert html.count("<video") == 2 and "k-several" in html
     assert "<dt>total</dt><dd>8.00 s</dd>" in html
     assert html.count("nothing accelerated") == 1, "what all receipts say is said once"
-    ended = view.after(shown, Ended("cancelled"), 0.0)
-    assert "the finished videos stay" in view.status(ended, 0.0)
-    assert view.result(ended) == html
-    assert "k-several" not in view.result(replace(shown, request=ASKED, outputs=outputs[:1]))
+    over = [*shown[:2], seen("cancelled", id=3), seen("cancelled", id=4)]
+    told = view.status(over)
+    assert 'data-phase="cancelled"' in told and told.count("Cancelled") == 1
+    assert view.result(over) == html
+
+
+def test_the_list_of_jobs_says_what_can_be_done_about_each() -> None:
+    statuses: tuple[Status, ...] = STATUSES
+    html = view.listing([seen(it, "why", id=k) for k, it in enumerate(statuses)])
+    parts = dict(zip(statuses, html.split("<li ")[1:], strict=True))
+    acts = {it: set(re.findall('data-act="([a-z]+)"', part)) for it, part in parts.items()}
+    again = {"retry", "remove"}
+    assert acts == {
+        "queued": {"cancel"}, "running": {"cancel"}, "done": {"open", "remove"},
+        "failed": again, "cancelled": again, "interrupted": again,
+    }  # fmt: skip
+    assert "&lt;circle&gt;" in html and "<circle>" not in html
+    assert "kinora-tiny · 128×128 · 33 frames · 30 steps · seed 0 · dense" in html
+    assert "Stop at once" in view.listing([seen("running", stopping=True)])
+    assert "No job yet" in view.listing([])
+
+
+def test_recipes_have_short_names() -> None:
+    for name in recipes.names():
+        assert recipe_name(recipes.find(name).table()) == name
+    assert recipe_name({}) == "dense"
+    changed = recipes.changed(recipes.find("balanced"), ["attention.keep=0.5"]).table()
+    assert recipe_name(changed) == "blade, changed"
+
+
+@pytest.mark.parametrize(
+    ("base", "changes"),
+    [
+        ("dense", ()),
+        ("balanced", ()),
+        ("fast", ("attention.keep=0.4", "when=always")),
+        ("dense", ("attention.method=top-blocks", "attention.keep=0.4")),
+        ("balanced", ("steps.policy=easy",)),
+    ],
+)
+def test_fields_restored_from_a_record_ask_for_the_same(
+    base: str, changes: tuple[str, ...], tmp_path: Path
+) -> None:
+    table = recipes.changed(recipes.find(base), changes).table()
+    asked = record(recipe=table, seed=9, steps=3, negative_prompt="blue", strict=True)
+    kept: list[Path] = []
+
+    def keep(recipe: recipes.Recipe) -> str:
+        kept.append(tmp_path / "kept.toml")
+        kept[-1].write_text(recipe.to_toml())
+        return str(kept[-1])
+
+    given, recipe = form.restored(asked, keep)
+    chosen = {"": controls.values(recipe)}
+    chosen[controls.method_of(recipe) or "none"] = controls.values(recipe)
+    again = resolve(form.request_of(given, chosen, "outputs"), cards.find("kinora-tiny"))
+    assert again.recipe.get("attention") == table.get("attention")
+    assert again.recipe.get("steps") == table.get("steps")
+    without = {"recipe": {}}
+    assert again.model_copy(update=without) == asked.request.model_copy(update=without)
+    assert bool(kept) == any("method" in it or "policy" in it for it in changes)
 
 
 def test_a_prediction_in_words(wan_folder: Path) -> None:
@@ -319,33 +375,6 @@ def test_a_prediction_in_words(wan_folder: Path) -> None:
     html = view.prediction(replace(plan, parts=(part,), free_bytes=0))
     assert "attention refused: it &lt;cannot&gt;" in html
     assert "it does not fit" in html and "k-bad" in html
-
-
-@pytest.mark.parametrize(
-    ("path", "headers", "status"),
-    [
-        ("/", {"host": "127.0.0.1:7860"}, None),
-        ("/", {"host": "localhost:8000"}, None),
-        ("/", {"host": "evil.example:7860"}, 403),
-        ("/", {"host": "127.0.0.1.evil.example"}, 403),
-        ("/", {}, 403),
-        ("/gradio_api/queue/join", {"host": "localhost:1", "origin": "http://localhost:1"}, None),
-        ("/gradio_api/queue/join", {"host": "localhost:1", "origin": "http://localhost:2"}, 403),
-        ("/gradio_api/queue/join", {"host": "localhost:1", "origin": "http://evil.example"}, 403),
-        ("/gradio_api/queue/join", {"host": "localhost:1", "origin": "null"}, 403),
-        ("/gradio_api/file=/tmp/x.mp4", {"host": "localhost"}, None),
-        ("/gradio_api/file=http://evil.example/", {"host": "localhost"}, 404),
-        ("/gradio_api/proxy=http://evil.example/", {"host": "localhost"}, 404),
-        ("/gradio_api/upload", {"host": "localhost"}, 404),
-        ("/gradio_api/call/generate", {"host": "localhost"}, 404),
-        ("/docs", {"host": "localhost"}, 404),
-    ],
-)
-def test_only_the_page_itself_is_answered(
-    path: str, headers: dict[str, str], status: int | None
-) -> None:
-    raw = {name.encode(): value.encode() for name, value in headers.items()}
-    assert guard.refusal(path, raw) == status
 
 
 def test_a_port_that_is_taken(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,23 +399,6 @@ def test_what_cannot_be_served_is_one_line(
     assert missing.status == 2
     assert 'gradio, which is not installed: `pip install --editable ".[ui]"`' in missing.complaint
     assert cli("ui", "--port", 65536).status == 2
-
-
-def test_ctrl_c_names_the_latents_that_are_kept(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    kept = Kept(tmp_path / "a.latents.safetensors", "a", "l" * 64)
-
-    def stopped(desk: Desk, _: object) -> None:
-        desk._unfinished.append(kept)  # pyright: ignore[reportPrivateUsage]
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Desk, "work", stopped)
-    monkeypatch.setattr(server, "_application", lambda *given: (None, Desk(unfinished=given[-1])))
-    monkeypatch.setattr(server, "_served", lambda *_: nullcontext(threading.main_thread()))
-    called = cli("ui", "--port", 0)
-    assert called.status == 130
-    assert called.err.splitlines()[-1] == f"stopped; {kept.remedy()}"
 
 
 def test_listening_is_on_this_machine_only() -> None:

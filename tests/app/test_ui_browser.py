@@ -1,8 +1,9 @@
-"""The page in headless Chromium: a run, a mistake, a cancel, a closed tab, Ctrl-C."""
+"""The page in headless Chromium: runs, mistakes, cancels, jobs, the gallery, restored settings."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
@@ -50,8 +52,15 @@ class Server:
     output: Path
 
     def files(self) -> list[str]:
-        """What it has made, and what it may have left behind."""
-        return sorted(path.name for path in self.output.glob("*")) if self.output.exists() else []
+        """What it has made, and what it may have left behind; without the ids in the names."""
+        names = (path.name for path in self.output.iterdir() if not path.name.startswith("."))
+        return sorted(re.sub("-[0-9a-f]{16}(?=\\.)", "", name) for name in names)
+
+    def path(self, name: str) -> Path:
+        """The one file that `files` calls so."""
+        stem, _, suffix = name.partition(".")
+        (path,) = self.output.glob(f"{stem}-????????????????.{suffix}")
+        return path
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +143,22 @@ class Page:
         self.until(lambda: self.find(f"#k-{name}").is_enabled())
         self.find(f"#k-{name}").click()
 
+    def tab(self, name: str) -> None:
+        """Open a tab."""
+        self.find(f"#k-tabs button[data-tab-id={name}]").click()
+
+    def jobs(self, status: str) -> list[Any]:
+        """The jobs that are listed as that."""
+        return self.driver.find_elements(By.CSS_SELECTOR, f"#k-jobs li[data-status={status}]")
+
+    def drop(self, path: Path) -> None:
+        """Give a file to restore from."""
+        self.find("#k-dropped input[type=file]").send_keys(str(path))
+
+    def value(self, name: str) -> str:
+        """What stands in a field."""
+        return self.find(f"#k-{name} input, #k-{name} textarea").get_attribute("value")
+
     def generate(self, *phases: str) -> None:
         """Press Generate, and wait for what comes of it."""
         self.press("generate")
@@ -186,10 +211,11 @@ def test_a_run_shows_video_receipt_times_and_files(page: Page, server: Server, d
     script = f"return [{video}.videoWidth, {video}.videoHeight, {video}.error]"
     page.until(lambda: driver.execute_script(script) == [32, 32, None])
     told = page.text("output")
-    for word in ("asked: attention by blade", "denoise", "total", "a-blue-square-s3.json"):
+    made = server.path("a-blue-square-s3.json")
+    for word in ("asked: attention by blade", "denoise", "total", made.name):
         assert word in told
     assert server.files() == ["a-blue-square-s3.json", "a-blue-square-s3.mp4"]
-    record = json.loads((server.output / "a-blue-square-s3.json").read_text())
+    record = json.loads(made.read_text())
     assert record["request"]["recipe"]["attention"]["from_step"] == 0.2
     page.choose("recipe", "dense")
     page.until(lambda: not driver.find_elements(By.CSS_SELECTOR, ".k-options input[type=range]"))
@@ -226,7 +252,6 @@ def test_advanced_fields_a_recipe_file_and_several_videos(
     slider = ".k-options input[type=range]"
     page.until(lambda: page.find(slider).get_attribute("value") == "0.4")
     assert "Mine" in page.text("recipe")
-    before = set(server.files())
     page.open_advanced()
     assert page.find("#k-fps input").get_attribute("value") == "16"
     page.fill(prompt="a red square", negative_prompt="blue", num_videos=0)
@@ -242,14 +267,14 @@ def test_advanced_fields_a_recipe_file_and_several_videos(
     expected = {
         f"{stem}{end}" for stem in stems for end in (".gif", ".json", ".latents.safetensors")
     }
-    assert set(server.files()) - before == expected
-    record = json.loads((server.output / "a-red-square-s1.json").read_text())["request"]
+    assert expected <= set(server.files())
+    record = json.loads(server.path("a-red-square-s1.json").read_text())["request"]
     asked = {"negative_prompt": "blue", "format": "gif", "fps": 8, "device": "cpu", "strict": True}
     assert {name: record[name] for name in asked} == asked
     assert record["recipe"]["attention"]["keep"] == 0.4
     pictures = "return [...document.querySelectorAll('#k-output img')].map(it => it.naturalWidth)"
     page.until(lambda: driver.execute_script(pictures) == [64, 64])
-    assert all(name in page.text("output") for name in expected)
+    assert all(server.path(name).name in page.text("output") for name in expected)
 
 
 def test_the_page_fits_a_narrow_window(page: Page, driver: Any) -> None:
@@ -281,7 +306,7 @@ def test_a_cancel_stops_leaves_nothing_and_the_next_run_works(page: Page, server
     assert len(server.files()) == len(before) + 2
 
 
-def test_closing_the_page_ends_its_run_and_others_wait_their_turn(
+def test_a_run_outlives_its_page_and_is_cancelled_in_the_list(
     page: Page, server: Server, driver: Any, wan_folder: Path
 ) -> None:
     before = server.files()
@@ -295,10 +320,89 @@ def test_closing_the_page_ends_its_run_and_others_wait_their_turn(
     other.fill(**SMALL)
     other.generate("waiting")
     assert "waiting for its turn" in other.text("status")
+    assert "1 ahead of it" in other.text("status")
     second = driver.current_window_handle
     driver.switch_to.window(first)
     assert page.phase() == "running"
     driver.close()
     driver.switch_to.window(second)
+    time.sleep(2)
+    assert other.phase() == "waiting", "what the closed page asked for goes on"
+    other.tab("jobs")
+    other.until(lambda: len(other.jobs("running")) == 1 == len(other.jobs("queued")))
+    other.jobs("running")[0].find_element(By.CSS_SELECTOR, "[data-act=cancel]").click()
+    other.until(lambda: len(other.jobs("cancelled")) >= 1 and not other.jobs("queued"))
+    other.tab("generate")
     other.until(lambda: other.phase() == "done")
     assert len(server.files()) == len(before) + 2
+
+
+def test_the_gallery_opens_videos_and_restores_their_settings(page: Page, driver: Any) -> None:
+    page.fill(prompt='a "green" <b>ring</b>', seed=11, steps=3)
+    page.choose("recipe", "fast")
+    page.until(lambda: page.find(".k-options input[type=range]").is_displayed())
+    page.generate("done")
+    page.choose("recipe", "dense")
+    page.fill(prompt="something else", seed=0, steps=2)
+    page.tab("gallery")
+    cards = "#k-gallery .k-card"
+    page.until(lambda: "green" in page.find(cards).text)
+    pictures = f"return [...document.querySelectorAll('{cards} img')].map(it => it.naturalWidth)"
+    page.until(lambda: all(driver.execute_script(pictures)))
+    assert not driver.find_elements(By.CSS_SELECTOR, "#k-gallery b"), "prompts are no HTML"
+    page.choose("of-recipe", "fast")
+    page.until(lambda: len(driver.find_elements(By.CSS_SELECTOR, cards)) == 1)
+    page.find(cards).click()
+    page.until(lambda: "asked: attention by blade" in page.text("opened"))
+    page.find("#k-opened [data-act=restore]").click()
+    page.until(lambda: page.find("#k-prompt").is_displayed())
+    page.until(lambda: page.value("prompt") == 'a "green" <b>ring</b>')
+    asked = {"seed": "11", "steps": "3", "width": "32", "frames": "5", "recipe": "fast"}
+    page.until(lambda: {name: page.value(name) for name in asked} == asked)
+    assert "are restored" in page.text("status")
+
+
+def test_a_dropped_file_restores_settings_or_says_why_not(
+    page: Page, server: Server, tmp_path: Path
+) -> None:
+    page.fill(prompt="a red cross", seed=21)
+    page.choose("recipe", "balanced")
+    page.until(lambda: page.find(".k-options input[type=range]").is_displayed())
+    page.generate("done")
+    page.find("#k-restore > button").click()
+    for name in ("a-red-cross-s21.mp4", "a-red-cross-s21.json"):
+        page.fill(prompt="another", seed=1)
+        page.drop(server.path(name))
+        page.until(lambda: page.value("seed") == "21" and page.value("prompt") == "a red cross")
+        assert page.value("recipe") == "balanced"
+    bad = {
+        "broken.mp4": b"\x00\x00\x00\x18ftypmp42 and nothing more",
+        "other.json": b'{"schema": "something/1"}',
+        "<img src=x onerror=alert(1)>.json": b"[" * 100_000,
+    }
+    for name, content in bad.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        page.drop(path)
+        page.until(lambda: page.phase() == "failed")
+        assert "\n" not in page.text("status") and "Traceback" not in page.text("status")
+        assert "gradio" not in page.text("status").lower()
+        page.fill(seed=3)
+        page.generate("done")
+
+
+def test_a_failed_job_is_retried_in_the_list(page: Page, server: Server, driver: Any) -> None:
+    page.fill(**FOREVER, prompt="a blue cross")
+    page.generate("running")
+    worker = [it for it in psutil.Process(server.process.pid).children()
+              if "spawn_main" in " ".join(it.cmdline())]  # fmt: skip
+    worker[0].kill()
+    page.until(lambda: page.phase() == "failed")
+    assert "ended by SIGKILL, as by a system that is out of memory" in page.text("status")
+    page.tab("jobs")
+    page.until(lambda: len(page.jobs("failed")) == 1)
+    page.jobs("failed")[0].find_element(By.CSS_SELECTOR, "[data-act=retry]").click()
+    page.until(lambda: len(page.jobs("running")) == 1)
+    page.jobs("running")[0].find_element(By.CSS_SELECTOR, "[data-act=cancel]").click()
+    page.until(lambda: not page.jobs("running"))
+    assert not page.jobs("failed")

@@ -15,7 +15,7 @@ import pytest
 from desks import Desk, ask, ended, standing, wait
 from standin import Dumb
 
-from kinora.pipelines.errors import OutputError, RequestError
+from kinora.pipelines.errors import BusyError, OutputError, RequestError
 from kinora.pipelines.jobs import Job, Jobs, line, store
 
 
@@ -259,7 +259,7 @@ def test_the_line_has_an_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(store, "MOST_QUEUED", 2)
     jobs = desk.open(start=False)
     jobs.submit(ask("a"))
-    with pytest.raises(RequestError, match="1 jobs wait already, 2 are the most"):
+    with pytest.raises(BusyError, match="1 jobs wait already, 2 are the most"):
         jobs.submit(ask("b", num_videos=2))
 
 
