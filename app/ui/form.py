@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from ...accel import recipe as recipes
 from ...accel.recipe import Recipe
 from ...pipelines.cards import Card
+from ...pipelines.errors import RequestError, explain_invalid
 from ...pipelines.request import DENSE, Request
 from ...pipelines.sidecar import Record
 from .controls import method_of, settings, values
@@ -26,14 +27,20 @@ def request_of(
     An empty field means the default. `options` holds the values of the controls by method, and
     under "" those of a recipe as a whole; methods that the recipe does not use are left alone.
 
-    Raises `RecipeError` where there is no such recipe.
+    Raises `KinoraError` where there is no such recipe, or a value is of the wrong kind.
     """
     given = {name: value for name, value in fields.items() if value not in (None, "")}
     recipe = recipes.find(given.get("recipe", DENSE))
     chosen = {**options[""], **options.get(method_of(recipe) or "", {})}
-    return Request.model_validate(
-        {"prompt": "", **given, "output": output, "settings": settings(recipe, chosen)}
-    )
+    return checked({"prompt": "", **given, "output": output, "settings": settings(recipe, chosen)})
+
+
+def checked(fields: Mapping[str, Any]) -> Request:
+    """A request with these fields. Raises `RequestError` in one line."""
+    try:
+        return Request.model_validate(fields)
+    except ValueError as error:  # pydantic's
+        raise RequestError(explain_invalid(cast("Any", error))) from None
 
 
 def restored(record: Record, keep: Keep) -> tuple[dict[str, Any], Recipe]:

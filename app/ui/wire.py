@@ -10,15 +10,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from ...accel import recipe as recipes
 from ...pipelines import cards
 from ...pipelines.cards import Card
-from ...pipelines.errors import RequestError, explain_invalid, nearest, shortened
+from ...pipelines.errors import RequestError, nearest, shortened
 from ...pipelines.events import Progress
 from ...pipelines.jobs import Job, Jobs
 from ...pipelines.request import DEFAULT_MODEL, Request, size_of
+from . import form
 
 _ELSEWHERE = {
     "output": "files are named here, and fetched by id",
@@ -49,7 +48,7 @@ def video_request(given: Mapping[str, Any]) -> Request:
         if "frames" in fields:
             raise RequestError("seconds stands beside frames: leave one out")
         fields["frames"] = _frames(fields.pop("seconds"), fields.get("fps"), card)
-    return _request(fields)
+    return form.checked(fields)
 
 
 def image_requests(given: Mapping[str, Any]) -> list[Request]:
@@ -182,10 +181,3 @@ def _frames(seconds: object, fps: object, card: Card) -> int:
             f"{card.frames_rule()}; the nearest is frames {near}"
         )
     return near
-
-
-def _request(fields: dict[str, Any]) -> Request:
-    try:
-        return Request.model_validate(fields)
-    except ValidationError as error:
-        raise RequestError(explain_invalid(error)) from None
