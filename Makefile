@@ -5,7 +5,7 @@ PARTS  := app pipelines accel kernels eval
 PROMPT ?= a red circle moving left over a black background
 export PROMPT
 
-.PHONY: generate test test-slow check format typing clean
+.PHONY: generate test test-slow test-vbench check format typing clean
 .DELETE_ON_ERROR:
 
 generate: $(VENV)/.installed  ## write a video of PROMPT="…"
@@ -16,6 +16,9 @@ test: $(VENV)/.test-installed  ## the default test suite
 
 test-slow: $(VENV)/.test-installed  ## the slow tests too
 	$(BIN)/python -m pytest -m "not gpu"
+
+test-vbench: $(VENV)/.test-installed  ## the tests that install the VBench package
+	$(BIN)/python -m pytest tests/eval/test_vbench_package.py
 
 check: $(VENV)/.dev-installed typing  ## lint, format and types
 	$(BIN)/ruff check .

@@ -40,6 +40,7 @@ from .batch import batch_app
 from .bench.command import bench_app
 from .calibrate import calibrate
 from .ending import EXIT_FAULT, EXIT_REFUSED, Left, ended, print_json, stdout
+from .evaluation import eval_app
 from .inspection import inspect
 from .listing import methods_app, models_app, policies_app, recipes_app
 from .ui.command import ui
@@ -63,6 +64,7 @@ _COMMANDS = (
     "doctor",
     "ui",
     "bench",
+    "eval",
 )
 
 app = typer.Typer(
@@ -254,6 +256,7 @@ app.command()(ui)
 app.command()(calibrate)
 app.add_typer(bench_app, name="bench")
 app.add_typer(batch_app, name="batch")
+app.add_typer(eval_app, name="eval")
 
 
 def _follow(start: Any, as_json: bool) -> None:

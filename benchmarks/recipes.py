@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import random
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -27,14 +26,13 @@ import skimage.metrics
 import torch
 from tiny_quality import Group
 
+from kinora.eval.paired import mean_interval
 from kinora.eval.world import ALL_CORRECT, judge
 from kinora.pipelines.generate import generate
 from kinora.pipelines.media import read_frames
 from kinora.pipelines.models import Shelf
 from kinora.pipelines.request import DENSE, Request
 from kinora.pipelines.run import Run
-
-RESAMPLES = 10_000
 
 
 def run_once(request: Request, shelf: Shelf) -> dict[str, Any]:
@@ -64,13 +62,6 @@ def likeness(made: Any, dense: Any) -> dict[str, float]:
         "psnr": round(statistics.fmean(psnr), 3),
         "ssim": round(statistics.fmean(ssim), 5),
     }
-
-
-def paired_interval(differences: list[float], seed: int = 0) -> tuple[float, float]:
-    """The middle 95 % of the mean of `differences` over resampled prompts."""
-    rng, count = random.Random(seed), len(differences)
-    means = sorted(sum(rng.choices(differences, k=count)) / count for _ in range(RESAMPLES))
-    return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
 
 
 def measured(options: argparse.Namespace, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
@@ -142,7 +133,7 @@ def main() -> None:
             "density": round(statistics.median(row["density"] for row in made), 3),
             "all correct": sum(row[ALL_CORRECT] for row in made) / len(made),
             "against dense": sum(differences) / len(differences),
-            "interval": paired_interval(differences),
+            "interval": mean_interval(differences),
             "psnr": mean_of(made, "psnr"),
             "ssim": mean_of(made, "ssim"),
             "receipt": made[-1]["words"],

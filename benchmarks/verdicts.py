@@ -37,11 +37,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from recipes import likeness, paired_interval
+from recipes import likeness
 from tiny_quality import Group
 
 from kinora.accel.attach import accelerate
 from kinora.accel.recipe import Recipe, changed, find
+from kinora.eval.paired import mean_interval
 from kinora.eval.world import ALL_CORRECT, judge
 from kinora.pipelines import cards, models
 from kinora.pipelines.chatter import relayed
@@ -198,7 +199,7 @@ def kept_rows(path: Path | None, asked: dict[str, Any]) -> Rows:
 def summary(rows: Sequence[Row], beside: Sequence[Row]) -> Row:
     """Means over prompts, and the difference to those `beside` with its interval."""
     differences = [a[ALL_CORRECT] - b[ALL_CORRECT] for a, b in zip(rows, beside, strict=True)]
-    low, high = paired_interval(differences)
+    low, high = mean_interval(differences)
     told: Row = {
         "recipe": Path(rows[0]["recipe"]).stem,
         "prompts": len(rows),
@@ -233,7 +234,7 @@ def table(names: Sequence[str], found: Rows) -> Iterator[Row]:
             plain = [found[row["seed"], f"{PLAIN}{row['nfe']}"] for row in rows]
             beside = summary(plain, [found[seed, DENSE] for seed in seeds])
             gains = [a["psnr"] - b["psnr"] for a, b in zip(rows, plain, strict=True)]
-            low, high = paired_interval(gains)
+            low, high = mean_interval(gains)
             told |= {f"plain {key}": beside[key] for key in (ALL_CORRECT, "psnr", "ssim")}
             told |= {"gain_db": round(statistics.fmean(gains), 2)}
             told |= {"gain_low": round(low, 2), "gain_high": round(high, 2)}

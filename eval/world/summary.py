@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ...pipelines.world.scene import Description
+from ..paired import mean_interval
 from .scores import ALL_CORRECT, SCORES, WorldScores, judge
-
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +46,10 @@ def summary(judged: Sequence[WorldScores], *, seed: int = 0) -> dict[str, Aggreg
 def _aggregate(values: list[float | None], name: str, seed: int) -> Aggregate:
     nulls = values.count(None)
     if name == ALL_CORRECT:
-        kept = np.array([value or 0.0 for value in values])
+        kept = [value or 0.0 for value in values]
     else:
-        kept = np.array([value for value in values if value is not None])
-    if not len(kept):
+        kept = [value for value in values if value is not None]
+    if not kept:
         return Aggregate(0, nulls, None, None, None)
-    rng = np.random.default_rng(seed)
-    means = kept[rng.integers(len(kept), size=(_RESAMPLES, len(kept)))].mean(1)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return Aggregate(len(kept), nulls, float(kept.mean()), float(low), float(high))
+    low, high = mean_interval(kept, seed)
+    return Aggregate(len(kept), nulls, math.fsum(kept) / len(kept), low, high)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import cv2
 import pytest
 import torch
 
+from kinora.pipelines.media import encode
+from kinora.pipelines.sidecar import Record
 from kinora.pipelines.world.render import render
 from kinora.pipelines.world.scene import Scene, sample_scene
 from kinora.pipelines.world.split import SPLITS, sample_split
@@ -72,3 +75,40 @@ def one_core() -> Iterator[None]:
     yield
     torch.set_num_threads(torch_threads)
     cv2.setNumThreads(cv_threads)
+
+
+Film = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def film() -> Film:
+    """Write a clip as Kinora does: media file with its record inside, and the sidecar beside it."""
+
+    def write(path: Path, frames: Any, prompt: str, seed: int, sidecar: bool = True) -> Path:
+        asked = {
+            "prompt": prompt, "negative_prompt": None, "model": "kinora-tiny",
+            "width": frames.shape[2], "height": frames.shape[1], "frames": len(frames),
+            "steps": 30, "guidance": 4.0, "fps": 16.0, "seed": seed, "num_videos": 1,
+            "output": "outputs", "format": path.suffix[1:], "device": "cpu", "dtype": "float32",
+            "keep_latents": False, "force": False,
+        }  # fmt: skip
+        record = Record.model_validate(
+            {
+                "schema": "kinora.run/1",
+                "request": asked,
+                "model": {
+                    "name": "kinora-tiny", "pipeline": "WanPipeline", "repo": None,
+                    "fingerprint": "sha256:0", "vae_dtype": "float32",
+                },
+                "machine": {"device": "cpu", "threads": 1, "versions": {}},
+                "created": "2026-01-01T00:00:00+00:00",
+                "latents_sha256": "0",
+            }
+        )  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(frames, record.request.format, 16, record.to_text()))
+        if sidecar:
+            path.with_suffix(".json").write_text(record.to_text())
+        return path
+
+    return write

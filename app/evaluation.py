@@ -1,0 +1,209 @@
+"""`kinora eval`: scores of videos that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .arguments import Json
+from .ending import EXIT_FAULT, print_json, stdout
+from .vbench import Dimensions, Info, VBenchPython
+from .vbench import prompts as prompts_command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..eval.evaluate import Progress
+    from ..eval.report import Report
+
+
+class _Default(TyperGroup):
+    """A group that takes whatever is none of its commands for the arguments of `score`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `score` before arguments that name no command."""
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["score", *args]
+        return super().parse_args(ctx, args)
+
+
+eval_app = typer.Typer(
+    cls=_Default,
+    help="Score videos: how near to a reference they are, or what they show.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+eval_app.command("prompts")(prompts_command)
+
+
+@eval_app.command()
+def score(
+    videos: Annotated[
+        list[Path], typer.Argument(help="Videos, their sidecars, or folders of them.")
+    ],
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the videos to compare with, found by prompt and seed, or by name. "
+            "[default: none]",
+        ),
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metrics", "-m", help="Names, with commas between. [default: those of the suite]"
+        ),
+    ] = None,
+    suites: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite",
+            help="fidelity, world, flicker or vbench. [default: fidelity with a reference, else "
+            "world]",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON file of prompts, {"name.mp4": "a red circle"}. [default: the sidecars\']'
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="File of earlier scores. [default: ~/.cache/kinora/scores.jsonl]"),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Score anew what was scored before.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(help="Processes; 0 for one a core. [default: 0]", show_default=False)
+    ] = 0,
+    dimensions: Dimensions = None,
+    custom: Annotated[
+        bool,
+        typer.Option(
+            "--custom",
+            help="VBench: take videos of any prompts, not its standard set of five each.",
+        ),
+    ] = False,
+    info: Info = None,
+    vbench_python: VBenchPython = None,
+    device: Annotated[
+        str, typer.Option(help="VBench: auto, cpu or cuda. [default: auto]", show_default=False)
+    ] = "auto",
+    timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="MINUTES", help="VBench: for each dimension. [default: 240]", show_default=False
+        ),
+    ] = 240,
+    as_json: Json = False,
+) -> None:
+    """Score videos; `kinora eval VIDEOS` is short for it."""
+    from rich.console import Console
+
+    from ..eval.cache import default_path
+    from ..eval.evaluate import evaluate
+    from ..pipelines.errors import RequestError
+
+    if workers < 0:
+        raise RequestError(f"--workers must be 0 or more, not {workers}")
+    kept = None if again else cache or default_path()
+    if "vbench" in _names(suites):
+        if _names(suites) != ("vbench",) or metrics or reference:
+            raise RequestError("--suite vbench goes alone: take other metrics in another call")
+        if not timeout > 0:
+            raise RequestError(f"--timeout must be more than 0 minutes, not {timeout:g}")
+        from .vbench import score_by_vbench
+
+        score_by_vbench(
+            videos, as_json=as_json, dimensions=_names(dimensions), custom=custom, prompts=prompts,
+            info=info, python=vbench_python, device=device, timeout_s=60 * timeout, cache=kept,
+        )  # fmt: skip
+        return
+    if dimensions or custom or info or vbench_python:
+        raise RequestError("--dimension, --custom, --info and --vbench-python need --suite vbench")
+    events = evaluate(
+        videos,
+        reference=reference,
+        metrics=_names(metrics),
+        suites=_names(suites),
+        prompts=prompts,
+        cache=kept,
+        workers=workers,
+    )
+    found = _followed(events, Console(stderr=True))
+    show(found, Console(stderr=True) if as_json else stdout())
+    for line in found.failures():
+        typer.echo(f"kinora: {line}", err=True)
+    if as_json:
+        print_json(found.to_json())
+    if found.status != "ok":
+        raise typer.Exit(EXIT_FAULT)
+
+
+def _names(given: list[str] | None) -> tuple[str, ...]:
+    """Names given one by one, or with commas between."""
+    return tuple(name.strip() for it in given or () for name in it.split(",") if name.strip())
+
+
+def _followed(events: Iterable[Progress | Report], console: Console) -> Report:
+    """Show progress until the report is there."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    from ..eval.report import Report
+
+    columns = (
+        TextColumn("{task.description}", style="bold"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    bars = Bars(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bars.add_task("scoring", total=None)
+    with bars:
+        for event in events:
+            if isinstance(event, Report):
+                return event
+            bars.update(task, total=event.of, completed=event.done)
+            tenth = not event.done % max(1, event.of // 10) or event.done == event.of
+            if tenth and not console.is_terminal:
+                was = "known" if event.known == event.done else "scored"
+                console.print(f"{was} {event.done}/{event.of}", highlight=False)
+    raise RuntimeError("the evaluation ended without a report")
+
+
+def show(found: Report, console: Console) -> None:
+    """Totals as a table, then what must be said of them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("metric", "mean", "95 %", "videos", "status"):
+        table.add_column(heading, justify="right" if heading in ("mean", "videos") else "left")
+    for name, it in found.totals.items():
+        span = "" if it.low is None or it.high is None else f"{it.low:.4f} to {it.high:.4f}"
+        mean = "–" if it.mean is None else f"{it.mean:.4f}"
+        row = (name, mean, span, f"{it.n} of {it.asked}", it.status)
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table, highlight=False)
+
+    reasons: dict[str, list[str]] = {}
+    for name, it in found.totals.items():
+        others = f"; the mean of the {it.n} is {it.partial_mean:.4f}" if it.partial_mean else ""
+        if it.reason:
+            reasons.setdefault(it.reason, []).append(f"{name}{others}")
+    told = [f"{', '.join(names)}: {why}" for why, names in reasons.items()]
+    notes = (note for it in found.totals.values() for note in it.notes)
+    told += [f"note: {note}" for note in dict.fromkeys(notes)]
+    for line in told:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

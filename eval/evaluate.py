@@ -1,0 +1,186 @@
+"""Scores of many videos: what `kinora eval` does.
+
+    for event in evaluate(["outputs"], reference="dense"):
+        ...                                   # Progress, and at the end the Report
+
+Videos are scored in processes of their own where there are several. Whatever is wrong with one of
+them is a result of that one; the others are scored. A video that was scored before is not scored
+again, unless it, its reference or the metric has changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from .cache import Cache
+from .clips import Clip, EvalError, References, find, with_prompts
+from .registry import Metric, chosen
+from .report import Report, report
+from .result import Result, failed
+from .scoring import Job, Scored, content_of, score
+
+FEW = 4  # videos that are scored before a process has started
+CRASHED = "scoring it ended its process: the file crashes its decoder, or memory ran out"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`done` of `of` videos have their scores; `known` of them from an earlier evaluation."""
+
+    done: int
+    of: int
+    known: int
+    path: Path
+
+
+def evaluate(
+    videos: Sequence[str | Path],
+    *,
+    reference: str | Path | None = None,
+    metrics: Sequence[str] = (),
+    suites: Sequence[str] = (),
+    prompts: str | Path | None = None,
+    cache: Path | None = None,
+    workers: int = 1,
+) -> Generator[Progress | Report, None, None]:
+    """Score `videos`: files, sidecars, or folders of them; yields progress and at last the report.
+
+    Args:
+        reference: folder of the videos to compare with, found by prompt and seed, or by name.
+        metrics, suites: names of the registry; without any, fidelity or the world's judge.
+        prompts: JSON file of prompts by file name, instead of those that videos carry.
+        cache: file of earlier scores, read and added to; None keeps none.
+        workers: processes; 0 for as many as there are cores. Above 1, a script needs its
+            `if __name__ == "__main__"`.
+
+    Raises:
+        EvalError: nothing can be scored as asked: an unknown metric, no videos at all, no reference
+            where one is needed, prompts for other files.
+    """
+    wanted = chosen(metrics, suites, reference=reference is not None)
+    if not videos:
+        raise EvalError("there are no VIDEOS: give files, or folders of them")
+    clips, rejected = find([Path(it) for it in videos])
+    if not clips:
+        raise EvalError(rejected[0].reason)
+    beside = None if reference is None else References(Path(reference))
+    unmatched: list[str] = []
+    if prompts is not None:
+        clips, unmatched = with_prompts(clips, Path(prompts))
+    known = Cache(cache)
+    scored: list[Scored] = []
+    jobs: list[tuple[Job, dict[str, Result], dict[Metric, tuple[str, ...]]]] = []
+    for clip in clips:
+        prepared = _prepared(clip, beside, wanted, known)
+        if isinstance(prepared, Scored):
+            scored.append(prepared)
+        else:
+            jobs.append(prepared)
+        done = len(scored)
+        if isinstance(prepared, Scored):
+            yield Progress(done, len(clips), done, clip.path)
+    earlier = len(scored)
+    for index, found in _scored([job for job, _, _ in jobs], workers):
+        job, before, parts = jobs[index]
+        for metric in job.metrics:
+            known.put(parts[metric], found.results[metric.name])
+        results = {it.name: (before | found.results)[it.name] for it in wanted}
+        scored.append(Scored(found.clip, found.reference, results))
+        yield Progress(len(scored), len(clips), earlier, found.clip.path)
+    places = {clip.path: place for place, clip in enumerate(clips)}
+    scored.sort(key=lambda it: places[it.clip.path])
+    yield report(wanted, scored, rejected, unmatched)
+
+
+def _prepared(
+    clip: Clip, beside: References | None, wanted: Sequence[Metric], known: Cache
+) -> Scored | tuple[Job, dict[str, Result], dict[Metric, tuple[str, ...]]]:
+    """What is left to be scored of a clip, what is known and what that depends on."""
+    found: Clip | None = None
+    before: dict[str, Result] = {}
+    if beside is not None and any(it.pairs for it in wanted):
+        try:
+            found = beside.of(clip)
+        except EvalError as error:
+            before = {it.name: failed(str(error)) for it in wanted if it.pairs}
+    open_ = tuple(it for it in wanted if it.name not in before)
+    try:
+        parts = content_of(Job(clip, found, open_))
+    except EvalError as error:
+        return Scored(clip, found, {it.name: failed(str(error)) for it in wanted})
+    for metric, content in parts.items():
+        result = known.get(content)
+        if result is not None:
+            before[metric.name] = result
+    left = tuple(it for it in wanted if it.name not in before)
+    if not left:
+        return Scored(clip, found, {it.name: before[it.name] for it in wanted})
+    return Job(clip, found, left), before, parts
+
+
+def _scored(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Scored]]:
+    """Each job's number and scores, as they are done."""
+    count = min(workers or _cores(), len(jobs))
+    if count < 2 or len(jobs) <= FEW:
+        for index, job in enumerate(jobs):
+            yield index, score(job)
+        return
+    lost: list[int] = []
+    with _pool(count) as pool:
+        waiting: dict[Future[Scored], int] = {}
+        left = iter(range(len(jobs)))
+        while True:
+            # Few at a time, so that an interruption does not wait for all.
+            for index in left:
+                try:
+                    waiting[pool.submit(score, jobs[index])] = index
+                except BrokenProcessPool:
+                    lost.append(index)
+                if len(waiting) >= 2 * count:
+                    break
+            if not waiting:
+                break
+            for one in wait(waiting, return_when=FIRST_COMPLETED).done:
+                index = waiting.pop(one)
+                try:
+                    yield index, one.result()
+                except BrokenProcessPool:
+                    lost.append(index)
+    # One file ended a process and with it the pool: each of the others gets a pool to itself.
+    for index in lost:
+        with _pool(1) as pool:
+            try:
+                yield index, pool.submit(score, jobs[index]).result()
+            except BrokenProcessPool:
+                job = jobs[index]
+                lines = {it.name: failed(f"{job.clip.path}: {CRASHED}") for it in job.metrics}
+                yield index, Scored(job.clip, job.reference, lines)
+
+
+def _pool(count: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(
+        count, mp_context=get_context("spawn"), initializer=_alone_on_its_core
+    )
+
+
+def _alone_on_its_core() -> None:
+    """Processes share the cores: threads of each would only wait for each other."""
+    import gc
+    import signal
+
+    import cv2
+
+    gc.freeze()  # imageio collects garbage whenever it closes a file, which took 40 % of the time
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who waits for us
+    cv2.setNumThreads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, where a metric needs it
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

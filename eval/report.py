@@ -1,0 +1,122 @@
+"""What an evaluation found: every clip's results, totals, and all that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..pipelines.sidecar import versions
+from .clips import Clip, Rejected
+from .registry import Metric
+from .result import Status, Total, total
+from .scoring import Scored
+
+SCHEMA = "kinora.eval/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The last item of `evaluate`. `rejected` are paths that are no clips; `unmatched` are names in
+    the file of prompts that no clip has."""
+
+    metrics: tuple[Metric, ...]
+    clips: tuple[Scored, ...]
+    totals: dict[str, Total]
+    rejected: tuple[Rejected, ...]
+    unmatched: tuple[str, ...]
+    provenance: dict[str, Any]
+
+    @property
+    def status(self) -> Status:
+        """failed if nothing has a score, partial if something went wrong, else ok."""
+        states = [it.status for one in self.clips for it in one.results.values()]
+        if "ok" not in states:
+            return "failed"
+        wrong = "failed" in states or self.rejected or self.unmatched
+        return "partial" if wrong else "ok"
+
+    def failures(self) -> list[str]:
+        """One line for each thing that went wrong, each once."""
+        told = [it.reason for it in self.rejected]
+        told += [
+            result.reason
+            for one in self.clips
+            for result in one.results.values()
+            if result.status == "failed"
+        ]
+        told += [f"the prompts name {it}, which is not among the videos" for it in self.unmatched]
+        return list(dict.fromkeys(told))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a machine-readable report."""
+        return {
+            "schema": SCHEMA,
+            "status": self.status,
+            "totals": {name: it.to_json() for name, it in self.totals.items()},
+            "clips": [_clip_json(it) for it in self.clips],
+            "rejected": [{"path": str(it.path), "reason": it.reason} for it in self.rejected],
+            "unmatched_prompts": list(self.unmatched),
+            "provenance": self.provenance,
+        }
+
+
+def report(
+    metrics: Sequence[Metric],
+    scored: Sequence[Scored],
+    rejected: Sequence[Rejected],
+    unmatched: Sequence[str],
+) -> Report:
+    """Sum up."""
+    totals = {it.name: total([one.results[it.name] for one in scored]) for it in metrics}
+    return Report(
+        tuple(metrics), tuple(scored), totals, tuple(rejected), tuple(unmatched),
+        _provenance(metrics, scored, totals),
+    )  # fmt: skip
+
+
+def _provenance(
+    metrics: Sequence[Metric], scored: Sequence[Scored], totals: dict[str, Total]
+) -> dict[str, Any]:
+    clips = [it.clip for it in scored]
+    prompts = sorted({it.prompt for it in clips if it.prompt is not None})
+    seeds = sorted({it.seed for it in clips if it.seed is not None})
+    return {
+        "metrics": {it.name: {"version": it.version, "what": it.what} for it in metrics},
+        "prompts": len(prompts),
+        "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+        "seeds": seeds,
+        "forms": sorted({it.form for it in clips}),
+        "coverage": {name: f"{it.n} of {it.asked}" for name, it in totals.items()},
+        "versions": versions(),
+        "device": f"{platform.machine()} CPU",
+    }
+
+
+def _clip_json(scored: Scored) -> dict[str, Any]:
+    return {
+        **_known(scored.clip),
+        "reference": None if scored.reference is None else str(scored.reference.path),
+        "results": {name: it.to_json() for name, it in scored.results.items()},
+    }
+
+
+def _known(clip: Clip) -> dict[str, Any]:
+    told: dict[str, Any] = {"path": str(clip.path), "prompt": clip.prompt, "form": clip.form}
+    if clip.record is None:
+        return told
+    asked = clip.record.request
+    receipt = clip.record.receipt
+    return told | {
+        "seed": asked.seed,
+        "model": asked.model,
+        "steps": asked.steps,
+        "guidance": asked.guidance,
+        "frames": asked.frames,
+        "size": f"{asked.width}x{asked.height}",
+        "recipe": asked.recipe,
+        "made_on": clip.record.machine.device,
+        "seconds": None if receipt is None else dict(receipt.stages_s),
+    }

@@ -1,0 +1,105 @@
+"""`kinora eval`: from videos of kinora-tiny to a table, its exit status, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kinora.app.cli import main
+
+Cli = Callable[..., Any]
+SMALL = ("--size", "64x64", "--frames", "5", "--keep-latents", "--num-videos", "2")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two videos by the stock pipeline, without loss, and the same two in more steps."""
+    root = tmp_path_factory.mktemp("videos")
+    for folder, steps in (("dense", "2"), ("fast", "3")):
+        given = ("generate", "a red circle over a black background", *SMALL, "--steps", steps)
+        assert main([*given, "--format", "png", "-o", f"{root / folder}/"]) == 0
+    return root
+
+
+@pytest.fixture
+def made(videos: Path, cli: Cli) -> None:
+    """Those videos in the working folder."""
+    shutil.copytree(videos, ".", dirs_exist_ok=True)
+
+
+def test_videos_are_scored_against_dense_ones_and_known_the_next_time(made: None, cli: Cli):
+    first = cli("eval", "fast", "--reference", "dense")
+    assert first.status == 0, first.err
+    rows = {line.split()[0]: line.split() for line in first.out.splitlines() if line.strip()}
+    assert rows["psnr"][-4:] == ["2", "of", "2", "ok"] and rows["latent_cosine"][-1] == "ok"
+    assert 0 < float(rows["ssim"][1]) < 1 and "lossy" not in first.out
+    assert "scored 2/2" in first.err and "known" not in first.err
+    second = cli("eval", "score", "fast", "--reference", "dense", "--json")
+    assert "known 2/2" in second.err and "scored" not in second.err
+    totals = second.last["totals"]
+    assert f"{totals['ssim']['mean']:.4f}" == rows["ssim"][1]
+    (one, _) = second.last["clips"]
+    assert one["steps"] == 3 and one["seed"] == 0 and one["recipe"] == {}
+    again = cli("eval", "fast", "--reference", "dense", "--again")
+    assert again.out == first.out and "scored 2/2" in again.err
+    same = cli("eval", "dense", "--reference", "dense", "-m", "psnr,latent_relative_l1", "--json")
+    assert [it["mean"] for it in same.last["totals"].values()] == [100.0, 0.0]
+
+
+def test_what_the_videos_show_is_judged_by_their_sidecars(made: None, cli: Cli):
+    called = cli("eval", "dense", "--suite", "world", "--json")
+    assert called.status == 0, called.err
+    totals = called.last["totals"]
+    assert totals["world.all_correct"]["n"] == 2 and totals["world.multiple_objects"]["asked"] == 0
+
+
+def test_one_broken_video_is_told_and_the_rest_is_scored(made: None, cli: Cli):
+    Path("fast/broken.mp4").write_bytes(b"no video")
+    called = cli("eval", "fast", "--reference", "dense", "-m", "psnr")
+    assert called.status == 1
+    assert "has no reference for fast/broken.mp4" in called.complaint
+    row = next(line for line in called.out.splitlines() if line.startswith("psnr "))
+    assert row.split()[1:] == ["–", "2", "of", "3", "partial"]
+    assert "the mean of the 2 is" in called.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("empty",), "empty holds no video"),
+        (("notes.txt",), "notes.txt is no video"),
+        (("gone.mp4",), "there is no gone.mp4"),
+        (("a.mp4", "-m", "pnsr"), "did you mean psnr?"),
+        (("a.mp4", "--suite", "fidelity"), "give --reference DIR"),
+        (("a.mp4", "--reference", "gone"), "gone is no folder"),
+        (("a.mp4", "--reference", "empty"), "empty holds no video"),
+        (("a.mp4", "--prompts", "other.json"), "none for 'a.mp4'"),
+        (("a.mp4", "--workers", "-1"), "--workers must be 0 or more"),
+        (("a.mp4", "--cache", "empty"), "cannot keep scores"),
+        ((), "Missing argument"),
+    ],
+)
+def test_what_is_refused(cli: Cli, arguments: tuple[str, ...], told: str):
+    Path("empty").mkdir()
+    Path("notes.txt").write_text("hello")
+    Path("a.mp4").write_bytes(b"no video")
+    Path("other.json").write_text(json.dumps({"b.mp4": "a red ring"}))
+    called = cli("eval", "score", *arguments)
+    assert called.status == 2 and told in called.complaint, called.err
+
+
+def test_nothing_but_a_broken_video_is_a_failure(cli: Cli):
+    Path("a.mp4").write_bytes(b"")
+    called = cli("eval", "a.mp4", "--suite", "flicker", "--json")
+    assert called.status == 1 and called.last["status"] == "failed"
+    assert "a.mp4 cannot be read as a video" in called.complaint
