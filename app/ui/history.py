@@ -9,6 +9,7 @@ from gradio.components import Component
 
 from ...pipelines.errors import KinoraError
 from ...pipelines.jobs import Jobs
+from ...pipelines.request import Request
 from ...pipelines.sidecar import Record
 from . import gallery as galleries
 from . import layout, view, wire
@@ -26,8 +27,8 @@ _SHOWN = 100
 _EVERY_S = 1.0
 
 
-class Restores(Protocol):
-    """What settings are restored to."""
+class Fields(Protocol):
+    """The fields of Generate, for the other tabs."""
 
     def restore(self, record: Record) -> Update:
         """Set all fields as a record has them. Raises `KinoraError`."""
@@ -37,11 +38,23 @@ class Restores(Protocol):
         """The components that it changes."""
         ...
 
+    def request(self, values: Values) -> Request:
+        """What the fields ask for. Raises `KinoraError`."""
+        ...
+
+    def check(self, request: Request) -> None:
+        """Raises `RequestError` where it names what only this machine may name."""
+        ...
+
+    def told(self, error: Exception) -> str:
+        """An exception as one line."""
+        ...
+
 
 class History:
     """What was asked for, and what there is."""
 
-    def __init__(self, page: Restores, jobs: Jobs, gallery: Gallery, parts: layout.History) -> None:
+    def __init__(self, page: Fields, jobs: Jobs, gallery: Gallery, parts: layout.History) -> None:
         self._page, self._jobs, self._gallery, self._parts = page, jobs, gallery, parts
 
     def wire(self, elsewhere: list[gr.Tab], tabs: gr.Tabs) -> None:

@@ -23,6 +23,7 @@ from ...pipelines.jobs.jobs import HIDDEN
 from ...pipelines.request import DEFAULT_MODEL, DENSE, EXAMPLE_PROMPT, Request
 from ...pipelines.sidecar import Record
 from . import controls, form, view, wire
+from .compare import Compare
 from .gallery import Gallery
 from .history import BRIEF, OWN, History, Update, Values
 from .layout import lay_out, lay_out_history
@@ -71,9 +72,11 @@ class Page:
             with gr.Tabs(elem_id="k-tabs") as self._tabs:
                 with gr.Tab("Generate", id="generate") as generate_tab:
                     self._panel = lay_out()
+                compare = Compare(self, jobs)
                 shelf = lay_out_history()
             self._wire()
-            History(self, jobs, gallery, shelf).wire([generate_tab], self._tabs)
+            compare.wire(set(self._panel.inputs()))
+            History(self, jobs, gallery, shelf).wire([generate_tab, compare.tab], self._tabs)
 
     def _wire(self) -> None:
         panel = self._panel
@@ -108,7 +111,7 @@ class Page:
         try:
             jobs = await run_in_threadpool(lambda: self._jobs.submit(self.request(values)))
         except Exception as error:
-            yield self._drawn(view.failed(told(error)), None)
+            yield self._drawn(view.failed(self.told(error)), None)
             return
         ids = self._asked[asker.session_hash] = [job.id for job in jobs]
         before: Update = {}
@@ -127,10 +130,14 @@ class Page:
     def request(self, values: Values) -> Request:
         """What the fields ask for. Raises `KinoraError`."""
         request = self._panel.request(values, str(self._jobs.folder))
-        if self._named_only:
-            kept = str(request.recipe).startswith(str(self._kept))
-            wire.check_named(request.model, None if kept else request.recipe)
+        self.check(request)
         return request
+
+    def check(self, request: Request) -> None:
+        """Raises `RequestError` where it gives the path of a model or recipe and may not."""
+        if self._named_only:
+            kept = str(request.recipe).startswith(f"{self._kept}/")
+            wire.check_named(request.model, None if kept else request.recipe)
 
     def ready(self) -> Update:
         """Offer the next run."""
@@ -155,7 +162,7 @@ class Page:
         try:
             update = self.restore(sidecar.read(file))
         except Exception as error:
-            text = told(error).replace(str(file), file.name)
+            text = self.told(error).replace(str(file), file.name)
             update: Update = {self._panel.status: view.failed(text)}
         finally:
             file.unlink(missing_ok=True)
@@ -231,7 +238,7 @@ class Page:
             request = self.request(values).model_copy(update={"prompt": EXAMPLE_PROMPT})
             return view.prediction(planning.plan(request))
         except Exception as error:
-            return view.refused(told(error))
+            return view.refused(self.told(error))
 
     def _see(self, ids: Sequence[str]) -> list[Seen]:
         return [it for it in (see(self._jobs, id) for id in ids) if it is not None]
@@ -246,12 +253,12 @@ class Page:
         }
         return update if result is None else {**update, panel.result: result}
 
-
-def told(error: Exception) -> str:
-    """An exception as one line; what should not happen shows where on stderr, on demand."""
-    if isinstance(error, KinoraError):
-        return str(error)
-    if os.environ.get("KINORA_DEBUG"):
-        traceback.print_exception(error)
-    message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return f"a fault in Kinora: {message}; KINORA_DEBUG=1 shows where, please report it"
+    @staticmethod
+    def told(error: Exception) -> str:
+        """An exception as one line; what should not happen shows where on stderr, on demand."""
+        if isinstance(error, KinoraError):
+            return str(error)
+        if os.environ.get("KINORA_DEBUG"):
+            traceback.print_exception(error)
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return f"a fault in Kinora: {message}; KINORA_DEBUG=1 shows where, please report it"

@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 PATIENCE_S = 30
-LISTS = ("model", "recipe", "format", "device")
+LISTS = ("model", "recipe", "recipe-1", "recipe-2", "format", "device")
 
 
 @dataclass(frozen=True)

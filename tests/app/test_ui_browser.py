@@ -289,3 +289,78 @@ def test_a_failed_job_is_retried_in_the_list(page: Page, server: Server, driver:
     page.jobs("running")[0].find_element(By.CSS_SELECTOR, "[data-act=cancel]").click()
     page.until(lambda: not page.jobs("running"))
     assert not page.jobs("failed")
+
+
+def test_compare_plays_in_step_and_shows_what_differs(
+    page: Page, driver: Any, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "coarse.toml"
+    lines = ('title = "Coarse"', 'when = "always"', "[attention]", 'method = "top-blocks"')
+    recipe.write_text("\n".join((*lines, "keep = 0.1", 'tile = "64x64"')))
+    page.fill(width=64, height=64, frames=9, prompt="a red circle", seed=5)
+    page.tab("compare")
+    page.fill(**{"recipe-1": recipe, "recipe-2": "fast"})
+    page.press("compare-start")
+    page.until(lambda: "dB" in page.text("compared"))
+    told = page.text("compared")
+    for word in ("dense", "top-blocks, changed", "fast", "denoise", "PSNR", "SSIM", "all three"):
+        assert word in told
+    cells = "return [...document.querySelectorAll('.k-figures tr')].map(it => it.innerText)"
+    psnr = next(it for it in driver.execute_script(cells) if it.startswith("PSNR"))
+    assert "equal" in psnr, "fast runs dense at this size, and the files are the same"
+    videos = "[...document.querySelectorAll('.k-compare video')]"
+    page.until(lambda: driver.execute_script(f"return {videos}.every(it => it.readyState >= 2)"))
+
+    def move(name: str, value: object) -> None:
+        it = f"document.querySelector('.k-compare [name={name}]')"
+        event = f"{it}.dispatchEvent(new Event('input', {{bubbles: true}}))"
+        driver.execute_script(f"{it}.value = {value}; {event}")
+
+    move("frame", 4)
+    times = f"return {videos}.map(it => it.currentTime)"
+    page.until(lambda: driver.execute_script(times) == pytest.approx([4.5 / 16] * 3, abs=1e-3))
+    driver.execute_script("document.querySelector('.k-compare [value=difference]').click()")
+    brightest = (
+        "const it = document.querySelector('.k-compare canvas');"
+        "return Math.max(...it.getContext('2d').getImageData(0, 0, it.width, it.height).data"
+        ".filter((_, k) => k % 4 < 3))"
+    )
+    page.until(lambda: driver.execute_script(brightest) > 40)
+    move("other", 2)
+    page.until(lambda: driver.execute_script(brightest) == 0)
+    page.find(".k-compare [data-play]").click()
+    apart: list[float] = []
+    for _ in range(20):
+        now = driver.execute_script(times)
+        apart.append(max(now) - min(now))
+        time.sleep(0.05)
+    assert sorted(apart)[10] <= 2 / 16, "two frames, but where one of them begins anew"
+    page.find(".k-compare [data-play]").click()
+    page.until(lambda: "Play" in page.find(".k-compare [data-play]").text)
+
+
+def test_compare_refuses_in_one_line(page: Page) -> None:
+    page.fill(frames=1)
+    page.tab("compare")
+    page.press("compare-start")
+    page.until(lambda: "a png cannot be compared: choose Format mp4 or webm" in status(page))
+    page.tab("generate")
+    page.fill(frames=5)
+    page.tab("compare")
+    page.fill(**{"recipe-1": "dense"})
+    page.press("compare-start")
+    page.until(lambda: "choose a recipe to compare with dense" in status(page))
+    page.fill(**{"recipe-1": "balanced"})
+    page.tab("generate")
+    page.fill(**FOREVER)
+    page.tab("compare")
+    page.press("compare-start")
+    page.until(lambda: " of 1000" in status(page))
+    page.press("compare-cancel")
+    page.until(lambda: "Cancelled" in status(page))
+    assert page.find("#k-compare-start").is_enabled()
+
+
+def status(page: Page) -> str:
+    """What the tab Compare says."""
+    return page.text("compare-status")
