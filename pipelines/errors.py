@@ -2,6 +2,7 @@
 
     KinoraError                 one line: what was given, what is allowed, the remedy
     ├── RequestError            a request that no run could fulfil (prompt, size, length, counts)
+    ├── BusyError               more jobs wait already than are taken
     ├── ManifestError           a manifest, or a row of one, that no batch could run
     ├── RecipeError             an acceleration, or an option of one, that does not exist
     ├── AccelerationError       an acceleration cannot be attached or, in strict mode, fell back
@@ -42,6 +43,7 @@ _WRONG = {
 
 __all__ = [
     "AccelerationError",
+    "BusyError",
     "Cancelled",
     "GenerationError",
     "KinoraError",
@@ -59,6 +61,10 @@ __all__ = [
 
 class RequestError(KinoraError):
     """The request itself cannot be fulfilled."""
+
+
+class BusyError(KinoraError):
+    """No further job is taken before others have ended."""
 
 
 class ManifestError(KinoraError):

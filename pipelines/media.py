@@ -60,6 +60,18 @@ def read_frames(path: Path) -> Frames:
     return array if array.ndim == 4 else array[None]
 
 
+def read_first_frame(path: Path) -> NDArray[np.uint8]:
+    """The first frame of a media file, `[height, width, 3]`. Raises `OSError` or `ValueError`."""
+    import imageio.v3 as iio
+    import numpy as np
+
+    if path.suffix.lower() in (".png", ".gif"):
+        frame = iio.imread(path, plugin="pillow", mode="RGB", index=0)
+    else:
+        frame = iio.imread(path, plugin="pyav", format="rgb24", index=0)
+    return np.asarray(frame, dtype=np.uint8)
+
+
 def read_comment(path: Path) -> str:
     """The text embedded by `encode`. Raises `SidecarError` if there is none."""
     import imageio.v3 as iio

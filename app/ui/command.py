@@ -1,12 +1,10 @@
-"""`kinora ui`: the page of this machine."""
+"""`kinora ui`: the page, and the jobs over HTTP."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
-
-from ..ending import Left
 
 Folder = Annotated[
     str | None,
@@ -21,15 +19,23 @@ Port = Annotated[
         help="Port to listen on. [default: 7860, or the next one that is free]",
     ),
 ]
+Host = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Address to listen at; others than this machine's own need KINORA_TOKEN. "
+        "[default: 127.0.0.1]",
+        show_default=False,
+    ),
+]
 Browser = Annotated[bool, typer.Option("--open/--no-browser", help="Open a browser on it, or not.")]
 
 
 def ui(
-    context: typer.Context, output: Folder = None, port: Port = None, browser: Browser = False
+    output: Folder = None, port: Port = None, host: Host = "127.0.0.1", browser: Browser = False
 ) -> None:
-    """Serve a page to generate with, on this machine only."""
+    """Serve a page to generate with, and the same jobs over HTTP."""
     from ...pipelines.request import DEFAULT_OUTPUT
     from .server import serve
 
-    left: Left = context.obj
-    serve(output or DEFAULT_OUTPUT, port, browser=browser, unfinished=left.unfinished)
+    serve(output or DEFAULT_OUTPUT, port, host=host, browser=browser)

@@ -1,9 +1,19 @@
-"""Keeps the page on this machine: who may ask, for what, and where the page may ask itself."""
+"""Who may ask for what: in front of every route, those of gradio and of files too."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+import hashlib
+import hmac
+import ipaddress
+import json
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
 from typing import Any
+from urllib.parse import parse_qs
+
+from ...pipelines.errors import KinoraError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -11,14 +21,25 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-HOSTS = ("127.0.0.1", "localhost")
-# What the page asks for. Gradio offers much more: uploads, calls by name, a proxy for any address.
-_PATHS = ("/", "/config", "/favicon.ico", "/manifest.json", "/pwa_icon", "/theme.css")
+NAMES = ("127.0.0.1", "localhost", "[::1]")
+"""What a browser on this machine calls it."""
+TOKEN = "KINORA_TOKEN"
+"""The variable of the environment with the token."""
+SHORTEST_TOKEN = 16
+UPLOAD_BYTES = 512 * 2**20
+BODY_BYTES = 2 * 2**20
+_UPLOAD = "/gradio_api/upload"
+_COOKIE = "kinora"
+# What the page asks for. Gradio offers much more: files by path, calls by name, a proxy.
+_PATHS = ("/", "/config", "/favicon.ico", "/manifest.json", "/pwa_icon", "/theme.css", _UPLOAD)
 _UNDER = (
-    *("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/", "/gradio_api/file=/"),
+    *("/v1/", "/gallery/", "/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/"),
     *("/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/run/"),
     *("/gradio_api/reset", "/gradio_api/info", "/gradio_api/startup-events"),
-    "/gradio_api/theme.css",
+    *("/gradio_api/theme.css", "/gradio_api/upload_progress"),
+)
+_NO_TOKEN = (
+    "the token is missing or wrong: send `Authorization: Bearer TOKEN`, or open /?token=TOKEN once"
 )
 # Gradio's own page needs inline scripts and eval; anything from elsewhere stays out.
 _CONTENT = (
@@ -34,15 +55,60 @@ _HEADERS = (
 )
 
 
+class AccessError(KinoraError):
+    """The page would be open to others."""
+
+
+class _TooLargeError(Exception):
+    """A body has more bytes than any that is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What is asked of those who ask: a `token`, or that they are on this machine."""
+
+    token: str | None
+
+    @classmethod
+    def to(cls, host: str, token: str | None) -> Access:
+        """The access to a server at the address `host`. Raises `AccessError`."""
+        if token is not None and (len(token) < SHORTEST_TOKEN or not token.isprintable()):
+            raise AccessError(f"{TOKEN} must have {SHORTEST_TOKEN} characters or more, in one line")
+        if token is None and not is_loopback(host):
+            raise AccessError(
+                f"--host {host} lets others in: set {TOKEN} to a secret that they must know, such "
+                f"as that of `openssl rand -hex 16`"
+            )
+        return cls(token)
+
+    @property
+    def cookie(self) -> str:
+        """What stands for the token in a browser."""
+        return hashlib.sha256(f"kinora {self.token}".encode()).hexdigest()
+
+    def knows(self, token: str) -> bool:
+        """Whether it is the token."""
+        return self.token is not None and hmac.compare_digest(token.encode(), self.token.encode())
+
+    def admits(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether the asker has shown the token, where there is one."""
+        if self.token is None:
+            return True
+        kind, _, shown = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        if kind.lower() == "bearer" and self.knows(shown.strip()):
+            return True
+        try:
+            jar = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
+        except CookieError:
+            return False
+        return _COOKIE in jar and hmac.compare_digest(jar[_COOKIE].value, self.cookie)
+
+
 class Guard:
-    """Answers what comes from this machine's own page, and refuses the rest.
+    """Answers those who may ask, and refuses the rest in OpenAI's shape."""
 
-    A name that points to 127.0.0.1 without being it would let any website read the page (DNS
-    rebinding); a request with another origin comes from such a website.
-    """
-
-    def __init__(self, app: App) -> None:
-        self._app = app
+    def __init__(self, app: App, access: Access) -> None:
+        self._app, self._access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -51,26 +117,108 @@ class Guard:
             return
         if scope["type"] != "http":
             return  # a web socket; the page opens none
-        status = refusal(scope["path"], dict(scope["headers"]))
-        if status is not None:
-            await send({"type": "http.response.start", "status": status, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
+        headers, path = dict(scope["headers"]), scope["path"]
+        if path == "/" and scope["method"] == "GET" and await self._login(scope, headers, send):
             return
+        refused = refusal(path, headers, self._access)
+        if refused is not None:
+            await _refuse(send, *refused)
+            return
+        over, left = False, most_bytes(path)
+
+        async def counted() -> Message:
+            nonlocal over, left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                over = True
+                raise _TooLargeError
+            return message
 
         async def sealed(message: Message) -> None:
+            if over:
+                return  # whatever it makes of it
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *_HEADERS]
             await send(message)
 
-        await self._app(scope, receive, sealed)
+        with suppress(_TooLargeError):
+            await self._app(scope, counted, sealed)
+        if over:
+            await _refuse(send, 413, _too_large(path))
+
+    async def _login(self, scope: Scope, headers: Mapping[bytes, bytes], send: Send) -> bool:
+        """Take the token out of the page's address and into a cookie, where it is right."""
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
+        if self._access.token is None or not given or _foreign(headers, self._access):
+            return False
+        if not self._access.knows(given[0]):
+            return False
+        cookie = f"{_COOKIE}={self._access.cookie}; Path=/; HttpOnly; SameSite=Strict"
+        told = [(b"location", b"/"), (b"set-cookie", cookie.encode()), *_HEADERS]
+        await send({"type": "http.response.start", "status": 303, "headers": told})
+        await send({"type": "http.response.body", "body": b""})
+        return True
 
 
-def refusal(path: str, headers: dict[bytes, bytes]) -> int | None:
-    """The status that a request is refused with, or None. Header names are in lower case."""
+def refusal(path: str, headers: Mapping[bytes, bytes], access: Access) -> tuple[int, str] | None:
+    """The status that a request is refused with and why. Header names are in lower case.
+
+    A name that points to 127.0.0.1 without being it would let any website read the page (DNS
+    rebinding); a request with another origin comes from such a website.
+    """
+    foreign = _foreign(headers, access)
+    if foreign is not None:
+        return 403, foreign
+    if not access.admits(headers):
+        return 401, _NO_TOKEN
+    if path not in _PATHS and not path.startswith(_UNDER):
+        return 404, "there is nothing here"
+    length = headers.get(b"content-length", b"0")
+    if not length.isdigit():
+        return 400, "content-length must be a number"
+    if int(length) > most_bytes(path):
+        return 413, _too_large(path)
+    return None
+
+
+def most_bytes(path: str) -> int:
+    """The largest body that is taken there."""
+    return UPLOAD_BYTES if path == _UPLOAD else BODY_BYTES
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody else reaches a server at this address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _foreign(headers: Mapping[bytes, bytes], access: Access) -> str | None:
+    """Why a request comes from another website, if it does."""
     host = headers.get(b"host", b"").decode("latin-1").lower()
-    if host.partition(":")[0] not in HOSTS:
-        return 403
+    # Whoever has to know a token cannot be made to ask by a website that does not.
+    if access.token is None and host.rpartition(":")[0] not in NAMES and host not in NAMES:
+        return f"this server is not called {host[:60]!r}: open it as 127.0.0.1 or localhost"
     origin = headers.get(b"origin")
-    if origin is not None and origin.decode("latin-1").lower() != f"http://{host}":
-        return 403
-    return None if path in _PATHS or path.startswith(_UNDER) else 404
+    schemes = ("http",) if access.token is None else ("http", "https")  # behind a proxy
+    if origin is None or origin.decode("latin-1").lower() in {f"{it}://{host}" for it in schemes}:
+        return None
+    return "another website may not ask here"
+
+
+def _too_large(path: str) -> str:
+    return f"the body is larger than {most_bytes(path) // 2**20} MiB"
+
+
+async def _refuse(send: Send, status: int, message: str) -> None:
+    kind = "invalid_request_error"
+    content = {"message": message, "type": kind, "param": None, "code": None}
+    headers = [(b"content-type", b"application/json"), *_HEADERS]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps({"error": content}).encode()})

@@ -16,7 +16,28 @@ from ...pipelines import cards
 from ...pipelines.request import DEFAULT_MODEL, DENSE, EXAMPLE_PROMPT, Request
 from . import controls, form, view
 from .fields import explained, listed, number
-from .view import View
+
+RESTORED = (".mp4", ".webm", ".gif", ".png", ".json")
+"""Endings of the files that settings are restored from."""
+_ACTING = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-act]');
+  if (button) trigger('click', {act: button.dataset.act, id: button.dataset.id});
+});
+"""
+
+
+@dataclass(frozen=True)
+class History:
+    """The components of the tabs Jobs and Gallery; `opened` is the video that is looked at."""
+
+    jobs_tab: gr.Tab
+    jobs: gr.HTML
+    gallery_tab: gr.Tab
+    model: gr.Dropdown
+    recipe: gr.Dropdown
+    opened: gr.HTML
+    gallery: gr.HTML
 
 
 @dataclass(frozen=True)
@@ -35,6 +56,7 @@ class Panel:
     cancel: gr.Button
     status: gr.HTML
     result: gr.HTML
+    dropped: gr.File
 
     def inputs(self) -> list[Component]:
         """Everything that a request is made from."""
@@ -55,8 +77,7 @@ class Panel:
 
 
 def lay_out() -> Panel:
-    """Make the components, inside a `gr.Blocks`."""
-    gr.HTML("<h1>Kinora</h1>", elem_id="k-name")
+    """Make the components of the tab Generate, inside a `gr.Blocks`."""
     with gr.Row(elem_id="k-desk"):
         with gr.Column(elem_id="k-ask"):
             prompt = gr.Textbox(
@@ -69,12 +90,35 @@ def lay_out() -> Panel:
             fields = _model_fields()
             recipe, options, groups = _recipe_fields()
             advanced = _advanced_fields()
+            with gr.Accordion("Restore settings from a file", open=False, elem_id="k-restore"):
+                dropped = gr.File(
+                    label="A video by Kinora, or its sidecar", file_types=list(RESTORED),
+                    elem_id="k-dropped", height=120,
+                )  # fmt: skip
         with gr.Column(elem_id="k-result"):
-            status = gr.HTML(view.status(View(), 0), elem_id="k-status")
-            result = gr.HTML(view.result(View()), elem_id="k-output")
+            status = gr.HTML(view.status(()), elem_id="k-status")
+            result = gr.HTML(view.EMPTY, elem_id="k-output")
             prediction = gr.HTML(elem_id="k-prediction")
     fields = {"prompt": prompt, **fields, "recipe": recipe, **advanced}
-    return Panel(fields, options, groups, prediction, generate, cancel, status, result)
+    return Panel(fields, options, groups, prediction, generate, cancel, status, result, dropped)
+
+
+def acting(name: str, content: str = "") -> gr.HTML:
+    """HTML whose buttons with `data-act` trigger a click that says which and of what."""
+    return gr.HTML(content, elem_id=name, js_on_load=_ACTING)
+
+
+def lay_out_history() -> History:
+    """Make the components of the tabs Jobs and Gallery."""
+    with gr.Tab("Jobs", id="jobs", elem_id="k-jobs-tab") as jobs_tab:
+        jobs = acting("k-jobs")
+    with gr.Tab("Gallery", id="gallery", elem_id="k-gallery-tab") as gallery_tab:
+        with gr.Row(elem_id="k-filters"):
+            model = gr.Dropdown([("all", "")], value="", label="Model", elem_id="k-of-model")
+            recipe = gr.Dropdown([("all", "")], value="", label="Recipe", elem_id="k-of-recipe")
+        opened = acting("k-opened")
+        gallery = acting("k-gallery")
+    return History(jobs_tab, jobs, gallery_tab, model, recipe, opened, gallery)
 
 
 def _model_fields() -> dict[str, Component]:

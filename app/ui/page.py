@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator
-from dataclasses import replace
+import asyncio
+import hashlib
+import os
+import traceback
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import gradio as gr
-from gradio.components import Component
+from fastapi.concurrency import run_in_threadpool
 
 from ...accel import recipe as recipes
 from ...accel.recipe import Recipe
-from ...pipelines import cards, planning
+from ...pipelines import cards, planning, sidecar
 from ...pipelines.errors import KinoraError
-from ...pipelines.request import DEFAULT_MODEL, DENSE, EXAMPLE_PROMPT
-from . import controls, form, view
-from .desk import Desk, Job, fault
-from .layout import lay_out
-from .view import View
+from ...pipelines.jobs import Jobs
+from ...pipelines.jobs.jobs import HIDDEN
+from ...pipelines.request import DEFAULT_MODEL, DENSE, EXAMPLE_PROMPT, Request
+from ...pipelines.sidecar import Record
+from . import controls, form, view, wire
+from .compare import Compare
+from .gallery import Gallery
+from .history import BRIEF, OWN, History, Update, Values
+from .layout import lay_out, lay_out_history
+from .seen import Seen, see
 
 CSS = Path(__file__).with_name("page.css")
 ICON = Path(__file__).with_name("kinora.svg")
-# That a page was closed is noticed when something is sent to it.
-_TICK_S = 1.0
-
-Values = dict[Component, Any]
-Update = dict[Any, Any]
+_TICK_S = 0.25
 
 
 def theme() -> gr.themes.Base:
@@ -55,61 +59,85 @@ def theme() -> gr.themes.Base:
 
 
 class Page:
-    """One page for all who open it; each has one run at most, and they are made in turn."""
+    """One page for all who open it. What each has asked for goes on when it is closed."""
 
-    def __init__(self, desk: Desk, output: str) -> None:
-        self._desk = desk
-        self._output = output
-        self._jobs: dict[str | None, Job] = {}
+    def __init__(self, jobs: Jobs, gallery: Gallery, *, named_only: bool = False) -> None:
+        """With `named_only`, models and recipes are given by name, never as paths."""
+        self._jobs = jobs
+        self._named_only = named_only
+        self._kept = jobs.folder / HIDDEN / "recipes"
+        self._asked: dict[str | None, list[str]] = {}
         with gr.Blocks(title="Kinora", analytics_enabled=False) as self.blocks:
-            self._panel = lay_out()
+            gr.HTML("<h1>Kinora</h1>", elem_id="k-name")
+            with gr.Tabs(elem_id="k-tabs") as self._tabs:
+                with gr.Tab("Generate", id="generate") as generate_tab:
+                    self._panel = lay_out()
+                compare = Compare(self, jobs)
+                shelf = lay_out_history()
             self._wire()
+            compare.wire(set(self._panel.inputs()))
+            History(self, jobs, gallery, shelf).wire([generate_tab, compare.tab], self._tabs)
 
     def _wire(self) -> None:
         panel = self._panel
-        # Nothing is called from elsewhere, and the page tells its progress itself.
-        own: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        # Past gradio's queue: it loses a run that begins just when another answer ends its stream.
-        brief: dict[str, Any] = {**own, "queue": False}
         inputs, prompt = set(panel.inputs()), panel.fields["prompt"]
         model, recipe = panel.fields["model"], panel.fields["recipe"]
         buttons = [panel.generate, panel.cancel]
-        # The desk makes the runs in turn; here they wait without holding up anything else.
+        # Jobs are made in turn; here they are followed without holding up anything else.
         gr.on(
             [panel.generate.click, cast("Any", prompt).submit], self.generate, inputs,
-            [panel.status, panel.result, *buttons], concurrency_limit=None, **own,
-        ).then(self.ready, None, buttons, **brief)  # fmt: skip
-        panel.cancel.click(self.cancel, None, panel.cancel, **brief)
+            [panel.status, panel.result, *buttons], concurrency_limit=None, **OWN,
+        ).then(self.ready, None, buttons, **BRIEF)  # fmt: skip
+        panel.cancel.click(self.cancel, None, panel.cancel, **BRIEF)
         described = [model, *(panel.fields[name] for name in form.BY_CARD)]
-        cast("Any", model).input(self.describe, model, described, **brief)
+        cast("Any", model).input(self.describe, model, described, **BRIEF)
         changed = [recipe, *panel.groups.values(), *panel.all_options()]
-        cast("Any", recipe).input(self.preset, recipe, changed, **brief)
+        cast("Any", recipe).input(self.preset, recipe, changed, **BRIEF)
+        restored = [*self.restoring(), panel.dropped]
+        panel.dropped.upload(self.restore_file, panel.dropped, restored, **BRIEF)
         edits = [cast("Any", it).change for it in panel.inputs() if it is not prompt]
         gr.on(
             [self.blocks.load, *edits], self.predict, inputs, panel.prediction,
-            trigger_mode="always_last", **brief,
+            trigger_mode="always_last", **BRIEF,
         )  # fmt: skip
 
+    def restoring(self) -> list[Any]:
+        """The components that `restore` changes."""
+        panel = self._panel
+        return [*panel.inputs(), *panel.groups.values(), panel.status, self._tabs]
+
     async def generate(self, values: Values, asker: gr.Request) -> AsyncGenerator[Update, None]:
-        """Make the video, showing how far it is. Closing the page closes this: the run ends."""
+        """Put what is asked for into the line, and show how far it is until it has ended."""
         try:
-            request = self._panel.request(values, self._output)
+            jobs = await run_in_threadpool(lambda: self._jobs.submit(self.request(values)))
         except Exception as error:
-            yield self._draw(view.failed(_told(error)))
+            yield self._drawn(view.failed(self.told(error)), None)
             return
-        job = self._jobs[asker.session_hash] = self._desk.submit(request)
-        shown = View("waiting", request=request)
-        try:
-            while shown.busy:
-                yield self._draw(replace(shown, stopping=job.stop.is_set()))
-                for event in await job.wait(_TICK_S):
-                    shown = view.after(shown, event, time.monotonic())
-                shown = replace(shown, outputs=tuple(job.finished))
-            yield self._draw(shown)
-        finally:
-            self._desk.cancel(job)
-            if self._jobs.get(asker.session_hash) is job:
-                del self._jobs[asker.session_hash]
+        ids = self._asked[asker.session_hash] = [job.id for job in jobs]
+        before: Update = {}
+        while True:
+            seen = await run_in_threadpool(self._see, ids)
+            now = self._drawn(view.status(seen), view.result(seen), seen)
+            # What has not changed is not sent: a video would begin again.
+            new = {it: content for it, content in now.items() if before.get(it) != content}
+            before = now
+            if new:
+                yield new
+            if not any(it.job.open for it in seen):
+                return
+            await asyncio.sleep(_TICK_S)
+
+    def request(self, values: Values) -> Request:
+        """What the fields ask for. Raises `KinoraError`."""
+        request = self._panel.request(values, str(self._jobs.folder))
+        self.check(request)
+        return request
+
+    def check(self, request: Request) -> None:
+        """Raises `RequestError` where it gives the path of a model or recipe and may not."""
+        if self._named_only:
+            kept = str(request.recipe).startswith(f"{self._kept}/")
+            wire.check_named(request.model, None if kept else request.recipe)
 
     def ready(self) -> Update:
         """Offer the next run."""
@@ -119,11 +147,54 @@ class Page:
         }
 
     def cancel(self, asker: gr.Request) -> Update:
-        """Ask for the run of this page to end; `generate` shows when it has."""
-        job = self._jobs.get(asker.session_hash)
-        if job is not None:
-            self._desk.cancel(job)
+        """Ask for what this page asked for to end; `generate` shows when it has."""
+        for id in self._asked.get(asker.session_hash, ()):
+            job = self._jobs.get(id)
+            if job is not None and not job.stopping:
+                self._jobs.cancel(id)
         return {self._panel.cancel: gr.Button(interactive=False)}
+
+    def restore_file(self, path: str | None) -> Update:
+        """Set all fields as a dropped file has them, and forget the file."""
+        if path is None:
+            return {}
+        file = Path(path)
+        try:
+            update = self.restore(sidecar.read(file))
+        except Exception as error:
+            text = self.told(error).replace(str(file), file.name)
+            update: Update = {self._panel.status: view.failed(text)}
+        finally:
+            file.unlink(missing_ok=True)
+        return {**update, self._panel.dropped: None}
+
+    def restore(self, record: Record) -> Update:
+        """Set all fields as a record has them. Raises `KinoraError`."""
+        panel = self._panel
+        fields, recipe = form.restored(record, self._keep)
+        update: Update = {panel.fields[name]: value for name, value in fields.items()}
+        model, about = fields["model"], ""
+        with suppress(KinoraError):  # gone since: the prediction says so
+            card = cards.find(model)
+            about = form.about(card)
+            for name, step in form.steps(card).items():
+                update[panel.fields[name]] = gr.Number(fields[name], step=step)
+        return {
+            **update,
+            panel.fields["model"]: gr.Dropdown(value=model, info=about),
+            panel.fields["recipe"]: gr.Dropdown(value=fields["recipe"], info=recipe.title),
+            **self._shown(recipe),
+            panel.status: view.restored(record),
+            self._tabs: gr.Tabs(selected="generate"),
+        }
+
+    def _keep(self, recipe: Recipe) -> str:
+        """Write a recipe that no preset leads to, where it is found again."""
+        text = recipe.to_toml()
+        path = self._kept / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.toml"
+        self._kept.mkdir(exist_ok=True)
+        path.write_text(text, "utf-8")
+        return str(path)
 
     def describe(self, model: str | None) -> Update:
         """Fill in the model's own defaults and tell what it takes."""
@@ -141,13 +212,18 @@ class Page:
 
     def preset(self, name: str | None) -> Update:
         """Set the controls to the recipe's values, and show those that it has."""
-        panel = self._panel
         try:
             recipe = recipes.find(name or DENSE)
         except KinoraError:
             recipe = Recipe()  # the prediction says why
+        return {
+            self._panel.fields["recipe"]: gr.Dropdown(info=recipe.title), **self._shown(recipe)
+        }  # fmt: skip
+
+    def _shown(self, recipe: Recipe) -> Update:
+        """The controls as `recipe` has them."""
+        panel, update = self._panel, Update()
         method, values = controls.method_of(recipe), controls.values(recipe)
-        update: Update = {panel.fields["recipe"]: gr.Dropdown(info=recipe.title)}
         for key, group in panel.groups.items():
             here = key in ("", method)
             update[group] = gr.Column(visible=here)
@@ -158,24 +234,31 @@ class Page:
     def predict(self, values: Values) -> str:
         """What the run would do, in words."""
         try:
-            request = self._panel.request(values, self._output)
             # Whether there is a prompt yet changes nothing.
-            return view.prediction(
-                planning.plan(request.model_copy(update={"prompt": EXAMPLE_PROMPT}))
-            )
+            request = self.request(values).model_copy(update={"prompt": EXAMPLE_PROMPT})
+            return view.prediction(planning.plan(request))
         except Exception as error:
-            return view.refused(_told(error))
+            return view.refused(self.told(error))
 
-    def _draw(self, shown: View) -> Update:
+    def _see(self, ids: Sequence[str]) -> list[Seen]:
+        return [it for it in (see(self._jobs, id) for id in ids) if it is not None]
+
+    def _drawn(self, status: str, result: str | None, seen: Sequence[Seen] = ()) -> Update:
         panel = self._panel
-        return {
-            panel.status: view.status(shown, time.monotonic()),
-            panel.result: view.result(shown),
+        stops = any(it.job.open and not it.job.stopping for it in seen)
+        update: Update = {
+            panel.status: status,
             panel.generate: gr.Button(interactive=False),
-            panel.cancel: gr.Button(interactive=shown.busy and not shown.stopping),
+            panel.cancel: gr.Button(interactive=stops),
         }
+        return update if result is None else {**update, panel.result: result}
 
-
-def _told(error: Exception) -> str:
-    """An exception as one line."""
-    return str(error) if isinstance(error, KinoraError) else fault(error)
+    @staticmethod
+    def told(error: Exception) -> str:
+        """An exception as one line; what should not happen shows where on stderr, on demand."""
+        if isinstance(error, KinoraError):
+            return str(error)
+        if os.environ.get("KINORA_DEBUG"):
+            traceback.print_exception(error)
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return f"a fault in Kinora: {message}; KINORA_DEBUG=1 shows where, please report it"

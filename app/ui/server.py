@@ -1,28 +1,31 @@
-"""Serves the page on this machine until Ctrl-C. Imports gradio, and says so if it is not there."""
+"""Serves page and jobs until Ctrl-C. Imports gradio, and says so if it is not there."""
 
 from __future__ import annotations
 
 import errno
+import importlib.util
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import webbrowser
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import quote
 
 from ...pipelines.errors import KinoraError
-
-if TYPE_CHECKING:
-    from ...pipelines.saving import Kept
+from ...pipelines.jobs import Jobs
+from .guard import TOKEN, UPLOAD_BYTES, Access, Guard
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
 _TRIED = 100
+_CONNECTIONS = 1000
 _LIBRARIES = ("gradio", "fastapi", "uvicorn")
 
 
@@ -30,48 +33,60 @@ class PageError(KinoraError):
     """The page cannot be served."""
 
 
-def serve(output: str, port: int | None, *, browser: bool, unfinished: list[Kept]) -> None:
-    """Serve the page until an exception (Ctrl-C) ends it, and a run of it with it.
+def serve(output: str, port: int | None, *, host: str, browser: bool) -> None:
+    """Serve the page until an exception (Ctrl-C) ends it; what is being made is interrupted then.
 
-    With `port` None it is the default one, or the next that is free. `unfinished` gets the latents
-    of a run that is then being decoded. Raises `PageError`.
+    With `port` None it is the default one, or the next that is free. Raises `KinoraError`.
     """
+    access = Access.to(host, os.environ.get(TOKEN) or None)
     folder = Path(os.path.abspath(os.path.expanduser(output)))
     if folder.exists() and not folder.is_dir():
         raise PageError(f"--output {output} is a file: give a folder, the page names its files")
-    if folder.suffix:
-        output = f"{output}/"  # otherwise it would mean a file of that kind
-    with listening(port) as listener, TemporaryDirectory(prefix="kinora-ui-") as scratch:
+    _check_libraries()
+    with (
+        listening(port, host) as listener,
+        TemporaryDirectory(prefix="kinora-ui-") as scratch,
+        closing(Jobs(folder)) as jobs,
+    ):
         # Read when gradio is imported. Its own folder in /tmp may belong to somebody else.
         os.environ["GRADIO_TEMP_DIR"] = scratch
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        jobs.start()
         taken = listener.getsockname()[1]
-        app, desk = _application(folder, output, unfinished)
-        with _served(app, listener) as thread:
-            address = f"http://{HOST}:{taken}"
+        with served(application(jobs, access), listener) as thread:
+            address = f"http://{f'[{host}]' if ':' in host else host}:{taken}"
             if port is None and taken != DEFAULT_PORT:
                 print(f"port {DEFAULT_PORT} is taken: using {taken}")
-            print(f"{address} (Ctrl-C ends it)", flush=True)
-            if browser and not webbrowser.open(address):
-                print("there is no browser to open it in", flush=True)
-            desk.work(thread.is_alive)
+            asks = f"/?token=${TOKEN}" if access.token else ""
+            print(f"{address}{asks} (Ctrl-C ends it)", flush=True)
+            if browser:
+                shown = f"{address}/?token={quote(access.token)}" if access.token else address
+                if not webbrowser.open(shown):
+                    print("there is no browser to open it in", flush=True)
+            while thread.is_alive() and jobs.alive:
+                thread.join(1)
     raise RuntimeError("the server of the page has ended")
 
 
-def listening(port: int | None) -> socket.socket:
+def listening(port: int | None, host: str = HOST) -> socket.socket:
     """A socket at `port`, or at the first free one from the default on. Raises `PageError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     wanted = [port] if port is not None else range(DEFAULT_PORT, DEFAULT_PORT + _TRIED)
     for number in wanted:
-        listener = socket.socket()
+        listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((HOST, number))
+            listener.bind((host, number))
             listener.listen()
             return listener
         except OSError as error:
             listener.close()
             if port is None and error.errno == errno.EADDRINUSE:
                 continue
+            if error.errno in (errno.EADDRNOTAVAIL, None) or isinstance(error, socket.gaierror):
+                raise PageError(
+                    f"{host} is no address of this machine: choose another --host, such as {HOST}"
+                ) from error
             why = (
                 "taken" if error.errno == errno.EADDRINUSE else f"not to be had ({error.strerror})"
             )
@@ -83,45 +98,55 @@ def listening(port: int | None) -> socket.socket:
     )
 
 
-def _application(folder: Path, output: str, unfinished: list[Kept]) -> tuple[Any, Any]:
-    """The page as an ASGI application, and its desk."""
-    try:
-        import gradio as gr
-        from fastapi import FastAPI
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _LIBRARIES:
-            raise
-        raise PageError(
-            f"the page needs {error.name}, which is not installed: "
-            '`pip install --editable ".[ui]"` in the clone brings it'
-        ) from error
-    from . import page
-    from .desk import Desk
-    from .guard import Guard
+def _check_libraries() -> None:
+    """Raises `PageError` where one is missing."""
+    for name in _LIBRARIES:
+        try:
+            missing = importlib.util.find_spec(name) is None
+        except ValueError:  # something stands in its place
+            missing = sys.modules.get(name) is None
+        if missing:
+            raise PageError(
+                f"the page needs {name}, which is not installed: "
+                '`pip install --editable ".[ui]"` in the clone brings it'
+            )
 
-    desk = Desk(unfinished=unfinished)
-    blocks = page.Page(desk, output).blocks.queue(api_open=False)
-    app = gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+
+def application(jobs: Jobs, access: Access) -> Guard:
+    """The page and the jobs over HTTP as one ASGI application."""
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from . import api, page
+    from . import gallery as galleries
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    api.add(app, jobs)
+    gallery = galleries.Gallery(jobs.folder)
+    galleries.add(app, gallery)
+    shown = page.Page(jobs, gallery, named_only=access.token is not None)
+    blocks = shown.blocks.queue(api_open=False)
+    mounted = gr.mount_gradio_app(
+        app,
         blocks,
         path="/",
         server_name=HOST,
-        allowed_paths=[str(folder)],
         footer_links=[],
         run_history=False,
         ssr_mode=False,
         mcp_server=False,
         enable_monitoring=False,
         show_error=False,
+        max_file_size=UPLOAD_BYTES,
         favicon_path=str(page.ICON),
         theme=page.theme(),
         css_paths=[page.CSS],
     )
-    return Guard(app), desk
+    return Guard(mounted, access)
 
 
 @contextmanager
-def _served(app: Any, listener: socket.socket) -> Generator[threading.Thread, None, None]:
+def served(app: Any, listener: socket.socket) -> Generator[threading.Thread, None, None]:
     """Answer what comes in at `listener`, in a thread, for the length of the body."""
     import uvicorn
 
@@ -131,6 +156,8 @@ def _served(app: Any, listener: socket.socket) -> Generator[threading.Thread, No
         log_config=None,
         log_level=logging.INFO if debug else logging.CRITICAL,
         ws="none",
+        limit_concurrency=_CONNECTIONS,
+        backlog=_CONNECTIONS,
         # Pages that are open keep a connection each, which would never end by themselves.
         timeout_graceful_shutdown=1,
     )

@@ -1,105 +1,116 @@
-"""What the page shows of a run: events in, a `View`; a `View` in, HTML."""
+"""What the page shows of jobs and videos, as HTML: everything that came from outside is escaped."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
-from typing import Literal
-from urllib.parse import quote
 
-from ...pipelines.events import STAGES, Notice, Progress
+from ...pipelines.events import STAGES
 from ...pipelines.memory import amount
 from ...pipelines.planning import Plan
-from ...pipelines.request import Request
-from ...pipelines.run import Output, Run
-from ...pipelines.worker import Event
-from .desk import Ended
+from ...pipelines.request import Resolved
+from ...pipelines.sidecar import Record
 from .fields import in_titles
+from .seen import Seen, phase, recipe_name
 
-Phase = Literal["idle", "waiting", "running", "done", "cancelled", "failed"]
-FILES = "/gradio_api/file="
-"""Where gradio serves the files that it may."""
-
-_LAST: dict[str, tuple[Phase, str]] = {
-    "cancelled": ("cancelled", "Cancelled"),
-    "closed": ("cancelled", "`kinora ui` has ended"),
-    "refused": ("failed", ""),
-    "fault": ("failed", ""),
+EMPTY = '<div class="k-frame k-empty">The video appears here.</div>'
+_ACTIONS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "queued": (("cancel", "Cancel"),),
+    "running": (("cancel", "Cancel"),),
+    "done": (("open", "Open"), ("remove", "Delete")),
+    "failed": (("retry", "Retry"), ("remove", "Delete")),
+    "cancelled": (("retry", "Retry"), ("remove", "Delete")),
+    "interrupted": (("retry", "Retry"), ("remove", "Delete")),
 }
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """A run of `request` as far as it is known.
-
-    `at` is when `progress` came, on the clock of the caller; `outputs` are on disk, and `kept` says
-    which latents are.
-    """
-
-    phase: Phase = "idle"
-    request: Request | None = None
-    progress: Progress | None = None
-    at: float = 0.0
-    stopping: bool = False
-    notices: tuple[str, ...] = ()
-    told: str = ""
-    kept: str = ""
-    outputs: tuple[Output, ...] = ()
-
-    @property
-    def busy(self) -> bool:
-        """Whether more is to come."""
-        return self.phase in ("waiting", "running")
+def failed(text: str) -> str:
+    """The status of what was refused before it was a job."""
+    return _status("failed", [f'<p class="k-failed">{worded(text)}</p>'])
 
 
-def after(view: View, event: Event | Ended, now: float) -> View:
-    """The view once `event` has come."""
-    if not view.busy:
-        return view  # a cancel that came too late changes nothing
-    if isinstance(event, Progress):
-        return replace(view, phase="running", progress=event, at=now)
-    if isinstance(event, Notice):
-        return replace(view, notices=(*view.notices, event.text))
-    if isinstance(event, Run):
-        return replace(view, phase="done", outputs=event.outputs)
-    phase, told = _LAST[event.how]
-    return replace(view, phase=phase, told=told or event.text, kept=event.text if told else "")
-
-
-def failed(text: str) -> View:
-    """A run that was refused before it was one."""
-    return View("failed", told=text)
-
-
-def status(view: View, now: float) -> str:
-    """The line about the run, its bar and its notices, as HTML."""
+def status(seen: Sequence[Seen]) -> str:
+    """The line about what was asked for, its bar and its notices."""
     lines: list[str] = []
-    if view.busy:
-        lines.append(_doing(view, now))
-    elif view.told:
-        told = view.told
-        if view.phase == "cancelled":
-            stays = ["the finished videos stay"] if view.outputs else []
-            stays += [view.kept] if view.kept else []
-            told += f": {'; '.join(stays) or 'nothing of it is left'}."
-        lines.append(f'<p class="k-{view.phase}">{_worded(told)}</p>')
-    lines += [f'<p class="k-notice">{_worded(text)}</p>' for text in view.notices]
-    return f'<div role="status" data-phase="{view.phase}">{"".join(lines)}</div>'
+    current = next((it for it in seen if it.job.status == "running"), None)
+    current = current or next((it for it in seen if it.job.open), None)
+    if current is not None:
+        lines.append(doing(current, 1 + seen.index(current), len(seen)))
+    told = dict.fromkeys(_ending(it) for it in seen if it.phase in ("failed", "cancelled"))
+    lines += told
+    notices = dict.fromkeys(text for it in seen for text in it.notices)
+    lines += [f'<p class="k-notice">{worded(text)}</p>' for text in notices]
+    return _status(phase(seen), lines)
 
 
-def result(view: View) -> str:
-    """The videos that there are, where, how long they took and what ran, as HTML."""
-    if not view.outputs:
-        return '<div class="k-frame k-empty">The video appears here.</div>'
-    shown = "".join(_output(view, output) for output in view.outputs)
-    several = " k-several" if view.request and view.request.num_videos > 1 else ""
-    return f'<div class="k-outputs{several}">{shown}</div>{_times(view)}{_receipt(view)}'
+def restored(record: Record) -> str:
+    """The status once settings stand as a record has them."""
+    told = f"Settings of {record.created} are restored; Generate makes it again."
+    return _status("idle", [f'<p class="k-notice">{escape(told)}</p>'])
+
+
+def doing(seen: Seen, number: int = 1, count: int = 1) -> str:
+    """What is being done at a job that has not ended, with a bar."""
+    progress, which = seen.progress, f"video {number} of {count}" if count > 1 else ""
+    what, step, times, bar = "starting", "", "", ""
+    if seen.job.status == "queued":
+        what = "waiting for its turn"
+        times = f"{seen.ahead} ahead of it" if seen.ahead else "next"
+        times = worded(seen.held) if seen.held else times
+    elif progress is not None:
+        what = progress.doing
+        times = f"{progress.elapsed_s + seen.ago_s:.0f} s"
+        if progress.eta_s is not None:
+            times += f", about {max(0.0, progress.eta_s - seen.ago_s):.0f} s left"
+        if progress.steps:
+            step = f"step {progress.step} of {progress.steps}"
+            bar = f' max="{progress.steps}" value="{progress.step}"'
+    if seen.job.stopping:
+        what, step = "stopping, within a step", ""
+    where = ", ".join(filter(None, (which, step)))
+    return (
+        f'<p class="k-doing"><b>{what}</b> <span>{where}</span> <span>{times}</span></p>'
+        f'<progress aria-label="{what}"{bar}></progress>'
+    )
+
+
+def result(seen: Sequence[Seen]) -> str:
+    """The videos that there are, where, how long they took and what ran."""
+    done = [it for it in seen if it.record is not None]
+    if not done:
+        return EMPTY
+    shown = "".join(_output(it) for it in done)
+    several = " k-several" if len(seen) > 1 else ""
+    records = [it.record for it in done if it.record is not None]
+    return f'<div class="k-outputs{several}">{shown}</div>{details(records)}'
+
+
+def details(records: Sequence[Record]) -> str:
+    """How long videos took by stage, and what their receipts say."""
+    return _times(records) + _receipt(records)
+
+
+def media(request: Resolved, address: str, extra: str = "controls autoplay loop") -> str:
+    """A video or image in its place."""
+    prompt = escape(request.prompt)
+    # Its place is kept while it loads.
+    facts = f'src="{address}" width="{request.width}" height="{request.height}"'
+    if request.format in ("mp4", "webm"):
+        return f'<video {facts} aria-label="{prompt}" {extra} muted playsinline></video>'
+    return f'<img {facts} alt="{prompt}">'
+
+
+def listing(seen: Sequence[Seen]) -> str:
+    """All jobs as a list, with what can be done about each."""
+    if not seen:
+        return '<div class="k-frame k-empty">No job yet.</div>'
+    held = next((it.held for it in seen if it.held), None)
+    note = f'<p class="k-notice">{worded(held)}</p>' if held else ""
+    return f'{note}<ul class="k-jobs">{"".join(map(_listed, seen))}</ul>'
 
 
 def prediction(plan: Plan) -> str:
-    """What a run would do and need, as HTML."""
+    """What a run would do and need."""
     request = plan.request
     fits = plan.memory.peak <= plan.free_bytes
     lines = [
@@ -115,86 +126,97 @@ def prediction(plan: Plan) -> str:
     ]
     lines += parts or ["nothing accelerated: the stock pipeline"]
     bad = not fits or any(it.verdict == "refused" for it in plan.parts)
-    return _remark("Predicted", lines, "k-bad" if bad else "")
+    return remark("Predicted", lines, "k-bad" if bad else "")
 
 
 def refused(text: str) -> str:
-    """Why nothing can be predicted, as HTML."""
-    return _remark("Predicted", [text], "k-bad k-refused")
+    """Why nothing can be predicted."""
+    return remark("Predicted", [text], "k-bad k-refused")
 
 
-def _remark(heading: str, lines: list[str], mark: str = "") -> str:
-    items = "".join(f"<li>{_worded(line)}</li>" for line in lines)
+def remark(heading: str, lines: Sequence[str], mark: str = "") -> str:
+    """Some lines under a heading."""
+    items = "".join(f"<li>{worded(line)}</li>" for line in lines)
     return f'<div class="k-remark {mark}"><b>{heading}</b><ul>{items}</ul></div>'
 
 
-def _worded(text: str) -> str:
+def worded(text: str) -> str:
     """A text of Kinora's as HTML, in the page's words."""
     return escape(in_titles(text))
 
 
-def _doing(view: View, now: float) -> str:
-    progress = view.progress
-    if progress is None:
-        doing, count, times = "waiting for its turn", "", ""
-    else:
-        passed = max(0.0, now - view.at)
-        doing = progress.doing
-        which = f"video {progress.video} of {progress.videos}" if progress.videos > 1 else ""
-        step = f"step {progress.step} of {progress.steps}" if progress.steps else ""
-        count = ", ".join(filter(None, (which, step)))
-        times = f"{progress.elapsed_s + passed:.0f} s"
-        if progress.eta_s is not None:
-            times += f", about {max(0.0, progress.eta_s - passed):.0f} s left"
-    if view.stopping:
-        doing, count = "stopping, within a step", ""
-    known = progress is not None and progress.steps > 0
-    value = f' max="{progress.steps}" value="{progress.step}"' if progress and known else ""
+def settings(request: Resolved) -> str:
+    """What was asked for, in a line."""
+    facts = (
+        request.model,
+        f"{request.width}×{request.height}",
+        f"{request.frames} frames" if request.frames > 1 else "1 frame",
+        f"{request.steps} steps",
+        f"seed {request.seed}",
+        recipe_name(request.recipe),
+    )
+    return escape(" · ".join(facts))
+
+
+def _status(phase: str, lines: Sequence[str]) -> str:
+    return f'<div role="status" data-phase="{phase}">{"".join(lines)}</div>'
+
+
+def _ending(seen: Seen) -> str:
+    """How a job ended that came to no video, in a line."""
+    job = seen.job
+    told = job.reason or f"the job was {job.status}"
+    if job.status == "cancelled":
+        told = "Cancelled: nothing of it is left."
+    elif job.status == "interrupted":
+        told = f"Interrupted: {told}"
+    if seen.latents is not None and str(seen.latents) not in told:
+        told = told.replace(": nothing of it is left.", "")
+        told += f": its latents are kept: finish with `kinora decode {seen.latents}`"
+    return f'<p class="k-{seen.phase}">{worded(told)}</p>'
+
+
+def _listed(seen: Seen) -> str:
+    job = seen.job
+    buttons = "".join(
+        f'<button data-act="{act}" data-id="{seen.name}">{label}</button>'
+        for act, label in _ACTIONS[job.status]
+    )
+    if job.stopping:
+        buttons = f'<button data-act="cancel" data-id="{seen.name}">Stop at once</button>'
+    more = doing(seen) if job.open else _ending(seen) if job.status != "done" else ""
+    took = ""
+    if job.status == "done" and job.started and job.ended:
+        took = f" · {job.ended - job.started:.0f} s"
     return (
-        f'<p class="k-doing"><b>{doing}</b> <span>{count}</span> <span>{times}</span></p>'
-        f'<progress aria-label="{doing}"{value}></progress>'
+        f'<li data-status="{job.status}"><div class="k-what"><span class="k-chip">{job.status}'
+        f"</span> <b>{escape(job.row.request.prompt)}</b>"
+        f'<p class="k-facts">{settings(job.row.request)}{took}</p>{more}</div>'
+        f'<div class="k-acts">{buttons}</div></li>'
     )
 
 
-def _output(view: View, output: Output) -> str:
-    files = filter(None, (output.path, output.sidecar, output.latents))
+def _output(seen: Seen) -> str:
+    request, address = seen.job.row.request, f"/v1/videos/{seen.name}/content"
+    links = [(address, f"{seen.job.row.name}.{request.format}")]
+    links.append((f"{address}?variant=sidecar", f"{seen.job.row.name}.json"))
+    if seen.latents is not None:
+        links.append((f"{address}?variant=latents", seen.latents.name))
+    named = " ".join(f'<a href="{url}" target="_blank">{escape(it)}</a>' for url, it in links)
     return (
-        f'<div><figure class="k-frame">{_media(view, output)}</figure>'
-        f'<p class="k-paths">{" ".join(_link(path) for path in files)}</p></div>'
+        f'<div><figure class="k-frame">{media(request, address)}</figure>'
+        f'<p class="k-paths">{named}</p></div>'
     )
 
 
-def _times(view: View) -> str:
-    times = [(it, sum(output.stages_s[it] for output in view.outputs)) for it in STAGES]
-    times.append(("total", sum(taken for _, taken in times)))
+def _times(records: Sequence[Record]) -> str:
+    times = [(it, sum(record.stages_s.get(it, 0.0) for record in records)) for it in STAGES]
+    times.append(("total", sum(taken for _, taken in times)))  # type: ignore[arg-type]
     cells = "".join(f"<div><dt>{name}</dt><dd>{taken:.2f} s</dd></div>" for name, taken in times)
     return f'<dl class="k-times">{cells}</dl>'
 
 
-def _receipt(view: View) -> str:
-    receipts = [output.receipt for output in view.outputs if output.receipt is not None]
+def _receipt(records: Sequence[Record]) -> str:
+    receipts = [it.receipt for it in records if it.receipt is not None]
     lines = dict.fromkeys(line for receipt in receipts for line in receipt.words())
-    return _remark("Receipt", list(lines)) if lines else ""
-
-
-def _media(view: View, output: Output) -> str:
-    request, facts = view.request, f'src="{_url(output.path, output.frames_sha256)}"'
-    prompt = escape(request.prompt) if request else ""
-    if request and request.width and request.height:  # its place is kept while it loads
-        facts += f' width="{request.width}" height="{request.height}"'
-    if output.path.suffix in (".mp4", ".webm"):
-        return (
-            f'<video {facts} aria-label="{prompt}" controls autoplay loop muted playsinline>'
-            "</video>"
-        )
-    return f'<img {facts} alt="{prompt}">'
-
-
-def _link(path: Path) -> str:
-    return f'<a href="{_url(path)}" target="_blank">{escape(str(path))}</a>'
-
-
-def _url(path: Path, version: str = "") -> str:
-    # The version keeps a browser from showing an earlier file of the same name.
-    query = f"?{quote(version[:16])}" if version else ""
-    return f"{FILES}{quote(os.path.abspath(os.path.expanduser(path)))}{query}"
+    return remark("Receipt", list(lines)) if lines else ""

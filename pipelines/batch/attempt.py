@@ -14,7 +14,7 @@ from ..files import FULL, LATENTS_SUFFIX, Destination, explain
 from ..run import Output
 from .making import Maker, Report
 from .rows import Row
-from .store import publish
+from .store import publish, rescue
 
 Ending = Literal["done", "retried", "failed", "stopped"]
 _AGAIN = (GenerationError, MemoryLimitError)  # the others would end alike
@@ -63,15 +63,16 @@ def attempt(
     maker: Maker,
     row: Row,
     number: int,
-    place: tuple[str, Path, Path],
+    place: tuple[str | None, Path, Path],
     stop: threading.Event,
     report: Report,
 ) -> Ended:
-    """Make `row`; `place` is a device, the folder of the batch and one for drafts."""
+    """Make `row`; `place` is a device (None: the row's), the folder of files and one for drafts."""
     device, folder, drafts = place
     began = time.perf_counter()
     staging = drafts / row.id
-    request = row.request.request().model_copy(update={"device": device, "output": f"{folder}/"})
+    where = {"device": device or row.request.device, "output": f"{folder}/"}
+    request = row.request.request().model_copy(update=where)
 
     def ended(status: Ending, **fields: Any) -> Ended:
         seconds = round(time.perf_counter() - began, 3)
@@ -89,7 +90,7 @@ def attempt(
         if output.latents is None:  # an earlier attempt may have failed while decoding
             (folder / f"{row.name}{LATENTS_SUFFIX}").unlink(missing_ok=True)
     except Cancelled:
-        return ended("stopped")
+        return ended("stopped", latents=rescue(staging, folder, row.name))
     except KinoraError as error:
         told, kept = _kept(error, folder, row.name)
         # All rows are written to this one folder: what is wrong with it is not the row's fault.

@@ -7,6 +7,7 @@ from array import array
 from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from .rows import Row
 from .table import Table
@@ -20,6 +21,31 @@ class Turn:
     row: Row
     attempt: int
     alone: bool
+
+
+class Turns(Protocol):
+    """What an engine takes its turns from, and tells how they went."""
+
+    @property
+    def left(self) -> int:
+        """Rows that nobody has taken; as long as there are some, engines go on."""
+        ...
+
+    def take(self, worker: Hashable, *, idle: bool = True) -> Turn | None:
+        """A row for `worker`, or None where there is none for it now."""
+        ...
+
+    def unwanted(self, turn: Turn) -> Literal["stop", "kill"] | None:
+        """Whether a turn is to end within a step, or at once with its process."""
+        ...
+
+    def failed(self, turn: Turn) -> bool:
+        """An attempt has failed; whether the row will be tried again."""
+        ...
+
+    def lost(self, turn: Turn, *, suspected: bool) -> None:
+        """A turn has come to no end: its process did; `suspected` that it brought it down."""
+        ...
 
 
 @dataclass
@@ -71,6 +97,9 @@ class Schedule:
         index = queue.rows[queue.next]
         queue.next += 1
         return self._turn(index, False)
+
+    def unwanted(self, turn: Turn) -> None:
+        """All rows are wanted as long as the batch is."""
 
     def failed(self, turn: Turn) -> bool:
         """Count an attempt that failed; whether the row will be tried again."""

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..errors import OutputError
-from ..files import explain, sync_folder
+from ..files import LATENTS_SUFFIX, explain, sync_folder
 from .table import Table, read_header, read_rows
 
 ROWS = "rows.jsonl"
@@ -40,6 +40,11 @@ class Store:
     """One such folder, which need not exist yet."""
 
     path: Path
+
+    @property
+    def drafts(self) -> Path:
+        """Where drafts lie."""
+        return self.path / _DRAFTS
 
     def check(self, manifest: Path, table: Table) -> None:
         """Raises `OutputError` if the folder is not that of this manifest.
@@ -159,7 +164,7 @@ class Store:
         self.sweep()
         host = "".join(it if it.isalnum() else "-" for it in socket.gethostname())[:40]
         name = f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
-        drafts = Drafts(self.path / _DRAFTS / name)
+        drafts = Drafts(self.drafts / name)
         try:
             drafts.make()
         except OSError as error:
@@ -173,10 +178,10 @@ class Store:
     def sweep(self) -> None:
         """Remove the drafts of runs that were killed."""
         with suppress(FileNotFoundError):
-            for path in (self.path / _DRAFTS).iterdir():
+            for path in self.drafts.iterdir():
                 Drafts(path.with_suffix("")).sweep()
             with suppress(OSError):  # others are at work
-                (self.path / _DRAFTS).rmdir()
+                self.drafts.rmdir()
 
 
 @dataclass
@@ -225,6 +230,20 @@ class Drafts:
         while self._held:
             os.close(self._held.pop())
 
+    def held(self) -> bool:
+        """Whether a process holds it."""
+        try:
+            descriptor = os.open(self.lock, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        except OSError:
+            return True
+        finally:
+            os.close(descriptor)
+
     def sweep(self) -> None:
         """Remove it where no process holds it."""
         try:
@@ -262,6 +281,17 @@ def publish(staged: Mapping[str, Path], folder: Path, name: str) -> dict[str, Pa
     except OSError as error:
         raise explain(error, folder) from None
     return placed
+
+
+def rescue(staging: Path, folder: Path, name: str) -> str | None:
+    """Move the latents that an unfinished attempt has left, if any, to their name, and tell it."""
+    left = staging / f"{name}{LATENTS_SUFFIX}"
+    if not left.is_file():
+        return None
+    try:
+        return publish({LATENTS_SUFFIX: left}, folder, name)[LATENTS_SUFFIX].name
+    except OutputError:
+        return None
 
 
 def _number(stem: str) -> int | None:

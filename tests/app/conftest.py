@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from kinora.app.cli import main
+
+sys.path.insert(0, str(Path(__file__).parent))  # for modules that tests share
 
 
 @dataclass(frozen=True)

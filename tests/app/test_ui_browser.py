@@ -1,4 +1,4 @@
-"""The page in headless Chromium: a run, a mistake, a cancel, a closed tab, Ctrl-C."""
+"""The page in headless Chromium: runs, mistakes, cancels, jobs, the gallery, restored settings."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
 pytest.importorskip("selenium", reason="the browser is driven by selenium: pip install selenium")
 
+from browsing import Page, Server
 from selenium import webdriver
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -30,28 +29,13 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-dev-shm-usage", "--window-size=1280,1400"),
 )
-PATIENCE_S = 30
 FOREVER = {"width": 128, "height": 128, "frames": 33, "steps": 1000}
-LISTS = ("model", "recipe", "format", "device")
 SMALL = {"width": 32, "height": 32, "frames": 5, "steps": 2}
 
 pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER),
     reason="there is no Chromium to drive: apt-get install -y chromium chromium-driver",
 )
-
-
-@dataclass(frozen=True)
-class Server:
-    """`kinora ui` at work."""
-
-    process: subprocess.Popen[str]
-    address: str
-    output: Path
-
-    def files(self) -> list[str]:
-        """What it has made, and what it may have left behind."""
-        return sorted(path.name for path in self.output.glob("*")) if self.output.exists() else []
 
 
 @pytest.fixture(scope="module")
@@ -72,82 +56,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server, None, 
             assert process.stderr.read().splitlines()[-1] == "stopped"
         finally:
             process.kill()
-
-
-class Page:
-    """One tab with the page in it."""
-
-    def __init__(self, driver: Any, server: Server) -> None:
-        self.driver = driver
-        driver.get(server.address)
-        # Its first prediction is there: the page is alive.
-        self.until(lambda: "tokens" in self.text("prediction"))
-
-    def until(self, condition: Callable[[], object]) -> None:
-        """Wait for something; what it looks at may be drawn anew meanwhile."""
-        end = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                if condition():
-                    return
-            except Exception:
-                if time.monotonic() > end:
-                    raise
-            shown = "the page shows: " + self.driver.find_element(By.TAG_NAME, "body").text
-            assert time.monotonic() < end, shown
-            time.sleep(0.05)
-
-    def find(self, selector: str) -> Any:
-        """The first element there."""
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def text(self, name: str) -> str:
-        """The text of a part."""
-        return self.find(f"#k-{name}").text
-
-    def phase(self) -> str:
-        """What the page says of the run."""
-        return self.find("#k-status [data-phase]").get_attribute("data-phase")
-
-    def fill(self, **fields: object) -> None:
-        """Type values into fields."""
-        for name, value in fields.items():
-            field = self.find(f"#k-{name} input, #k-{name} textarea")
-            field.click()
-            field.send_keys(Keys.CONTROL, "a")
-            field.send_keys(Keys.DELETE, str(value), Keys.ENTER if name in LISTS else Keys.TAB)
-
-    def choose(self, name: str, value: str) -> None:
-        """Pick an entry of a list."""
-        field = self.find(f"#k-{name} input")
-        field.click()
-        field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(value, Keys.ENTER)
-
-    def open_advanced(self) -> None:
-        """Show the fields that are not for every day."""
-        self.find("#k-advanced > button").click()
-        self.until(lambda: self.find("#k-strict input").is_displayed())
-
-    def press(self, name: str) -> None:
-        """Press a button once it can be pressed."""
-        self.until(lambda: self.find(f"#k-{name}").is_enabled())
-        self.find(f"#k-{name}").click()
-
-    def generate(self, *phases: str) -> None:
-        """Press Generate, and wait for what comes of it."""
-        self.press("generate")
-        self.until(lambda: self.phase() in phases)
-
-    def hosts(self) -> set[str | None]:
-        """Whom the pages have asked for something since the last call."""
-        messages = [
-            json.loads(it["message"])["message"] for it in self.driver.get_log("performance")
-        ]
-        sent = [it["params"] for it in messages if it["method"] == "Network.requestWillBeSent"]
-        # Other documents are the browser's own; `data:` and `blob:` ask nobody.
-        sent = [it["request"]["url"] for it in sent if it["documentURL"].startswith("http")]
-        return {urlsplit(url).hostname for url in sent if not url.startswith(("data:", "blob:"))}
 
 
 @pytest.fixture(scope="module")
@@ -186,10 +94,11 @@ def test_a_run_shows_video_receipt_times_and_files(page: Page, server: Server, d
     script = f"return [{video}.videoWidth, {video}.videoHeight, {video}.error]"
     page.until(lambda: driver.execute_script(script) == [32, 32, None])
     told = page.text("output")
-    for word in ("asked: attention by blade", "denoise", "total", "a-blue-square-s3.json"):
+    made = server.path("a-blue-square-s3.json")
+    for word in ("asked: attention by blade", "denoise", "total", made.name):
         assert word in told
     assert server.files() == ["a-blue-square-s3.json", "a-blue-square-s3.mp4"]
-    record = json.loads((server.output / "a-blue-square-s3.json").read_text())
+    record = json.loads(made.read_text())
     assert record["request"]["recipe"]["attention"]["from_step"] == 0.2
     page.choose("recipe", "dense")
     page.until(lambda: not driver.find_elements(By.CSS_SELECTOR, ".k-options input[type=range]"))
@@ -226,7 +135,6 @@ def test_advanced_fields_a_recipe_file_and_several_videos(
     slider = ".k-options input[type=range]"
     page.until(lambda: page.find(slider).get_attribute("value") == "0.4")
     assert "Mine" in page.text("recipe")
-    before = set(server.files())
     page.open_advanced()
     assert page.find("#k-fps input").get_attribute("value") == "16"
     page.fill(prompt="a red square", negative_prompt="blue", num_videos=0)
@@ -242,14 +150,14 @@ def test_advanced_fields_a_recipe_file_and_several_videos(
     expected = {
         f"{stem}{end}" for stem in stems for end in (".gif", ".json", ".latents.safetensors")
     }
-    assert set(server.files()) - before == expected
-    record = json.loads((server.output / "a-red-square-s1.json").read_text())["request"]
+    assert expected <= set(server.files())
+    record = json.loads(server.path("a-red-square-s1.json").read_text())["request"]
     asked = {"negative_prompt": "blue", "format": "gif", "fps": 8, "device": "cpu", "strict": True}
     assert {name: record[name] for name in asked} == asked
     assert record["recipe"]["attention"]["keep"] == 0.4
     pictures = "return [...document.querySelectorAll('#k-output img')].map(it => it.naturalWidth)"
     page.until(lambda: driver.execute_script(pictures) == [64, 64])
-    assert all(name in page.text("output") for name in expected)
+    assert all(server.path(name).name in page.text("output") for name in expected)
 
 
 def test_the_page_fits_a_narrow_window(page: Page, driver: Any) -> None:
@@ -281,7 +189,7 @@ def test_a_cancel_stops_leaves_nothing_and_the_next_run_works(page: Page, server
     assert len(server.files()) == len(before) + 2
 
 
-def test_closing_the_page_ends_its_run_and_others_wait_their_turn(
+def test_a_run_outlives_its_page_and_is_cancelled_in_the_list(
     page: Page, server: Server, driver: Any, wan_folder: Path
 ) -> None:
     before = server.files()
@@ -295,10 +203,164 @@ def test_closing_the_page_ends_its_run_and_others_wait_their_turn(
     other.fill(**SMALL)
     other.generate("waiting")
     assert "waiting for its turn" in other.text("status")
+    assert "1 ahead of it" in other.text("status")
     second = driver.current_window_handle
     driver.switch_to.window(first)
     assert page.phase() == "running"
     driver.close()
     driver.switch_to.window(second)
+    time.sleep(2)
+    assert other.phase() == "waiting", "what the closed page asked for goes on"
+    other.tab("jobs")
+    other.until(lambda: len(other.jobs("running")) == 1 == len(other.jobs("queued")))
+    other.jobs("running")[0].find_element(By.CSS_SELECTOR, "[data-act=cancel]").click()
+    other.until(lambda: len(other.jobs("cancelled")) >= 1 and not other.jobs("queued"))
+    other.tab("generate")
     other.until(lambda: other.phase() == "done")
     assert len(server.files()) == len(before) + 2
+
+
+def test_the_gallery_opens_videos_and_restores_their_settings(page: Page, driver: Any) -> None:
+    page.fill(prompt='a "green" <b>ring</b>', seed=11, steps=3)
+    page.choose("recipe", "fast")
+    page.until(lambda: page.find(".k-options input[type=range]").is_displayed())
+    page.generate("done")
+    page.choose("recipe", "dense")
+    page.fill(prompt="something else", seed=0, steps=2)
+    page.tab("gallery")
+    cards = "#k-gallery .k-card"
+    page.until(lambda: "green" in page.find(cards).text)
+    pictures = f"return [...document.querySelectorAll('{cards} img')].map(it => it.naturalWidth)"
+    page.until(lambda: all(driver.execute_script(pictures)))
+    assert not driver.find_elements(By.CSS_SELECTOR, "#k-gallery b"), "prompts are no HTML"
+    page.choose("of-recipe", "fast")
+    page.until(lambda: len(driver.find_elements(By.CSS_SELECTOR, cards)) == 1)
+    page.find(cards).click()
+    page.until(lambda: "asked: attention by blade" in page.text("opened"))
+    page.find("#k-opened [data-act=restore]").click()
+    page.until(lambda: page.find("#k-prompt").is_displayed())
+    page.until(lambda: page.value("prompt") == 'a "green" <b>ring</b>')
+    asked = {"seed": "11", "steps": "3", "width": "32", "frames": "5", "recipe": "fast"}
+    page.until(lambda: {name: page.value(name) for name in asked} == asked)
+    assert "are restored" in page.text("status")
+
+
+def test_a_dropped_file_restores_settings_or_says_why_not(
+    page: Page, server: Server, tmp_path: Path
+) -> None:
+    page.fill(prompt="a red cross", seed=21)
+    page.choose("recipe", "balanced")
+    page.until(lambda: page.find(".k-options input[type=range]").is_displayed())
+    page.generate("done")
+    page.find("#k-restore > button").click()
+    for name in ("a-red-cross-s21.mp4", "a-red-cross-s21.json"):
+        page.fill(prompt="another", seed=1)
+        page.drop(server.path(name))
+        page.until(lambda: page.value("seed") == "21" and page.value("prompt") == "a red cross")
+        assert page.value("recipe") == "balanced"
+    bad = {
+        "broken.mp4": b"\x00\x00\x00\x18ftypmp42 and nothing more",
+        "other.json": b'{"schema": "something/1"}',
+        "<img src=x onerror=alert(1)>.json": b"[" * 100_000,
+    }
+    for name, content in bad.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        page.drop(path)
+        page.until(lambda: page.phase() == "failed")
+        assert "\n" not in page.text("status") and "Traceback" not in page.text("status")
+        assert "gradio" not in page.text("status").lower()
+        page.fill(seed=3)
+        page.generate("done")
+
+
+def test_a_failed_job_is_retried_in_the_list(page: Page, server: Server, driver: Any) -> None:
+    page.fill(**FOREVER, prompt="a blue cross")
+    page.generate("running")
+    worker = [it for it in psutil.Process(server.process.pid).children()
+              if "spawn_main" in " ".join(it.cmdline())]  # fmt: skip
+    worker[0].kill()
+    page.until(lambda: page.phase() == "failed")
+    assert "ended by SIGKILL, as by a system that is out of memory" in page.text("status")
+    page.tab("jobs")
+    page.until(lambda: len(page.jobs("failed")) == 1)
+    page.jobs("failed")[0].find_element(By.CSS_SELECTOR, "[data-act=retry]").click()
+    page.until(lambda: len(page.jobs("running")) == 1)
+    page.jobs("running")[0].find_element(By.CSS_SELECTOR, "[data-act=cancel]").click()
+    page.until(lambda: not page.jobs("running"))
+    assert not page.jobs("failed")
+
+
+def test_compare_plays_in_step_and_shows_what_differs(
+    page: Page, driver: Any, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "coarse.toml"
+    lines = ('title = "Coarse"', 'when = "always"', "[attention]", 'method = "top-blocks"')
+    recipe.write_text("\n".join((*lines, "keep = 0.1", 'tile = "64x64"')))
+    page.fill(width=64, height=64, frames=9, prompt="a red circle", seed=5)
+    page.tab("compare")
+    page.fill(**{"recipe-1": recipe, "recipe-2": "fast"})
+    page.press("compare-start")
+    page.until(lambda: "dB" in page.text("compared"))
+    told = page.text("compared")
+    for word in ("dense", "top-blocks, changed", "fast", "denoise", "PSNR", "SSIM", "all three"):
+        assert word in told
+    cells = "return [...document.querySelectorAll('.k-figures tr')].map(it => it.innerText)"
+    psnr = next(it for it in driver.execute_script(cells) if it.startswith("PSNR"))
+    assert "equal" in psnr, "fast runs dense at this size, and the files are the same"
+    videos = "[...document.querySelectorAll('.k-compare video')]"
+    page.until(lambda: driver.execute_script(f"return {videos}.every(it => it.readyState >= 2)"))
+
+    def move(name: str, value: object) -> None:
+        it = f"document.querySelector('.k-compare [name={name}]')"
+        event = f"{it}.dispatchEvent(new Event('input', {{bubbles: true}}))"
+        driver.execute_script(f"{it}.value = {value}; {event}")
+
+    move("frame", 4)
+    times = f"return {videos}.map(it => it.currentTime)"
+    page.until(lambda: driver.execute_script(times) == pytest.approx([4.5 / 16] * 3, abs=1e-3))
+    driver.execute_script("document.querySelector('.k-compare [value=difference]').click()")
+    brightest = (
+        "const it = document.querySelector('.k-compare canvas');"
+        "return Math.max(...it.getContext('2d').getImageData(0, 0, it.width, it.height).data"
+        ".filter((_, k) => k % 4 < 3))"
+    )
+    page.until(lambda: driver.execute_script(brightest) > 40)
+    move("other", 2)
+    page.until(lambda: driver.execute_script(brightest) == 0)
+    page.find(".k-compare [data-play]").click()
+    apart: list[float] = []
+    for _ in range(20):
+        now = driver.execute_script(times)
+        apart.append(max(now) - min(now))
+        time.sleep(0.05)
+    assert sorted(apart)[10] <= 2 / 16, "two frames, but where one of them begins anew"
+    page.find(".k-compare [data-play]").click()
+    page.until(lambda: "Play" in page.find(".k-compare [data-play]").text)
+
+
+def test_compare_refuses_in_one_line(page: Page) -> None:
+    page.fill(frames=1)
+    page.tab("compare")
+    page.press("compare-start")
+    page.until(lambda: "a png cannot be compared: choose Format mp4 or webm" in status(page))
+    page.tab("generate")
+    page.fill(frames=5)
+    page.tab("compare")
+    page.fill(**{"recipe-1": "dense"})
+    page.press("compare-start")
+    page.until(lambda: "choose a recipe to compare with dense" in status(page))
+    page.fill(**{"recipe-1": "balanced"})
+    page.tab("generate")
+    page.fill(**FOREVER)
+    page.tab("compare")
+    page.press("compare-start")
+    page.until(lambda: " of 1000" in status(page))
+    page.press("compare-cancel")
+    page.until(lambda: "Cancelled" in status(page))
+    assert page.find("#k-compare-start").is_enabled()
+
+
+def status(page: Page) -> str:
+    """What the tab Compare says."""
+    return page.text("compare-status")

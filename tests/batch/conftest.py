@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 # Workers get this too, and import `standin` by it.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from desks import Desk
 from placing import Place
 
 
@@ -18,6 +19,15 @@ from placing import Place
 def place(tmp_path: Path) -> Place:
     """An empty one."""
     return Place(tmp_path, tmp_path / "prompts.txt", tmp_path / "out")
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Generator[Desk, None, None]:
+    """The jobs of an empty folder."""
+    desk = Desk(tmp_path / "out")
+    yield desk
+    while desk.opened:
+        desk.close()
 
 
 Write = Callable[..., Path]

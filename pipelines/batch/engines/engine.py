@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ...errors import RequestError, nearest
-from ...events import Notice
+from ...events import Notice, Progress
 from ..attempt import Ended
 from ..making import Make
-from ..schedule import Schedule
+from ..schedule import Turns
 from ..store import Drafts
 
 if TYPE_CHECKING:
@@ -23,27 +23,42 @@ if TYPE_CHECKING:
 class Job:
     """What an engine is given: rows, where to work, and how.
 
-    A worker for each of `devices`, of `threads` CPU threads (None: as torch has them). Makers are
-    started by `make` in the workers; `check` raises `Cancelled` once the batch is to stop.
+    A worker for each of `devices` (None: as the rows say), of `threads` CPU threads (None: as torch
+    has them). Makers are started by `make` in the workers; `check` raises `Cancelled` once all
+    is to stop. `bell`, an event counter (`os.eventfd`), has the schedule asked at once.
     """
 
-    schedule: Schedule
+    schedule: Turns
     folder: Path
     drafts: Drafts
     make: Make
-    devices: tuple[str, ...]
+    devices: tuple[str | None, ...]
     threads: int | None
     check: Callable[[], None]
+    bell: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How far a row has come, from 0 to 1 of its denoising, in which worker and where it stands."""
+    """How far a row has come, and in which worker."""
 
     index: int
     worker: int
-    share: float
-    told: str
+    progress: Progress
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1, of its denoising."""
+        it = self.progress
+        if it.stage in ("decode", "save"):
+            return 1.0
+        return it.step / it.steps if it.steps else 0.0
+
+    @property
+    def told(self) -> str:
+        """Where it stands, in words."""
+        it = self.progress
+        return f"{it.doing} step {it.step}/{it.steps}" if it.steps else it.doing
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from ...files import explain
 from ..attempt import Ended
 from ..schedule import Turn
 from .engine import Heard, Job, Step
-from .process import END, LANES, STOP, Answer, Asked, Desk, Ready, Told, work
+from .process import END, LANES, STOP, Answer, Asked, Desk, Ready, Stop, Told, work
 
 if TYPE_CHECKING:
     from ..run import Options
@@ -64,10 +64,11 @@ class Local:
             while True:
                 job.check()
                 for worker in pool:
+                    worker.drop()
                     worker.feed()
                 if not job.schedule.left and not any(worker.turns for worker in pool):
                     break
-                yield from _listen(pool)
+                yield from _listen(pool, job.bell)
                 yield None
             yield from _end(pool, END)
         except (Cancelled, OutputError):
@@ -96,10 +97,14 @@ def _start_tracker() -> None:
             os.environ["PYTHONWARNINGS"] = before
 
 
-def _listen(pool: list[_Worker]) -> Generator[_Event, None, None]:
-    """What any of them has to say, soon."""
+def _listen(pool: list[_Worker], bell: int | None = None) -> Generator[_Event, None, None]:
+    """What any of them has to say, soon; nothing where the bell rings."""
     heard = {it: worker for worker in pool for it in worker.ears()}
-    for worker in dict.fromkeys(heard[it] for it in wait(list(heard), _TICK_S) if it in heard):
+    bells = [] if bell is None else [bell]
+    rung = wait([*heard, *bells], _TICK_S)
+    if bell is not None and bell in rung:
+        os.eventfd_read(bell)
+    for worker in dict.fromkeys(heard[it] for it in rung if it in heard):
         yield from worker.hear()
 
 
@@ -121,6 +126,7 @@ class _Worker:
     job: Job
     number: int
     turns: dict[int, Turn] = field(default_factory=dict[int, Turn])
+    dropped: set[int] = field(default_factory=set[int])
     process: Any = None
     connection: Connection | None = None
     log: Path = Path()
@@ -168,6 +174,16 @@ class _Worker:
             if turn.alone:
                 return
 
+    def drop(self) -> None:
+        """Have it stop what nobody wants any more."""
+        for index, turn in self.turns.items():
+            how = self.job.schedule.unwanted(turn)
+            if how == "kill":
+                self.process.kill()  # its end is noticed elsewhere
+            elif how == "stop" and index not in self.dropped:
+                self.dropped.add(index)
+                self.tell(Stop(index))
+
     def tell(self, message: object) -> None:
         """Send it something; that it has ended is noticed elsewhere."""
         if self.connection is not None:
@@ -190,9 +206,10 @@ class _Worker:
         if isinstance(message, Ready):
             self.ready, self.starts = True, 0
         elif isinstance(message, Told):
-            yield Step(message.index, self.number, message.share, message.told)
+            yield Step(message.index, self.number, message.progress)
         elif isinstance(message, Answer):
             self.ill = not message.healthy
+            self.dropped.discard(message.index)
             yield self._heard(self.turns.pop(message.index), message.ended)
         else:
             yield message
@@ -217,6 +234,7 @@ class _Worker:
         self._close()
         lost = list(self.turns.values())
         self.turns.clear()
+        self.dropped.clear()
         if not self.ready and self.starts >= (_STARTS if status >= 0 else _KILLED_STARTS):
             raise GenerationError(f"worker {self.number} does not start: {why}")
         for turn in lost:

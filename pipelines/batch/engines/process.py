@@ -33,7 +33,7 @@ class Desk:
     """Where a worker works."""
 
     make: Make
-    device: str
+    device: str | None
     threads: int | None
     folder: Path
     drafts: Path
@@ -56,6 +56,13 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """That attempt is to end within a step."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The end of that attempt; without `healthy` the worker ends itself now."""
 
@@ -69,8 +76,7 @@ class Told:
     """Progress of it."""
 
     index: int
-    share: float
-    told: str
+    progress: Progress
 
 
 def work(connection: Connection, desk: Desk) -> None:
@@ -90,7 +96,7 @@ class _Worker:
     def __init__(self, connection: Connection, desk: Desk) -> None:
         self._connection, self._desk = connection, desk
         self._sending = threading.Lock()
-        self._stop = threading.Event()
+        self._stops: dict[int, threading.Event] = {}
         self._maker: Maker | None = None
 
     def run(self) -> bool:
@@ -101,8 +107,12 @@ class _Worker:
                 self._send(Ready())
                 while (asked := self._connection.recv()) != END:
                     if asked == STOP:
-                        self._stop.set()
+                        self._stop_all()
+                    elif isinstance(asked, Stop):
+                        if asked.index in self._stops:  # else it has ended meanwhile
+                            self._stops[asked.index].set()
                     else:
+                        self._stops[asked.index] = threading.Event()
                         lanes.submit(self._make, asked)
                 return True
             except (EOFError, OSError):
@@ -111,23 +121,21 @@ class _Worker:
 
     def _make(self, asked: Asked) -> None:
         assert self._maker is not None
-        desk, last_s = self._desk, 0.0
+        desk, last_s, stage = self._desk, 0.0, ""
         _shorten_log()
 
         def report(event: Progress | Notice) -> None:
-            nonlocal last_s
+            nonlocal last_s, stage
             if isinstance(event, Notice):
                 self._send(event)
-            elif time.monotonic() - last_s > _TELL_S:
-                last_s = time.monotonic()
-                share = event.step / event.steps if event.steps else 0.0
-                if event.stage in ("decode", "save"):
-                    share = 1.0
-                step = f" step {event.step}/{event.steps}" if event.steps else ""
-                self._send(Told(asked.index, share, f"{event.doing}{step}"))
+            elif event.stage != stage or time.monotonic() - last_s > _TELL_S:
+                last_s, stage = time.monotonic(), event.stage
+                self._send(Told(asked.index, event))
 
         place = (desk.device, desk.folder, desk.own)
-        ended = attempt(self._maker, asked.row, asked.attempt, place, self._stop, report)
+        stop = self._stops[asked.index]
+        ended = attempt(self._maker, asked.row, asked.attempt, place, stop, report)
+        del self._stops[asked.index]
         healthy = ended.status != "failed" or self._maker.recovers()
         self._send(Answer(asked.index, ended, healthy))
         if not healthy:
@@ -139,11 +147,15 @@ class _Worker:
             with self._sending:
                 self._connection.send(message)
         except OSError:  # the other side is gone: the reading thread sees it too
-            self._stop.set()
+            self._stop_all()
+
+    def _stop_all(self) -> None:
+        for stop in list(self._stops.values()):
+            stop.set()
 
     def _orphaned(self) -> None:
         """The parent is gone: end within a step or the grace, whichever is first."""
-        self._stop.set()
+        self._stop_all()
 
         def end() -> None:
             time.sleep(_GRACE_S)

@@ -1,0 +1,249 @@
+"""The jobs over HTTP in OpenAI's shape, on the application that serves the page.
+
+POST   /v1/videos                a job; JSON or a form
+GET    /v1/videos                all, newest first: after, limit, order
+GET    /v1/videos/ID             one as it stands
+GET    /v1/videos/ID/content     its video; ?variant=sidecar, latents
+GET    /v1/videos/ID/events      server-sent, as it goes on
+POST   /v1/videos/ID/cancel      stop it within a step
+POST   /v1/videos/ID/retry       another attempt
+DELETE /v1/videos/ID             stop it, forget it, remove its files
+POST   /v1/images/generations    one frame each, waited for
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any, Literal, NoReturn, cast
+
+from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+
+from ...pipelines.errors import BusyError, KinoraError, OutputError
+from ...pipelines.jobs import Job, Jobs
+from . import wire
+
+TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".gif": "image/gif", ".png": "image/png"}
+_TICK_S = 0.25
+_STILL_S = 15.0  # without news, something is sent, so that a client that is gone is noticed
+_LONGEST_WAIT_S = 60.0
+
+
+def add(app: FastAPI, jobs: Jobs) -> None:
+    """Add the routes to `app`."""
+    app.include_router(_Api(jobs).router)
+    app.add_exception_handler(KinoraError, _refused)
+    app.add_exception_handler(HTTPException, _missing)
+    app.add_exception_handler(RequestValidationError, _invalid)
+
+
+class _Api:
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+        self.router = APIRouter(prefix="/v1")
+        add = self.router.add_api_route
+        add("/videos", self.create, methods=["POST"])
+        add("/videos", self.list, methods=["GET"])
+        add("/videos/{name}", self.retrieve, methods=["GET"])
+        add("/videos/{name}", self.delete, methods=["DELETE"])
+        add("/videos/{name}/content", self.content, methods=["GET"], response_model=None)
+        add("/videos/{name}/events", self.events, methods=["GET"], response_model=None)
+        add("/videos/{name}/cancel", self.cancel, methods=["POST"])
+        add("/videos/{name}/retry", self.retry, methods=["POST"])
+        add("/images/generations", self.images, methods=["POST"])
+
+    async def create(self, asker: Request) -> dict[str, Any]:
+        fields = await _fields(asker)
+        (job,) = await run_in_threadpool(lambda: self._jobs.submit(wire.video_request(fields)))
+        return wire.video(self._jobs, job)
+
+    def list(
+        self, after: str | None = None, limit: int = 20, order: Literal["asc", "desc"] = "desc"
+    ) -> dict[str, Any]:
+        if not 1 <= limit <= 100:
+            fail(400, f"limit must be 1 to 100, not {limit}", "limit")
+        last = None if after is None else self._find(after)
+        found = self._jobs.jobs(newest=order == "desc", after=last, limit=limit + 1)
+        data = [wire.video(self._jobs, job) for job in found[:limit]]
+        first, end = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+        more = len(found) > limit
+        return {"object": "list", "data": data, "first_id": first, "last_id": end, "has_more": more}
+
+    def retrieve(self, name: str) -> dict[str, Any]:
+        return wire.video(self._jobs, self._find(name))
+
+    def content(
+        self, name: str, variant: Literal["video", "sidecar", "latents"] = "video"
+    ) -> Response:
+        job = self._find(name)
+        if variant == "latents":
+            path = self._jobs.latents(job)
+        else:
+            path = self._jobs.media(job) if variant == "video" else self._jobs.sidecar(job)
+            path = path if job.status == "done" and path.is_file() else None
+        if path is None:
+            fail(404, f"{name} has no {variant}: it is {job.status}", "variant")
+        return file_of(path)
+
+    def events(self, name: str) -> Response:
+        self._find(name)
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        return StreamingResponse(self._told(name), media_type="text/event-stream", headers=headers)
+
+    async def _told(self, name: str) -> AsyncGenerator[str, None]:
+        before, said_s = "", time.monotonic()
+        while True:
+            job = await run_in_threadpool(wire.find, self._jobs, name)
+            if job is None:
+                yield f"event: deleted\ndata: {json.dumps({'id': name})}\n\n"
+                return
+            content = await run_in_threadpool(wire.video, self._jobs, job)
+            now = json.dumps(content)
+            if now != before:
+                before, said_s = now, time.monotonic()
+                yield f"event: video\ndata: {now}\n\n"
+            elif time.monotonic() - said_s > _STILL_S:
+                said_s = time.monotonic()
+                yield ": still there\n\n"
+            if not job.open:
+                return
+            await asyncio.sleep(_TICK_S)
+
+    def cancel(self, name: str) -> dict[str, Any]:
+        job = self._jobs.cancel(self._find(name).id)
+        return wire.video(self._jobs, job or self._find(name))
+
+    def retry(self, name: str) -> dict[str, Any]:
+        job = self._find(name)
+        again = self._jobs.retry(job.id)
+        if again is None:
+            fail(409, f"{name} is {job.status}: there is nothing to retry", "id")
+        return wire.video(self._jobs, again)
+
+    async def delete(self, name: str) -> dict[str, Any]:
+        job = await run_in_threadpool(self._find, name)
+        if job.status in ("queued", "running"):
+            await run_in_threadpool(self._jobs.cancel, job.id)
+            await self._ended([job], _LONGEST_WAIT_S)
+        if not await run_in_threadpool(self._jobs.remove, job.id):
+            fail(409, f"{name} has been asked to stop and still runs: try again later", "id")
+        return {"id": name, "object": "video.deleted", "deleted": True}
+
+    async def images(self, asker: Request) -> dict[str, Any]:
+        fields = await _fields(asker)
+        jobs = await run_in_threadpool(lambda: self._jobs.submit(*wire.image_requests(fields)))
+        while not await self._ended(jobs, _TICK_S):
+            if await asker.is_disconnected():
+                for job in jobs:
+                    await run_in_threadpool(self._jobs.cancel, job.id)
+        data: list[dict[str, str]] = []
+        for job in jobs:
+            now = await run_in_threadpool(self._jobs.get, job.id)
+            if now is None or now.status != "done":
+                fail(500, (now and now.reason) or "the job was cancelled", "prompt")
+            if fields.get("response_format") == "url":
+                address = asker.url_for("content", name=wire.name_of(now))
+                data.append({"url": str(address)})
+            else:
+                image = await run_in_threadpool(self._jobs.media(now).read_bytes)
+                data.append({"b64_json": base64.b64encode(image).decode()})
+        return {"created": int(time.time()), "data": data}
+
+    async def _ended(self, jobs: list[Job], seconds: float) -> bool:
+        """Whether all jobs have ended, waiting for it so long."""
+        until = time.monotonic() + seconds
+        while True:
+            now = [await run_in_threadpool(self._jobs.get, job.id) for job in jobs]
+            if not any(it is not None and it.open for it in now):
+                return True
+            if time.monotonic() >= until:
+                return False
+            await asyncio.sleep(min(_TICK_S, seconds))
+
+    def _find(self, name: str) -> Job:
+        job = wire.find(self._jobs, name)
+        if job is None:
+            fail(404, f"there is no video {name[:40]!r}", "id")
+        return job
+
+
+def file_of(path: Path) -> Response:
+    """A file of ours, to be shown where it is a video or an image, else to be saved."""
+    kind = TYPES.get(path.suffix)
+    shown = "inline" if kind else "attachment"
+    return FileResponse(
+        path, media_type=kind or "application/octet-stream", filename=path.name,
+        content_disposition_type=shown,
+    )  # fmt: skip
+
+
+async def _fields(asker: Request) -> dict[str, Any]:
+    """The fields of a body, which is a JSON object or a form."""
+    kind = asker.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        return await _form(asker)
+    try:
+        content = json.loads(await asker.body())
+    except (ValueError, RecursionError):
+        fail(400, "the body must be a JSON object or a form", None)
+    if not isinstance(content, dict):
+        fail(400, "the body must be a JSON object or a form", None)
+    given = cast("dict[str, Any]", content)
+    return {name: it for name, it in given.items() if it is not None}
+
+
+async def _form(asker: Request) -> dict[str, Any]:
+    """Its fields are text; one that ends with [] is an entry of a list."""
+    fields: dict[str, Any] = {}
+    async with asker.form(max_files=1, max_fields=1000) as form:
+        for name, value in form.multi_items():
+            if not isinstance(value, str):
+                fail(400, f"{name[:40]} is a file, which no field takes", name[:40])
+            if name.endswith("[]"):
+                fields.setdefault(name.removesuffix("[]"), []).append(value)
+            elif name in fields:
+                fail(400, f"{name[:40]} is given twice", name[:40])
+            else:
+                fields[name] = value
+    return fields
+
+
+def fail(status: int, message: str, param: str | None) -> NoReturn:
+    """End a request with an error in OpenAI's shape."""
+    raise HTTPException(status, {"message": message, "param": param})
+
+
+def _error(status: int, message: str, param: str | None = None) -> JSONResponse:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    content = {"message": message, "type": kind, "param": param, "code": None}
+    return JSONResponse({"error": content}, status)
+
+
+def _refused(_: Request, error: Exception) -> Response:
+    status = 400
+    if isinstance(error, BusyError):
+        status = 429
+    elif isinstance(error, OutputError):
+        status = 507
+    return _error(status, str(error))
+
+
+def _missing(_: Request, error: Exception) -> Response:
+    failed = cast("HTTPException", error)
+    detail: Any = failed.detail
+    if isinstance(detail, dict):
+        return _error(failed.status_code, detail["message"], detail["param"])
+    return _error(failed.status_code, str(detail))
+
+
+def _invalid(_: Request, error: Exception) -> Response:
+    first = cast("RequestValidationError", error).errors()[0]
+    name = str(first["loc"][-1])
+    return _error(400, f"{name}: {first['msg']}", name)

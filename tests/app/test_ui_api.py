@@ -1,0 +1,195 @@
+"""The jobs over HTTP, asked for by OpenAI's own client."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
+pytest.importorskip("openai", reason="the client is tested: pip install openai")
+
+import openai
+from jobserver import Served, serving
+
+pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+PATIENCE_S = 60
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Generator[Served, None, None]:
+    """Jobs of an empty folder."""
+    with serving(tmp_path / "out") as served:
+        yield served
+
+
+@pytest.fixture
+def client(served: Served) -> Generator[Any, None, None]:
+    """OpenAI's client of it."""
+    with openai.OpenAI(base_url=f"{served.address}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_video_is_made_fetched_and_deleted(client: Any, served: Served) -> None:
+    asked = client.videos.create(
+        prompt="a red circle", model="kinora-tiny", size="64x48", extra_body={"seed": 7}
+    )
+    assert (asked.object, asked.status, asked.progress) == ("video", "queued", 0)
+    assert (asked.model, asked.prompt, asked.size) == ("kinora-tiny", "a red circle", "64x48")
+    done = client.videos.poll(asked.id, poll_interval_ms=20)
+    assert (done.status, done.progress, done.error) == ("completed", 100, None)
+    assert done.completed_at >= done.created_at > 1.7e9
+    assert float(done.seconds) == pytest.approx(33 / 16)
+    assert done.kinora["seed"] == 7 and done.kinora["attempt"] == 1
+    content = client.videos.download_content(asked.id)
+    assert (
+        content.read()
+        == b"a red circle 7 30"
+        == served.jobs.media(served.jobs.jobs()[0]).read_bytes()
+    )
+    assert content.response.headers["content-type"] == "video/mp4"
+    assert client.videos.retrieve(asked.id) == done
+    gone = client.videos.delete(asked.id)
+    assert (gone.id, gone.deleted, gone.object) == (asked.id, True, "video.deleted")
+    with pytest.raises(openai.NotFoundError, match="there is no video"):
+        client.videos.retrieve(asked.id)
+    assert [it.name for it in served.jobs.folder.iterdir() if not it.name.startswith(".")] == []
+
+
+def test_seconds_are_frames(client: Any) -> None:
+    asked = client.videos.create(prompt="a", seconds="1")
+    assert asked.kinora["frames"] == 17 and asked.seconds == "1.0625"
+    with pytest.raises(openai.BadRequestError, match="makes no video of 900 seconds"):
+        client.videos.create(prompt="a", seconds="900")
+
+
+def test_the_list_has_pages(client: Any) -> None:
+    made = [client.videos.create(prompt=f"a {k}").id for k in range(5)]
+    page = client.videos.list(limit=2)
+    assert [it.id for it in page.data] == made[:2:-1] and page.has_more
+    assert [it.id for it in client.videos.list(limit=2)] == made[::-1], "page after page"
+    up = client.videos.list(limit=3, order="asc", after=made[1])
+    assert [it.id for it in up.data] == made[2:] and not up.has_more
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"frmaes": 5}, "'frmaes' is no field that Kinora knows: did you mean frames?"),
+        ({"safety_identifier": "me"}, "is no field that Kinora knows: choose from prompt"),
+        ({"output": "/etc"}, "output cannot be set: files are named here"),
+        ({"frames": 6}, "cannot make 6 frames"),
+        ({"frames": "many"}, "frames must be a whole number"),
+        ({"frames": 5, "seconds": "4"}, "seconds stands beside frames"),
+        ({"width": 64, "size": "64x64"}, "size stands beside width"),
+        ({"size": "big"}, "size must be WIDTHxHEIGHT"),
+        ({"seconds": "nan"}, "seconds must be a number"),
+        ({"model": "/etc"}, "there is no model '/etc'"),
+        ({"model": "kinora-tyni"}, "did you mean kinora-tiny?"),
+        ({"recipe": "/etc/passwd"}, "there is no recipe '/etc/passwd'"),
+        ({"recipe": {"attention": {"method": "blades"}}}, "blade"),
+        ({"settings": ["attention.keep=7"]}, "attention"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"device": "toaster"}, "device must be"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_nothing_is_dropped(
+    served: Served, fields: dict[str, Any], complaint: str
+) -> None:
+    answer = served.ask("/v1/videos", {"prompt": "a", **fields})
+    assert answer.status == 400 and complaint in answer.complaint
+    assert answer.json["error"]["type"] == "invalid_request_error"
+    assert served.jobs.jobs() == []
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 10_000])
+def test_a_body_that_is_no_object(served: Served, body: bytes) -> None:
+    answer = served.ask("/v1/videos", body)
+    assert answer.status == 400 and "must be a JSON object" in answer.complaint
+
+
+def test_a_form_takes_lists_and_no_files(client: Any, served: Served) -> None:
+    asked = client.videos.create(
+        prompt="a",
+        extra_body={
+            "recipe": "balanced", "settings": ["attention.keep=0.5", "when=always"], "strict": True
+        },
+    )  # fmt: skip
+    (job,) = served.jobs.jobs()
+    assert asked.kinora["recipe"]["attention"]["keep"] == 0.5 and job.row.request.strict
+    assert job.row.request.recipe["when"] == "always"
+    with pytest.raises(openai.BadRequestError, match="input_reference is a file"):
+        client.videos.create(prompt="a", input_reference=("a.png", b"png", "image/png"))
+
+
+def test_a_failure_says_why_and_a_retry_is_another_attempt(client: Any, served: Served) -> None:
+    bad = client.videos.create_and_poll(prompt="flaky", poll_interval_ms=20)
+    assert (bad.status, bad.error.code, bad.error.message) == (
+        "failed", "GenerationError", "flaked",
+    )  # fmt: skip
+    with pytest.raises(openai.NotFoundError, match="has no video: it is failed"):
+        client.videos.download_content(bad.id)
+    again = served.ask(f"/v1/videos/{bad.id}/retry", method="POST")
+    assert again.status == 200 and again.json["status"] == "queued"
+    assert client.videos.poll(bad.id, poll_interval_ms=20).kinora["attempt"] == 2
+    nothing = served.ask(f"/v1/videos/{bad.id}/retry", method="POST")
+    assert nothing.status == 409 and "nothing to retry" in nothing.complaint
+
+
+def test_cancelling_and_deleting_wait_for_the_worker(client: Any, served: Served) -> None:
+    first, second = (client.videos.create(prompt="sleep 60") for _ in range(2))
+    until(lambda: client.videos.retrieve(first.id).status == "in_progress")
+    waiting = client.videos.retrieve(second.id)
+    assert waiting.status == "queued" and waiting.kinora["ahead"] == 1
+    served.ask(f"/v1/videos/{first.id}/cancel", method="POST")
+    until(lambda: client.videos.retrieve(first.id).status == "failed")
+    assert client.videos.retrieve(first.id).error.code == "cancelled"
+    until(lambda: client.videos.retrieve(second.id).status == "in_progress")
+    assert client.videos.delete(second.id).deleted
+    assert [it.id for it in client.videos.list()] == [first.id]
+
+
+def test_events_come_as_it_goes_on(client: Any, served: Served) -> None:
+    asked = client.videos.create(prompt="sleep 2")
+    with urllib.request.urlopen(f"{served.address}/v1/videos/{asked.id}/events") as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        lines = [line.decode().rstrip("\n") for line in stream]
+    assert set(lines[::3]) == {"event: video"} and set(lines[2::3]) == {""}
+    told = [json.loads(line.removeprefix("data: ")) for line in lines[1::3]]
+    assert [it["id"] for it in told] == [asked.id] * len(told)
+    states = list(dict.fromkeys(it["status"] for it in told))
+    assert states[-2:] == ["in_progress", "completed"]
+    steps = [it["kinora"]["step"] for it in told if "step" in it["kinora"]]
+    assert steps == sorted(steps) and len(set(steps)) >= 3
+    assert told[-1]["progress"] == 100
+    assert served.ask("/v1/videos/video_0000000000000000/events").status == 404
+
+
+def test_images_are_waited_for(client: Any, served: Served) -> None:
+    made = client.images.generate(prompt="a red circle", n=2, size="64x64")
+    first, second = (base64.b64decode(it.b64_json) for it in made.data)
+    assert (first, second) == (b"a red circle 0 30", b"a red circle 1 30")
+    linked = client.images.generate(prompt="a", response_format="url")
+    with urllib.request.urlopen(linked.data[0].url) as answer:
+        assert answer.headers["content-type"] == "image/png" and answer.read() == b"a 0 30"
+    with pytest.raises(openai.InternalServerError, match="by zero"):
+        client.images.generate(prompt="boom")
+    with pytest.raises(openai.BadRequestError, match="'quality' is no field"):
+        client.images.generate(prompt="a", quality="high")
+    with pytest.raises(openai.BadRequestError, match="n must be 1 to 10, not 11"):
+        client.images.generate(prompt="a", n=11)
+    assert {it.row.request.frames for it in served.jobs.jobs()} == {1}

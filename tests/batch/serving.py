@@ -1,0 +1,47 @@
+"""Has jobs made where it can be killed: serving.py FOLDER JOBS, until that many are done.
+
+Each that was submitted is told in FOLDER/submitted; those that came to nothing are retried, as a
+person would.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from desks import ask
+from standin import StandIn
+
+from kinora.pipelines.jobs import Jobs
+from kinora.pipelines.jobs.store import RETRIED
+
+
+def main() -> int:
+    """Zero once all are done."""
+    folder, count = Path(sys.argv[1]), int(sys.argv[2])
+    jobs = Jobs(folder, make=StandIn)
+    jobs.start()
+    with (folder / "submitted").open("a") as told:
+        while True:
+            known = jobs.jobs(limit=count + 1)
+            for number in range(len(known), count):
+                (job,) = jobs.submit(ask("sleep 0.1", seed=number))
+                told.write(f"{job.id}\n")
+                told.flush()
+                os.fsync(told.fileno())
+            known = jobs.jobs(limit=count + 1)
+            if all(it.status == "done" for it in known):
+                jobs.close()
+                return 0
+            for job in known:
+                if job.status in RETRIED:
+                    jobs.retry(job.id)
+            time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
