@@ -38,7 +38,7 @@ FLAGS = {
     },
     "doctor": {"json"},
     "models": {"json"},
-    "ui": {"output", "port", "open"},
+    "ui": {"output", "host", "port", "open"},
     "bench": set(),
     "batch": set(),
     "eval": set(),
