@@ -264,7 +264,7 @@ class Reuse(Wrapper):
     keep a plan for each.
 
     Source: SparseD (arXiv 2509.24014), whose pattern is made once after a dense fifth of the steps:
-    `every = 0` and `from_step = 0.2`, with x-attention's `threshold = 0`, `stride = 1` and
+    `every = 0` and `from_step = 0.2`, with x-attention's `threshold = 0`, `stride = 1`, no tail and
     `least = 0.3` for its share of the tiles by exact attention. Differs from it: the plan is made
     at the first step that uses it instead of the last dense one; text is always kept, where
     SparseD gives the prompt a share of its own; sharing between branches is ours.

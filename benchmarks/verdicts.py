@@ -264,7 +264,8 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="JSON lines that are kept and gone on with")
     parser.add_argument("--json", type=Path, help="a JSON line for each setting")
     asked = parser.parse_args()
-    if asked.batch > 1 and asked.policy:
+    stepped = [it for it in asked.recipes if recipe_of(it, asked.settings).steps is not None]
+    if asked.batch > 1 and (asked.policy or stepped):
         parser.error("a policy decides for a whole batch: give it --batch 1")
     if asked.first < 0 or not 1 <= asked.prompts <= PROMPTS - asked.first:
         parser.error(f"there are prompts 0 to {PROMPTS - 1}")

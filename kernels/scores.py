@@ -161,13 +161,12 @@ def mean_attention(
     batch, heads, queries, dim = q.shape
     keys = k.shape[2]
     if not launch.takes(backend, q, k):
-        step = max(1, LOGITS_BYTES // (4 * queries * keys))
-        found = [
-            (a.float() @ b.float().mT).mul_(scale).softmax(-1).mean(1)
-            for item in zip(q, k, strict=True)
-            for a, b in zip(*(x.split(step) for x in item), strict=True)
-        ]
-        return torch.cat(found).unflatten(0, (batch, heads))
+        step = max(1, LOGITS_BYTES // (4 * keys))
+        out = q.new_zeros(batch * heads, keys, dtype=torch.float32)
+        for a, b, to in zip(q.flatten(0, 1), k.flatten(0, 1), out, strict=True):
+            for some in a.split(step):
+                to += (some.float() @ b.float().mT).mul_(scale).softmax(-1).sum(0)
+        return (out / queries).unflatten(0, (batch, heads))
     whole = group_logits(q, k, _COLUMNS, "log-sum-exp", scale, backend=backend).logsumexp(-1)
     whole = whole.masked_fill(whole == torch.inf, torch.nan)
     out = torch.empty(batch, heads, keys, dtype=torch.float32, device=q.device)
