@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..accel.receipt import Receipt
-from . import cards, files, memory, models, planning, room, sidecar, vocabulary
+from . import cards, memory, models, planning, room, sidecar, together, vocabulary
 from .cards import Card
 from .errors import Cancelled, GenerationError, KinoraError
 from .events import DOING, Progress, Stage
@@ -75,7 +75,9 @@ def _generate(request: Request, caller: _Caller, channel: Channel) -> Run:
     card = cards.find(request.model)
     resolved = resolve(request, card)
     weights = models.locate(card)
-    place = models.place(card, resolved.device, resolved.dtype)
+    seat = together.seat(resolved.recipe)
+    device = resolved.device if seat is None else seat.device(resolved.device)
+    place = models.place(card, device, resolved.dtype)
     channel.check()
     resolved = resolved.model_copy(update={"device": place.device, "dtype": place.dtype})
     _warn(weights, resolved, channel)
@@ -83,6 +85,7 @@ def _generate(request: Request, caller: _Caller, channel: Channel) -> Run:
     recipe, needs = planning.recipe(resolved, weights, channel.notice)
     shelf, destination = caller.shelf, caller.destination
     clock.switch("load")
+    stack = ExitStack()
     try:
         with shelf.reserved(channel.check):
             clock.skip()
@@ -98,7 +101,7 @@ def _generate(request: Request, caller: _Caller, channel: Channel) -> Run:
             )
             remedy = "a smaller --size or --frames"
             room.check_memory(predicted, resolved, remedy, channel.notice)
-            destination = destination or files.prepare(resolved)
+            destination = destination or stack.enter_context(together.destination(seat, resolved))
             kept = resolved.num_videos if resolved.keep_latents else 1
             room.check_disk(destination, resolved, kept, channel.notice)
             # Nothing is refused any more for what could be known without loading.
@@ -117,8 +120,10 @@ def _generate(request: Request, caller: _Caller, channel: Channel) -> Run:
     finally:
         if destination is not None and not outputs:
             destination.withdraw()
+        stack.close()
     here = sidecar.machine(place.device)
-    return Run(resolved, tuple(outputs), clock.total(), here.device, here.versions)
+    leads = seat is None or seat.leads
+    return Run(resolved, tuple(outputs), clock.total(), here.device, here.versions, leads)
 
 
 def _warn(weights: models.Weights, resolved: Resolved, channel: Channel) -> None:
