@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,7 @@ def generate(
     unfinished: list[Kept] | None = None,
     stop: threading.Event | None = None,
     destination: Destination | None = None,
+    share: Callable[[], None] | None = None,
 ) -> Generator[Event, None, None]:
     """Make what `request` asks for; yields `Progress` and `Notice`, and last the `Run`.
 
@@ -48,12 +49,13 @@ def generate(
     `finished` gets each output once it is on disk: also of a run that fails later or is stopped.
     `unfinished` gets the latents of a video that was stopped while being decoded.
     `destination` is where files are written that are to be moved to `request.output` afterwards.
+    `share` is called once nothing is refused any more, and no other run of `shelf` is under way.
 
     Raises `KinoraError`: see `errors`; where latents were saved, `error.latents` names them.
     """
     shelf, finished = shelf or models.Shelf(), [] if finished is None else finished
     unfinished = [] if unfinished is None else unfinished
-    caller = _Caller(shelf, original, finished, unfinished, destination)
+    caller = _Caller(shelf, original, finished, unfinished, destination, share)
     return stream(lambda channel: _generate(request, caller, channel), stop)
 
 
@@ -66,6 +68,7 @@ class _Caller:
     finished: list[Output]
     unfinished: list[Kept]
     destination: Destination | None
+    share: Callable[[], None] | None
 
 
 def _generate(request: Request, caller: _Caller, channel: Channel) -> Run:
@@ -106,6 +109,8 @@ def _generate(request: Request, caller: _Caller, channel: Channel) -> Run:
             room.check_disk(destination, resolved, kept, channel.notice)
             # Nothing is refused any more for what could be known without loading.
             channel.emit(Progress("load", 0, 0, clock.elapsed_s, None, 1, resolved.num_videos))
+            if caller.share is not None:
+                caller.share()
             with relayed(channel.notice):
                 loaded = shelf.take(weights, place, channel.check)
                 clock.device = place.device
