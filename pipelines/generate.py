@@ -181,6 +181,7 @@ class _Job:
         """Make video `index`; stopped while decoding, its latents are left `unfinished`."""
         from ..accel.attach import accelerate
         from . import frames as frame_ops
+        from .encoding import remembered
         from .latents import Calls, DecodeState, Latents, sha256
         from .saving import keep_latents
         from .taps import tapped, without_progress_bar
@@ -201,6 +202,8 @@ class _Job:
         with self._failing(kept):
             with ExitStack() as stack:
                 stack.enter_context(without_progress_bar(pipe))
+                assert self.caller.shelf.encodings is not None
+                stack.enter_context(remembered(pipe, self.caller.shelf.encodings))
                 self.session = stack.enter_context(
                     accelerate(pipe, self.recipe, strict=single.strict, seed=single.seed)
                 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -31,7 +33,12 @@ with_ray = pytest.mark.skipif(
 def cluster() -> Generator[Any, None, None]:
     """One of four CPUs, as it were."""
     ray: Any = importlib.import_module("ray")
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    # Where `standin` is, beside what this process imports from.
+    paths = os.pathsep.join(
+        filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))
+    )
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+             runtime_env={"env_vars": {"PYTHONPATH": paths}})  # fmt: skip
     yield ray
     ray.shutdown()
 
@@ -110,12 +117,13 @@ def test_it_stops_within_a_step(place: Place) -> None:
     with pytest.raises(Cancelled):
         for event in events:
             assert not isinstance(event, Summary)
-            if isinstance(event, Standing) and event.doing:
+            if isinstance(event, Standing) and event.workers:
                 stop.set()
     assert time.monotonic() - began < 25
     assert [it.name for it in place.output.iterdir()] == ["rows.jsonl"]
 
 
+@pytest.mark.slow
 @with_ray
 @pytest.mark.usefixtures("cluster")
 def test_real_videos_are_those_of_a_single_process(wan_folder: Path, place: Place) -> None:
@@ -133,6 +141,27 @@ def test_real_videos_are_those_of_a_single_process(wan_folder: Path, place: Plac
     place.output = place.root / "local"
     place.run(make=Studio, defaults=defaults)
     assert hashes() == shared
+
+
+@pytest.mark.slow
+@with_ray
+def test_the_parent_is_killed(place: Place) -> None:
+    place.write(*(f"sleep 0.5 row {i}" for i in range(12)))
+    here = Path(__file__).parent
+    command = [sys.executable, str(here / "parent.py"), str(place.manifest), str(place.output), "2",
+               "ray"]  # fmt: skip
+    paths = os.pathsep.join(filter(None, (str(here), os.environ.get("PYTHONPATH"))))
+    start: dict[str, Any] = {"env": {**os.environ, "PYTHONPATH": paths}}
+    with subprocess.Popen(command, **start) as process:
+        end = time.monotonic() + 60
+        while len(list(place.output.glob("*.mp4"))) < 4:
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        process.kill()
+    assert len(list(place.output.glob("*.mp4"))) < 12
+    assert subprocess.run(command, **start).returncode == 0
+    assert len(place.made()) == 12
+    assert place.strays() == [], "actors of the one that was killed have ended"
 
 
 @with_ray

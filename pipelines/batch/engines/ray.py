@@ -36,6 +36,7 @@ INSTALL = 'pip install --editable ".[ray]"'
 _TICK_S = 0.2
 _ASK_S = 1.0
 _STARTS = 3
+_CLOSE_S = 10.0
 _END_S = 600.0  # for steps to end, and files to be written
 
 
@@ -103,6 +104,9 @@ class Ray(Local):
             yield from _end(ray, pool)
             raise
         finally:
+            closing = [it.actor.close.remote() for it in pool if it.actor is not None]
+            if closing:
+                ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S)
             for it in pool:
                 it.kill()
 
@@ -288,3 +292,8 @@ class Actor:
     def stop(self) -> None:
         """Stop what is being made, within a step."""
         self._stop.set()
+
+    def close(self) -> None:
+        """Hold the drafts no more, so that they can be swept."""
+        shutil.rmtree(self._own, ignore_errors=True)
+        self._drafts.release()
