@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from ..errors import AccelerationError
 from ..method import AttentionMethod, Wrapper
 from ..parallel import Parallel
-from ..policies import CachePolicy
+from ..policies import CachePolicy, MagCache
 from ..recipe import Recipe
 from ..steps import Compute, Decision, Skip
 from ..wrappers import Reuse
@@ -136,6 +136,11 @@ def refusal(recipe: Recipe, denoiser: str, config: Config) -> str | None:
         return (
             f"{policy.name} decides by what is computed, in each process for itself, and several "
             f"share {denoiser}: choose a policy that skips steps, such as shadow"
+        )
+    if isinstance(policy, MagCache) and asked.tokens > 1:
+        return (
+            f"{policy.name} keeps what blocks add to all tokens, of which each process has some "
+            f"within them: choose a policy that skips steps, such as shadow"
         )
     if asked.cfg > 1 and _shares_branches(recipe.attention):
         return (

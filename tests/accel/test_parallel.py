@@ -155,6 +155,23 @@ def test_policies_decide_alike(pair: Gang, folders: dict[str, str], policy: str,
     assert alone["policy"]["pattern"] == one["policy"]["pattern"] == two["policy"]["pattern"]
 
 
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("wan", {"policy": "taylorseer", "use_lite_mode": True}),
+        ("cogvideox", {"policy": "pyramid-attention-broadcast"}),
+        ("cogvideox", {"policy": "faster-cache"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")
+def test_caches_that_go_by_steps(
+    pair: Gang, folders: dict[str, str], family: str, options: dict[str, Any]
+) -> None:
+    alone, *shared = same(pair, family, folders[family], {"steps": options}, ULYSSES, steps=16)
+    assert "r" in alone["cache"]["pattern"]
+    assert all(it["cache"] == alone["cache"] for it in shared)
+
+
 def test_where_they_would_decide_otherwise_all_evaluate(
     pair: Gang, folders: dict[str, str]
 ) -> None:
@@ -214,6 +231,12 @@ WAN = {"num_attention_heads": 12}
             "WanTransformer3DModel",
             WAN,
             "in each process for itself",
+        ),
+        (
+            {"ulysses": 2, "steps": {"policy": "mag-cache", "mag_ratios": "1.0 1.0"}},
+            "WanTransformer3DModel",
+            WAN,
+            "adds? to all tokens",
         ),
         (
             {"cfg": 2, "steps": {"policy": "taylorseer"}},
