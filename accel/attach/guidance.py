@@ -33,6 +33,7 @@ class Guidance:
         """A run begins, of which it is not known yet how often a step calls a denoiser."""
         self._calls = 0
         self._made = 0
+        self._seen = False
         self._own: torch.Tensor | None = None
         self._first: torch.Tensor | None = None
 
@@ -100,12 +101,20 @@ class Guidance:
             self._calls = self._made
         elif self._made != self._calls:
             raise AccelerationError(self._changed(denoiser))
-        elif self._ranks.branch == 1 and not bool(output.isfinite().all()):
+        elif not self._seen:
+            self._check(name, output)
+        self._made = 0
+
+    def _check(self, name: str, output: torch.Tensor) -> None:
+        """Raise AccelerationError, in both processes, where what was filled in came too late."""
+        finite = output.isfinite().all().to(torch.int32)
+        distributed.all_reduce(finite, distributed.ReduceOp.MIN, self._ranks.cfg_group)
+        if not finite.item():
             raise AccelerationError(
                 f"values that are no numbers: {name} gave them, or the pipeline looked at a "
                 f"branch before both were there; leave parallel.cfg out"
             )
-        self._made = 0
+        self._seen = True
 
     def _both(self, mine: torch.Tensor) -> list[torch.Tensor]:
         mine = mine.contiguous()

@@ -192,6 +192,7 @@ class Ranks:
 
     asked: Parallel
     mesh: DeviceMesh
+    device: torch.device
     everyone: Any
     context: ContextParallelConfig | None
     _orders: dict[Any, Order] = field(default_factory=dict[Any, "Order"])
@@ -218,14 +219,9 @@ class Ranks:
 
     def agree(self, decision: Decision) -> Decision:
         """A step is skipped where all want to; else all evaluate it."""
-        want = torch.tensor([isinstance(decision, Skip)], dtype=torch.int32, device=self._device)
+        want = torch.tensor([isinstance(decision, Skip)], dtype=torch.int32, device=self.device)
         distributed.all_reduce(want, distributed.ReduceOp.MIN, self.everyone)
         return decision if want.item() else Compute()
-
-    @property
-    def _device(self) -> torch.device:
-        kind = self.mesh.device_type
-        return torch.device(kind, torch.cuda.current_device() if kind == "cuda" else 0)
 
     def cut(self, *lengths: int) -> None:
         """Have each of these numbers of tokens split, unevenly where it must be.
@@ -240,9 +236,10 @@ class Ranks:
                 f"parallel.ring splits tokens evenly, and {uneven[0]:,} are not {count} parts: use "
                 f"parallel.ulysses alone, or another size"
             )
-        if any(0 < it < count for it in lengths):
+        few = [it for it in lengths if 0 < it < count]
+        if few:
             raise AccelerationError(
-                f"{min(lengths)} tokens cannot be shared by {count} processes: {_LEAVE}"
+                f"{few[0]} tokens cannot be shared by {count} processes: {_LEAVE}"
             )
         self.context.ulysses_anything = bool(uneven)
 
@@ -280,6 +277,8 @@ def joined(asked: Parallel, device: torch.device) -> Ranks:
     Raises:
         AccelerationError: there are none, or not as many as `asked` for.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of this thread, as collectives expect it
     _start(asked, device)
     world = distributed.get_world_size()
     if world % asked.processes:
@@ -287,9 +286,10 @@ def joined(asked: Parallel, device: torch.device) -> Ranks:
             f"[parallel] asks for {asked.words()}, and {world} are running: start a multiple, as "
             f"with torchrun --nproc-per-node {asked.processes}"
         )
-    key = (distributed.group.WORLD, device.type, asked)
+    key = (distributed.group.WORLD, device, asked)
     if key not in _joined:
-        _joined.clear()  # of an earlier group, which is gone
+        for gone in [it for it in _joined if it[0] is not distributed.group.WORLD]:
+            del _joined[gone]
         shape = (world // asked.processes, asked.cfg, asked.ring, asked.ulysses)
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=("dp", "cfg", "ring", "ulysses"))
         context = None
@@ -300,7 +300,7 @@ def joined(asked: Parallel, device: torch.device) -> Ranks:
             context.setup(distributed.get_rank(), world, device, mesh)
         together: Any = mesh["cfg", "ring", "ulysses"]
         everyone = together._flatten().get_group()
-        _joined[key] = Ranks(asked, mesh, everyone, context)
+        _joined[key] = Ranks(asked, mesh, device, everyone, context)
     return _joined[key]
 
 
@@ -312,8 +312,6 @@ def _start(asked: Parallel, device: torch.device) -> None:
             f"[parallel] asks for {asked.words()}, and this is one alone: start it as torchrun "
             f"--nproc-per-node {asked.processes} -m kinora.app …, or {_LEAVE}"
         )
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     # diffusers looks for "cpu" in the name, to exchange lengths there.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "cpu:gloo")
 

@@ -66,3 +66,21 @@ def stock_again(family: str, folder: str) -> bool:
     hooks = [m for m in it.denoiser.modules() if getattr(m, "_diffusers_hook", None)]
     left = [name for m in hooks for name in m._diffusers_hook.hooks]
     return torch.equal(before, it()) and not left and it.denoiser.forward == forward
+
+
+def guided(early: bool, asked: dict[str, int] | None) -> torch.Tensor:
+    """A loop that calls for each branch, and perhaps looks at one before both are there."""
+    it = model("hunyuan", "")
+    recipe = from_table({"parallel": asked} if asked else {})
+    other = {**it.arguments, "encoder_hidden_states": -it.arguments["encoder_hidden_states"]}
+    x = torch.randn(it.latents, generator=torch.Generator().manual_seed(0))
+    with accelerate(it, recipe), torch.no_grad():
+        it.scheduler.set_timesteps(4)
+        for t in it.scheduler.timesteps:
+            given = {"hidden_states": x, "timestep": t.expand(len(x)), "return_dict": False}
+            cond = it.denoiser(**given, **it.arguments)[0]
+            cond = cond.clone() if early else cond
+            uncond = it.denoiser(**given, **other)[0]
+            out = uncond + 3 * (cond - uncond)
+            x = it.scheduler.step(out, t, x, return_dict=False)[0]
+    return x

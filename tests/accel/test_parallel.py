@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from gang import Gang
-from ranked import disagreeing, made, replicas, stock_again
+from ranked import disagreeing, guided, made, replicas, stock_again
 
 from kinora.accel.attach import accelerate
 from kinora.accel.attach.parallel import plans_by_head, refusal
@@ -185,6 +185,18 @@ def test_guidance_shared(pair: Gang, folders: dict[str, str], family: str,
                          method: str | None) -> None:  # fmt: skip
     table = {"attention": {"method": method, "keep": 0.3, "every": 2}} if method else {}
     same(pair, family, folders.get(family, ""), table, {"parallel": {"cfg": 2}})
+
+
+@pytest.mark.parametrize("asked", [{"cfg": 2}, {"ulysses": 2}], ids=str)
+def test_guidance_in_calls_of_its_own(pair: Gang, asked: dict[str, int]) -> None:
+    alone = guided(False, None)
+    for latents in pair.run(guided, False, asked):
+        torch.testing.assert_close(latents, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_branch_that_is_looked_at_too_early(pair: Gang) -> None:
+    with pytest.raises(AssertionError, match="looked at a branch before both were there"):
+        pair.run(guided, True, {"cfg": 2})
 
 
 @pytest.mark.parametrize("family", ["wan", "cogvideox", "flux"])
