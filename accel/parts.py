@@ -1,6 +1,7 @@
 """The parts of a recipe: each a table that names a method or a policy, with its options beside it.
 
-The options of what wraps a method stand there too, see `wrappers`.
+The options of what wraps a method stand there too, see `wrappers`. A part that chooses nothing by
+name is `Settings`: its options alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .method import AttentionMethod, Wrapper
 from .methods import METHODS
 from .named import Named
 from .options import Option, Options, checked, options_of, shown
+from .parallel import Parallel
 from .policies import POLICIES
 from .wrappers import WRAPPERS
 
@@ -162,6 +164,48 @@ class Part(Generic[T]):
         return found
 
 
+@dataclass(frozen=True)
+class Settings:
+    """A part of options alone; without effect, and no part of the recipe, where all have defaults.
+
+    Attributes:
+        key: of the table.
+        model: its options.
+    """
+
+    key: str
+    model: type[Options]
+
+    def names(self) -> set[str]:
+        """All that may stand in the table."""
+        return {it.name for it in options_of(self.model)}
+
+    def read(self, table: Any) -> Options | None:
+        """What a TOML table describes. Raises RecipeError where it is none, see `Part`."""
+        if table is None:
+            return None
+        if not isinstance(table, Mapping):
+            raise RecipeError(f"{self.key} is {shown(table)}; it must be a table")
+        known = {it.name: it for it in options_of(self.model)}
+        values: dict[str, Any] = {}
+        for key, value in cast("Mapping[str, Any]", table).items():
+            if key not in known:
+                raise RecipeError(
+                    f"{self.key} has no option {key!r}{hint(key, known)}; it has {', '.join(known)}"
+                )
+            values[key] = checked(known[key], value, f"{self.key}.{key}")
+        found = self.model(**values)
+        return None if found == self.model() else found
+
+    def table(self, value: Options) -> dict[str, Any]:
+        """What `read` reads again."""
+        return {name: getattr(value, name) for name in sorted(self.names())}
+
+    def explained(self, value: Options) -> list[str]:
+        """The same as lines of TOML, every option with its help and range."""
+        return [f"[{self.key}]", *explained(self.table(value), options_of(self.model))]
+
+
 def explained(values: Mapping[str, Any], known: Iterable[Option]) -> list[str]:
     """Lines of TOML, each with what it means; JSON writes these values as TOML does."""
     return [
@@ -185,5 +229,6 @@ ATTENTION = Part(
     "attention", "method", "attention method", "accelerates no attention", METHODS, WRAPPERS
 )
 STEPS = Part("steps", "policy", "step policy", "skips no steps", POLICIES)
-PARTS: dict[str, Part[Any]] = {part.key: part for part in (ATTENTION, STEPS)}
+PARALLEL = Settings("parallel", Parallel)
+PARTS: dict[str, Part[Any] | Settings] = {part.key: part for part in (ATTENTION, STEPS, PARALLEL)}
 """By key, in the order in which a file has them."""

@@ -144,6 +144,8 @@ class Receipt(_Part):
     """Of the step policy; None where there is none that skips steps."""
     cache: CacheReceipt | None = None
     """Of the step policy, where it is a cache."""
+    processes: StrictInt = 1
+    """That made it together."""
     peak_memory_bytes: StrictInt | None = None
     """The most that the process has held so far, on the accelerator if there is one."""
     stages_s: dict[str, FiniteFloat] = {}
@@ -155,6 +157,8 @@ class Receipt(_Part):
             return ["nothing accelerated: the stock pipeline ran"]
         steps = self.policy or self.cache
         lines = [*(steps.words() if steps else ()), *self._attention()]
+        if self.processes > 1:
+            lines.append(f"made by {self.processes} processes together")
         if self.peak_memory_bytes is not None:
             lines.append(f"peak memory of the process so far {self.peak_memory_bytes / 1e9:.1f} GB")
         return lines

@@ -22,7 +22,8 @@ from ..kernels.dense import DenseKernel
 from .errors import RecipeError, hint, nearest
 from .method import AttentionMethod
 from .options import Options, checked, option, options_of
-from .parts import PARTS, default, explained
+from .parallel import Parallel
+from .parts import PARTS, Settings, default, explained
 from .presets import DENSE, FOLDER, names
 from .steps import StepPolicy
 
@@ -43,11 +44,12 @@ class Recipe(Options):
     )
     attention: SerializeAsAny[AttentionMethod] | None = None
     steps: SerializeAsAny[StepPolicy] | None = None
+    parallel: Parallel | None = None
 
     @property
     def empty(self) -> bool:
         """Whether it changes nothing."""
-        return not self.attends and self.steps is None
+        return not self.attends and self.steps is None and self.parallel is None
 
     @property
     def attends(self) -> bool:
@@ -93,6 +95,8 @@ class Recipe(Options):
             told.append(f"attention by {self.attention_words()}")
         if self.steps is not None:
             told.append(f"steps by {self.steps.words()}")
+        if self.parallel is not None:
+            told.append(f"on {self.parallel.words()}")
         return "; ".join(told) or "nothing"
 
     def attention_words(self) -> str:
@@ -194,6 +198,8 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             raise RecipeError(
                 f"a recipe has no part {where!r}{hint(where, PARTS)}; it has {', '.join(PARTS)}"
             )
+        elif isinstance(part, Settings):
+            table.setdefault(where, {})[key] = text.strip()
         elif key == part.selector:
             table[where] = {key: text.strip()}
         elif where not in table:

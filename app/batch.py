@@ -90,11 +90,19 @@ def run(
         bool, typer.Option("--dry-run", help="Tell what would be made, and make nothing.")
     ] = False,
     engine: Annotated[
-        str | None, typer.Option(help="What runs the rows: local or torchrun. [default: local]")
+        str | None,
+        typer.Option(help="What runs the rows: local, torchrun or ray. [default: local]"),
     ] = None,
     workers: Annotated[
         int | None,
         typer.Option(help="Processes. [default: one for each GPU, or one on the CPU]"),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Cluster of --engine ray. [default: RAY_ADDRESS, or one that is started here]",
+        ),
     ] = None,
     model: Model = None,
     recipe: RecipeName = None,
@@ -146,6 +154,7 @@ def run(
         engine=engine or "local",
         device=device or "auto",
         workers=workers,
+        address=address,
     )
     batch = prepare(options)
     if dry_run:
@@ -174,6 +183,10 @@ def _run(batch: Batch, as_json: bool, left: Left) -> None:
     err = Console(stderr=True)
     with _told_if_stopped(batch, left, err):
         summary = follow(start(batch), err)
+    if batch.options.follows:  # the first of them tells
+        if not summary.complete:
+            raise typer.Exit(EXIT_FAULT)
+        return
     show_summary(summary, batch, err if as_json else stdout())
     if as_json:
         status = "done" if summary.complete else "failed"

@@ -267,6 +267,8 @@ def _follow(start: Any, as_json: bool) -> None:
 
     with closing(start()) as events:
         run = follow(events, Console(stderr=True))
+    if not run.leads:
+        return
     show_run(run, Console(stderr=True) if as_json else stdout())
     if as_json:
         print_json({"status": "done", **run.to_json()})

@@ -115,6 +115,14 @@ class KeyMerge:
 
         return replace(self, joins=several(self.joins), alone=several(self.alone))
 
+    def of_heads(self, heads: slice) -> KeyMerge:
+        """That of these heads alone."""
+
+        def some(x: torch.Tensor) -> torch.Tensor:
+            return x if x.shape[1] == 1 else x[:, heads].contiguous()
+
+        return replace(self, joins=some(self.joins), alone=some(self.alone))
+
 
 def merged_attention(
     q: torch.Tensor,

@@ -6,6 +6,7 @@ Shapes here and everywhere in Kinora: `B` batch, `H` heads, `L` tokens, `D` head
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -281,29 +282,28 @@ class BlockPlan:
 
     def to(self, device: torch.device | str) -> BlockPlan:
         """The same plan elsewhere."""
-        fields = ("indices", "counts", "order", "key_order", "bias", "within")
-        held: dict[str, Any] = {name: getattr(self, name) for name in fields}
-        moved = {name: it if it is None else it.to(device) for name, it in held.items()}
-        return replace(self, **moved)
+        return self._each(lambda x: x.to(device))
 
     def repeated(self, times: int) -> BlockPlan:
         """The plan of a batch that holds this one's items `times` times, one behind the other."""
 
         def several(x: torch.Tensor) -> torch.Tensor:
-            return x if x.shape[0] == 1 else x.repeat(times, *[1] * (x.ndim - 1))
+            return x if x.ndim == 1 or x.shape[0] == 1 else x.repeat(times, *[1] * (x.ndim - 1))
 
-        order, key_order = (
-            it if it is None or it.ndim == 1 else several(it) for it in (self.order, self.key_order)
-        )
-        return replace(
-            self,
-            indices=several(self.indices),
-            counts=several(self.counts),
-            order=order,
-            key_order=key_order,
-            bias=None if self.bias is None else several(self.bias),
-            within=None if self.within is None else several(self.within),
-        )
+        return self._each(several)
+
+    def of_heads(self, heads: slice) -> BlockPlan:
+        """The plan of these heads alone."""
+
+        def some(x: torch.Tensor) -> torch.Tensor:
+            return x if x.ndim == 1 or x.shape[1] == 1 else x[:, heads].contiguous()
+
+        return self._each(some)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> BlockPlan:
+        fields = ("indices", "counts", "order", "key_order", "bias", "within")
+        held: dict[str, Any] = {name: getattr(self, name) for name in fields}
+        return replace(self, **{key: it if it is None else change(it) for key, it in held.items()})
 
     @classmethod
     def from_mask(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..accel.receipt import Receipt
-from . import cards, files, memory, models, planning, room, sidecar, vocabulary
+from . import cards, memory, models, planning, room, sidecar, together, vocabulary
 from .cards import Card
 from .errors import Cancelled, GenerationError, KinoraError
 from .events import DOING, Progress, Stage
@@ -37,6 +37,7 @@ def generate(
     unfinished: list[Kept] | None = None,
     stop: threading.Event | None = None,
     destination: Destination | None = None,
+    share: Callable[[], None] | None = None,
 ) -> Generator[Event, None, None]:
     """Make what `request` asks for; yields `Progress` and `Notice`, and last the `Run`.
 
@@ -48,12 +49,13 @@ def generate(
     `finished` gets each output once it is on disk: also of a run that fails later or is stopped.
     `unfinished` gets the latents of a video that was stopped while being decoded.
     `destination` is where files are written that are to be moved to `request.output` afterwards.
+    `share` is called once nothing is refused any more, and no other run of `shelf` is under way.
 
     Raises `KinoraError`: see `errors`; where latents were saved, `error.latents` names them.
     """
     shelf, finished = shelf or models.Shelf(), [] if finished is None else finished
     unfinished = [] if unfinished is None else unfinished
-    caller = _Caller(shelf, original, finished, unfinished, destination)
+    caller = _Caller(shelf, original, finished, unfinished, destination, share)
     return stream(lambda channel: _generate(request, caller, channel), stop)
 
 
@@ -66,6 +68,7 @@ class _Caller:
     finished: list[Output]
     unfinished: list[Kept]
     destination: Destination | None
+    share: Callable[[], None] | None
 
 
 def _generate(request: Request, caller: _Caller, channel: Channel) -> Run:
@@ -75,7 +78,9 @@ def _generate(request: Request, caller: _Caller, channel: Channel) -> Run:
     card = cards.find(request.model)
     resolved = resolve(request, card)
     weights = models.locate(card)
-    place = models.place(card, resolved.device, resolved.dtype)
+    seat = together.seat(resolved.recipe)
+    device = resolved.device if seat is None else seat.device(resolved.device)
+    place = models.place(card, device, resolved.dtype)
     channel.check()
     resolved = resolved.model_copy(update={"device": place.device, "dtype": place.dtype})
     _warn(weights, resolved, channel)
@@ -83,6 +88,7 @@ def _generate(request: Request, caller: _Caller, channel: Channel) -> Run:
     recipe, needs = planning.recipe(resolved, weights, channel.notice)
     shelf, destination = caller.shelf, caller.destination
     clock.switch("load")
+    stack = ExitStack()
     try:
         with shelf.reserved(channel.check):
             clock.skip()
@@ -98,11 +104,13 @@ def _generate(request: Request, caller: _Caller, channel: Channel) -> Run:
             )
             remedy = "a smaller --size or --frames"
             room.check_memory(predicted, resolved, remedy, channel.notice)
-            destination = destination or files.prepare(resolved)
+            destination = destination or stack.enter_context(together.destination(seat, resolved))
             kept = resolved.num_videos if resolved.keep_latents else 1
             room.check_disk(destination, resolved, kept, channel.notice)
             # Nothing is refused any more for what could be known without loading.
             channel.emit(Progress("load", 0, 0, clock.elapsed_s, None, 1, resolved.num_videos))
+            if caller.share is not None:
+                caller.share()
             with relayed(channel.notice):
                 loaded = shelf.take(weights, place, channel.check)
                 clock.device = place.device
@@ -117,8 +125,10 @@ def _generate(request: Request, caller: _Caller, channel: Channel) -> Run:
     finally:
         if destination is not None and not outputs:
             destination.withdraw()
+        stack.close()
     here = sidecar.machine(place.device)
-    return Run(resolved, tuple(outputs), clock.total(), here.device, here.versions)
+    leads = seat is None or seat.leads
+    return Run(resolved, tuple(outputs), clock.total(), here.device, here.versions, leads)
 
 
 def _warn(weights: models.Weights, resolved: Resolved, channel: Channel) -> None:
@@ -171,6 +181,7 @@ class _Job:
         """Make video `index`; stopped while decoding, its latents are left `unfinished`."""
         from ..accel.attach import accelerate
         from . import frames as frame_ops
+        from .encoding import remembered
         from .latents import Calls, DecodeState, Latents, sha256
         from .saving import keep_latents
         from .taps import tapped, without_progress_bar
@@ -191,6 +202,8 @@ class _Job:
         with self._failing(kept):
             with ExitStack() as stack:
                 stack.enter_context(without_progress_bar(pipe))
+                assert self.caller.shelf.encodings is not None
+                stack.enter_context(remembered(pipe, self.caller.shelf.encodings))
                 self.session = stack.enter_context(
                     accelerate(pipe, self.recipe, strict=single.strict, seed=single.seed)
                 )

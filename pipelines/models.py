@@ -16,11 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from .cards import Card, Precision
 from .errors import Cancelled, KinoraError, ModelError
 from .folder import ModelFolder, WeightFile, fingerprint, reading
+
+if TYPE_CHECKING:
+    from .encoding import Encodings
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,8 @@ class Shelf:
     def __init__(self) -> None:
         self._held: Loaded | None = None
         self._lock = Lock()
+        self.encodings: Encodings | None = None
+        """Of texts, by the model that is here."""
 
     @contextmanager
     def reserved(self, check: Callable[[], None]) -> Generator[None, None, None]:
@@ -110,10 +115,12 @@ class Shelf:
         if self._held is not None and self.holds(weights, place):
             return self._held
         if self._held is not None:
-            self._held = None
+            self._held = self.encodings = None
             gc.collect()
-        self._held = loaded = load(weights, place, check)
-        return loaded
+        from .encoding import Encodings
+
+        self._held, self.encodings = load(weights, place, check), Encodings()
+        return self._held
 
 
 def locate(card: Card) -> Weights:

@@ -139,6 +139,7 @@ def _parts(resolved: Resolved, folder: ModelFolder, files: Sequence[WeightFile])
         _attention(resolved, folder, files),
         _dense_kernel(resolved, folder),
         _steps(resolved, folder),
+        _parallel(resolved, folder),
     )
     return [part for part in parts if part]
 
@@ -276,6 +277,24 @@ def _steps(resolved: Resolved, folder: ModelFolder) -> Part | None:
         why += f"; outputs are extrapolated as they come, since {raw}"
     speedup = steps / least if least == most else None
     return Part("steps", asked, "adjusted" if raw else "ok", why, 1.0, speedup, kept)
+
+
+def _parallel(resolved: Resolved, folder: ModelFolder) -> Part | None:
+    """What several processes would do."""
+    from ..accel.attach import parallel
+    from ..accel.recipe import from_table
+
+    chosen = from_table(resolved.recipe)
+    if chosen.parallel is None:
+        return None
+    part = _denoiser(folder)
+    try:
+        refusal = parallel.refusal(chosen, folder.parts.get(part, "none"), folder.config(part))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder.path} has a config of the wrong form: {error}") from error
+    count = chosen.parallel.processes
+    why = refusal or f"{count} processes make a video; predictions are of one alone"
+    return Part("parallel", chosen.parallel.words(), "refused" if refusal else "ok", why, 1.0, None)
 
 
 def _kept_tokens(resolved: Resolved, folder: ModelFolder) -> tuple[int, str | None]:

@@ -55,6 +55,8 @@ class Run:
     stages_s: dict[Stage, float]
     device: str
     versions: dict[str, str]
+    leads: bool = True
+    """Whether its files stay, of several processes that make one video."""
 
     @property
     def total_s(self) -> float:

@@ -65,8 +65,8 @@ def tapped(
 
     with ExitStack() as stack:
         if hasattr(pipe, "encode_prompt"):
-            stack.enter_context(_replaced(pipe, "encode_prompt", encode_prompt))
-        stack.enter_context(_replaced(vae, "decode", decode))
+            stack.enter_context(replaced(pipe, "encode_prompt", encode_prompt))
+        stack.enter_context(replaced(vae, "decode", decode))
         stack.enter_context(stoppable(vae, check))
         yield
 
@@ -101,9 +101,7 @@ class _Tap(partial[Any]):
 
 
 @contextmanager
-def _replaced(
-    owner: Any, name: str, replacement: Callable[..., Any]
-) -> Generator[None, None, None]:
+def replaced(owner: Any, name: str, replacement: Callable[..., Any]) -> Generator[None, None, None]:
     """Shadow a method of one instance; what lay in the instance before comes back afterwards."""
     original = getattr(owner, name)
     if isinstance(original, _Tap):

@@ -13,13 +13,15 @@ from ...kernels.merging import KERNEL, KeyMerge, merged_attention
 from ...kernels.problem import Problem
 from ..cost import problem_of, slower
 from ..errors import AccelerationError
-from ..method import AttentionMethod
+from ..method import AttentionMethod, Plan
 from ..recipe import Recipe
 from ..site import Site
 from ..steps import Prune
 from .denoisers import Denoiser
 from .dense import by_kernel
+from .exchange import all_heads, exchanged, mean_of_heads
 from .family import Arguments, Expected
+from .parallel import Ranks, check_given, plans_by_head
 from .routes import Call, unrouted
 from .run import Run
 from .sites import NoSiteError, everywhere, text_tokens, unmasked
@@ -37,6 +39,7 @@ class Forward:
         *,
         strict: bool,
         seed: int,
+        ranks: Ranks | None = None,
     ) -> None:
         family = denoiser.family
         self.denoiser, self.run, self.recipe = denoiser, run, recipe
@@ -48,6 +51,20 @@ class Forward:
         self.expected = family.expected(denoiser.attentions, given)
         self._items = 1 + max(it.item for it in self.expected)
         self._done = 0
+        self._ranks = ranks if ranks and ranks.context else None
+        self._guided = ranks is not None and ranks.asked.cfg > 1
+        if self._ranks is not None:
+            check_given(family.denoiser, given)
+            self._ranks.cut(*self._lengths(self.expected[0]))
+
+    def _lengths(self, expected: Expected) -> tuple[int, int]:
+        """Tokens of the text and of the picture. Raises AccelerationError."""
+        if self.grid is None:
+            raise AccelerationError(
+                f"it is not known which tokens {self.denoiser.family.denoiser} runs on, so that "
+                f"they cannot be shared: leave [parallel] out"
+            )
+        return expected.text, self.grid.tokens
 
     def stock_backend(self) -> Any:
         """See `routes.Listener`; only models that dispatch ask."""
@@ -60,10 +77,18 @@ class Forward:
         layer = self.denoiser.layers.get(expected.place)
         if layer is None:
             return call.dense()
-        method = self.recipe.attention
-        if method is None:
-            return self._dense(self.denoiser.offset + layer, call, "as asked")
-        return self._attended(call, method, expected, layer)
+
+        def attend(call: Call) -> torch.Tensor:
+            method = self.recipe.attention
+            if method is None:
+                return self._dense(self.denoiser.offset + layer, call, "as asked")
+            return self._attended(call, method, expected, layer)
+
+        if self._ranks is None:
+            return attend(call)
+        text, picture = self._lengths(expected)
+        first = self.denoiser.family.text_first
+        return exchanged(call, self._ranks, text=text, picture=picture, first=first, attend=attend)
 
     def at(self, place: int) -> None:
         """The attention at `place` is next; a cache has left out those before it."""
@@ -114,7 +139,7 @@ class Forward:
             text=text,
             text_first=family.text_first,
             branch=run.branch,
-            branches=run.branches if self._items == 1 else 1,
+            branches=run.branches if self._items == 1 and not self._guided else 1,
             item=expected.item,
             items=self._items,
             expert=self.denoiser.number,
@@ -138,8 +163,7 @@ class Forward:
             if reason:
                 return self._dense(key, call, reason, fallback=True)
         q, k, v = (x if rows is None else x[:, :, rows] for x in (call.q, call.k, call.v))
-        assert run.planner is not None
-        plan = run.planner(q, k, site)
+        plan = self._plan(method, q, k, site)
         if plan is None:
             return self._dense(key, call, method.why_dense(site))
         if isinstance(plan, KeyMerge):
@@ -151,8 +175,22 @@ class Forward:
             out, _ = block_attention(
                 q, k, v, plan, scale=call.scale, precision=precision, backend=kernel
             )
-        run.ran(key, kernel, plan.density().mean(), pairs=site.tokens**2)
+        density = plan.density().mean()
+        if self._ranks is not None:
+            density = mean_of_heads(density, self._ranks)
+        run.ran(key, kernel, density, pairs=site.tokens**2)
         return call.laid_out(everywhere(call, rows, out))
+
+    def _plan(
+        self, method: AttentionMethod, q: torch.Tensor, k: torch.Tensor, site: Site
+    ) -> Plan | None:
+        """The plan of a call, of this process's heads where several share it."""
+        planner, ranks = self.run.planner, self._ranks
+        assert planner is not None
+        if ranks is None or ranks.asked.ulysses == 1 or plans_by_head(method):
+            return planner(q, k, site)
+        plan = planner(all_heads(q, ranks), all_heads(k, ranks), site)
+        return plan and plan.of_heads(ranks.heads(q.shape[1]))
 
     def _dense(self, key: int, call: Call, reason: str, fallback: bool = False) -> torch.Tensor:
         asked, attend = self.recipe.dense_kernel, call.dense

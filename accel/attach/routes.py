@@ -50,6 +50,7 @@ class Call:
         flags: what else is asked for.
         dense: the stock result, laid out as the route returns it.
         laid_out: brings `[B, H, L, D]` into that layout.
+        stock: the stock result, laid out so too, of other q, k, v and mask in the place of these.
     """
 
     q: torch.Tensor
@@ -60,6 +61,7 @@ class Call:
     flags: Flags
     dense: Callable[[], torch.Tensor]
     laid_out: Callable[[torch.Tensor], torch.Tensor]
+    stock: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 class Listener(Protocol):
@@ -98,7 +100,9 @@ def _attention(
     # Without a session it is a copy of a denoiser that was made inside of one: stock.
     stock = None if listener is None or heads_first else listener.stock_backend()
 
-    def dense() -> torch.Tensor:
+    def compute(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         given: dict[str, Any] = {"attn_mask": mask, "scale": scale, **flags._asdict()}
         if not heads_first:
             return dispatch.dispatch_attention_fn(query, key, value, backend=stock, **given)
@@ -108,10 +112,18 @@ def _attention(
     def turned(x: torch.Tensor) -> torch.Tensor:
         return x if heads_first else x.transpose(1, 2)
 
+    def of(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        return compute(turned(q), turned(k), turned(v), mask)
+
+    def dense() -> torch.Tensor:
+        return compute(query, key, value, mask)
+
     if listener is None:
         return dense()
     q, k, v = (turned(x) for x in (query, key, value))
-    return listener.attend(Call(q, k, v, mask, scale, flags, dense, turned))
+    return listener.attend(Call(q, k, v, mask, scale, flags, dense, turned, of))
 
 
 # One list of arguments for the function and for the operator.
@@ -144,7 +156,10 @@ def _routed(
 ) -> torch.Tensor:
     """A call as torch and diffusers spell it; through the operator while `torch.compile` looks."""
     if _parallel_config is not None:
-        raise AccelerationError("context parallelism and a recipe cannot be combined yet")
+        raise AccelerationError(
+            "diffusers' context parallelism is on, which a recipe puts on itself: leave "
+            "enable_parallelism out, and use parallel.ulysses"
+        )
     flags = (dropout_p, is_causal, enable_gqa)
     args = (query, key, value, attn_mask, scale, *flags, heads_first)
     if torch.compiler.is_compiling():

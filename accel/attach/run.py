@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,8 @@ class Run:
     planner: Planner | None
     policy: StepPolicy | None
     steps: int
+    agree: Callable[[Decision], Decision] | None = None
+    """Makes decisions those of all processes that share the run."""
     begun: bool = False
     """Whether something was called."""
     first: int = 0
@@ -97,6 +100,8 @@ class Run:
         if self.decision is None:
             asked = self._turns and self.done > self._began
             self.decision = self._turns[-1].decide(self.step, self.sample) if asked else Compute()
+            if asked and self.agree is not None:
+                self.decision = self.agree(self.decision)
         return self.decision
 
     def finish_step(self, output: torch.Tensor, sample: torch.Tensor) -> None:

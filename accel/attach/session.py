@@ -17,11 +17,12 @@ from ..policies import CachePolicy
 from ..receipt import Receipt
 from ..recipe import Recipe, find
 from ..steps import Skip, StepPolicy
-from . import routes, schedulers
+from . import parallel, routes, schedulers
 from .caching import Caching
 from .denoisers import Denoiser, denoisers_of, refuse_accelerated
 from .entered import Called, Entry, entered
 from .forward import Forward
+from .guidance import Guidance
 from .pruning import Pruning
 from .run import Run
 from .skipping import check_fits, check_handed_on, check_untouched, hollow, instead
@@ -79,6 +80,8 @@ class Session:
         self._run: Run | None = None
         self._cache: Caching | None = None
         self._pruning: Pruning | None = None
+        self._ranks: parallel.Ranks | None = None
+        self._guidance: Guidance | None = None
         self._control: Any = None
         """In the form of what a ControlNet returns."""
 
@@ -100,6 +103,7 @@ class Session:
             attention=attention,
             policy=(self._run or self._new_run(steps=1)).steps_receipt(),
             cache=self._cache.receipt() if self._cache else None,
+            processes=self.recipe.parallel.processes if self.recipe.parallel else 1,
         )
 
     @property
@@ -108,9 +112,15 @@ class Session:
         policy = self.recipe.steps
         return None if isinstance(policy, CachePolicy) else policy
 
+    @property
+    def _attends(self) -> bool:
+        """Whether attention comes to this session."""
+        asked = self.recipe.parallel
+        return self.recipe.attends or (asked is not None and asked.tokens > 1)
+
     def attach(self, stack: ExitStack) -> None:
         """Put everything on; `stack` takes it off again, last first."""
-        self._denoisers += denoisers_of(self.pipe, attends=self.recipe.attends)
+        self._denoisers += denoisers_of(self.pipe, attends=self._attends)
         scheduler = self._scheduler = getattr(self.pipe, "scheduler", None)
         if scheduler is None:
             raise AccelerationError(f"{type(self.pipe).__name__} has no scheduler to follow")
@@ -123,11 +133,12 @@ class Session:
             pruning = self._pruning = Pruning(self._denoisers, self.seed)
             pruning.check()
             pruning.attach(stack)
+        self._share(stack)
         for denoiser in self._denoisers:
             stack.enter_context(entered(denoiser.module, partial(self._forward, denoiser)))
             if self.recipe.dense_kernel not in ("stock", "fastest"):
                 self._check_kernel(denoiser, self.recipe.dense_kernel)
-            if self.recipe.attends and denoiser.family.dispatches:
+            if self._attends and denoiser.family.dispatches:
                 modules = dict(denoiser.inner.named_modules())
                 processors = [modules[it.name].processor for it in denoiser.attentions]
                 if not all(hasattr(it, "_attention_backend") for it in processors):
@@ -142,7 +153,7 @@ class Session:
                         f"which hides the layer of a call: give each its own"
                     )
                 denoiser.stock = stack.enter_context(routes.routed(processors))
-            if self.recipe.attends and self._cache is not None:
+            if self._attends and self._cache is not None:
                 named = dict(denoiser.inner.named_modules())
                 stack.enter_context(routes.announced(named[it.name] for it in denoiser.attentions))
         control = getattr(self.pipe, "controlnet", None)
@@ -159,6 +170,24 @@ class Session:
         refusal = policy and schedulers.refusal(scheduler, policy)
         if refusal:
             raise AccelerationError(refusal)
+
+    def _share(self, stack: ExitStack) -> None:
+        """Share the denoisers with other processes. Raises AccelerationError."""
+        asked = self.recipe.parallel
+        if asked is None:
+            return
+        for it in self._denoisers:
+            refused = parallel.refusal(self.recipe, it.family.denoiser, it.inner.config)
+            if not refused and it.module is not it.inner:
+                refused = f"{it.family.denoiser} is compiled: use [parallel] without torch.compile"
+            if refused:
+                raise AccelerationError(refused)
+        device = torch.device(getattr(self.pipe, "device", self._denoisers[0].inner.device))
+        self._ranks = ranks = parallel.joined(asked, device)
+        if asked.cfg > 1:
+            self._guidance = Guidance(ranks)
+        for it in self._denoisers:
+            stack.enter_context(parallel.shared(it.inner, ranks))
 
     def _check_kernel(self, denoiser: Denoiser, name: DenseKernel) -> None:
         """Raise AccelerationError where the dense kernel is known not to run."""
@@ -179,13 +208,25 @@ class Session:
         if isinstance(decision, Skip):
             result = instead(decision.output, denoiser, given)
         else:
-            result = self._evaluated(denoiser, run, given, call)
+            result = self._guided(denoiser, run, given, call)
             denoiser.kind, denoiser.dtype = type(result), result[0].dtype
             denoiser.shape = tuple(result[0].shape[1:])
         run.denoiser = denoiser
         run.forwards += 1
         run.branch += 1
         return result
+
+    def _guided(self, denoiser: Denoiser, run: Run, given: Mapping[str, Any], call: Called) -> Any:
+        """A call of a denoiser, of which other processes may make a branch."""
+        guidance = self._guidance
+        if guidance is None:
+            return self._evaluated(denoiser, run, given, call)
+        if not guidance.batched(denoiser, given):
+            evaluated = partial(self._evaluated, denoiser, run, given, call)
+            return guidance.separate(denoiser, run, evaluated)
+        half = guidance.half(denoiser, given)
+        result = self._evaluated(denoiser, run, {**given, **half}, partial(call, **half))
+        return guidance.whole(result)
 
     def _beside(self, call: Called) -> Any:
         """A call of a ControlNet: in skipped steps nothing looks at what it returns."""
@@ -227,7 +268,7 @@ class Session:
         cache, forward = self._cache, None
         if self._pruning is not None:
             call = partial(self._pruning.call, denoiser, run, given, call)
-        if self.recipe.attends:
+        if self._attends:
             call, forward = self._attended(denoiser, run, given, call)
         result, whole = (call(), True) if cache is None else cache.call(denoiser, run, given, call)
         # Of what is reused no attention comes.
@@ -239,7 +280,9 @@ class Session:
         self, denoiser: Denoiser, run: Run, given: Mapping[str, Any], call: Callable[[], Any]
     ) -> tuple[Callable[[], Any], Forward]:
         """A call of the denoiser whose attention comes to this session, and what hears it."""
-        forward = Forward(denoiser, run, given, self.recipe, strict=self.strict, seed=self.seed)
+        forward = Forward(
+            denoiser, run, given, self.recipe, strict=self.strict, seed=self.seed, ranks=self._ranks
+        )
 
         def attended() -> Any:
             token = routes.active.set(forward)
@@ -253,13 +296,16 @@ class Session:
 
     def _new_run(self, steps: int) -> Run:
         attention = self.recipe.attention
-        return Run(attention.start() if attention else None, self._policy, steps)
+        agree = self._ranks.agree if self._ranks else None
+        return Run(attention.start() if attention else None, self._policy, steps, agree)
 
     def _start(self) -> None:
         timesteps = self.pipe.scheduler.timesteps
         self._run = self._new_run(steps=len(timesteps))
         if self._pruning is not None:
             self._pruning.start()
+        if self._guidance is not None:
+            self._guidance.start()
         if self._cache is not None:
             self._cache.start(timesteps.tolist())
 
@@ -291,6 +337,9 @@ class Session:
                 check_handed_on(output, run.decision.output, run.denoiser.dtype)
             else:
                 check_fits(output, run.denoiser, run.batch)
+        if self._guidance is not None and run.denoiser is not None:
+            skipped = isinstance(run.decision, Skip)
+            self._guidance.finish_step(run.denoiser, output, skipped=skipped)
         run.finish_step(output, sample)
         if self._cache is not None:
             self._cache.finish_step(run, strict=self.strict)

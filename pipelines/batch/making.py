@@ -14,6 +14,8 @@ from ..files import Destination
 from ..models import Shelf
 from ..request import Request
 from ..run import Run
+from ..together import processes
+from .replica import Leader, Place
 
 Report = Callable[[Progress | Notice], None]
 
@@ -48,6 +50,10 @@ class Studio:
 
     def __init__(self) -> None:
         self._shelf = Shelf()
+        self._lock = threading.Lock()
+        self._leader: Leader | None = None
+        self._unfinished = 0
+        """Rows that other processes make too, and may wait in."""
 
     def make(
         self, request: Request, destination: Destination, stop: threading.Event, report: Report
@@ -55,14 +61,41 @@ class Studio:
         """Make the video; while its files are written the next row has the model."""
         from ..generate import generate
 
-        for event in generate(request, shelf=self._shelf, destination=destination, stop=stop):
+        leader = self._leading(request)
+
+        def share() -> None:
+            if leader is not None:
+                self._unfinished += 1
+                leader.share(request)
+
+        events = generate(
+            request, shelf=self._shelf, destination=destination, stop=stop, share=share
+        )
+        for event in events:
             if isinstance(event, Run):
+                self._unfinished -= leader is not None
                 return event
             report(event)
         raise RuntimeError("the run ended without a result")
 
+    def _leading(self, request: Request) -> Leader | None:
+        """What has other processes make `request` too; None where this one makes it alone."""
+        assert isinstance(request.recipe, dict)
+        place = Place.of_environment()
+        if place is None or processes(request.recipe) == 1:
+            return None
+        with self._lock:
+            if self._leader is None:
+                self._leader = Leader(place, request.device)
+            return self._leader
+
     def recovers(self) -> bool:
-        """Free what the failed row held; False where the accelerator answers no more."""
+        """Free what the failed row held; False where the accelerator answers no more.
+
+        Nor can it go on where others made the row too: they may wait for what does not come.
+        """
+        if self._unfinished:
+            return False
         torch = sys.modules.get("torch")
         if torch is None:
             return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import threading
 from collections import Counter
@@ -15,6 +15,7 @@ from ..errors import ManifestError, OutputError, RequestError
 from ..events import Notice
 from ..files import explain
 from ..request import Request
+from ..together import processes
 from ..worker import Port, stream
 from . import engines, table
 from .attempt import Ended
@@ -37,7 +38,7 @@ class Options:
 
     `defaults` are fields of a request for what rows leave out. `shard` i of n takes every n-th row.
     `keep_going` runs what can run where some rows cannot. `workers` None is one for each GPU, or
-    one on the CPU.
+    one on the CPU. `address` is that of a cluster of Ray.
     """
 
     manifest: Path
@@ -50,6 +51,14 @@ class Options:
     engine: str = "local"
     device: str = "auto"
     workers: int | None = None
+    address: str | None = None
+    seat: tuple[int, int] = (0, 1)
+    """Number of this process among how many that make each row together; the engine's to say."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether another process takes the rows, and tells how they ended."""
+        return self.seat[0] > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +105,19 @@ def prepare(options: Options, refuses: Refusal = refusal) -> Batch:
     `refuses` says of a request why no worker could make any like it. Raises `KinoraError`; rows
     that cannot run are told by `Batch.check`.
     """
-    options = engines.find(options.engine).adapt(options)
+    engine = engines.find(options.engine)
     shard, shards = options.shard
     if not 1 <= shard <= shards:
         raise RequestError(f"shards of {shards} are 1/{shards} to {shards}/{shards}, not {shard}")
     if not 0 <= options.retries <= 1000:
         raise RequestError(f"--retries must be 0 to 1000, not {options.retries}")
+    if options.address is not None and options.engine != "ray":
+        raise RequestError(f"--address is of --engine ray, and the engine is {options.engine}")
     if options.workers is not None and not 1 <= options.workers <= MAX_WORKERS:
         raise RequestError(f"--workers must be 1 to {MAX_WORKERS}, not {options.workers}")
     rows = table.build(options.manifest, options.defaults, options.seeds)
+    options = engine.adapt(options, _processes(rows))
+    shard, shards = options.shard
     store = Store(options.output)
     store.check(options.manifest, rows)
     mine = rows.order()[shard - 1 :: shards]
@@ -115,7 +128,20 @@ def prepare(options: Options, refuses: Refusal = refusal) -> Batch:
     if hopeless:
         pending = [i for i in pending if rows.group_of[i] not in hopeless]
         mine = [i for i in mine if rows.group_of[i] not in hopeless or rows.ids[i] in done]
+    if options.follows:
+        mine, pending = [], []
     return Batch(options, rows, store, len(mine), pending, tuple(refused))
+
+
+def _processes(rows: Table) -> int:
+    """How many make a row together. Raises `RequestError` where rows ask for different numbers."""
+    asked = {processes(json.loads(it.recipe)) for it in rows.groups} or {1}
+    if len(asked) > 1:
+        told = " and ".join(str(it) for it in sorted(asked))
+        raise RequestError(
+            f"rows ask for {told} processes a video (parallel): make a batch of each number"
+        )
+    return asked.pop()
 
 
 def _hopeless(
@@ -166,7 +192,7 @@ def _run(batch: Batch, make: Make, port: Port[Standing | Ended]) -> Summary:
     for it in batch.refused[:_MOST_NOTICES]:
         port.notice(f"line {it.line} is left out: {it.why}")
     store.claim(options.manifest, batch.table)
-    if batch.pending:
+    if batch.pending or options.seat[1] > 1:
         _make(batch, make, port, summary)
     summary.others_complete = engines.find(options.engine).agree(summary.complete)
     return summary
@@ -174,13 +200,15 @@ def _run(batch: Batch, make: Make, port: Port[Standing | Ended]) -> Summary:
 
 def _make(batch: Batch, make: Make, port: Port[Standing | Ended], summary: Summary) -> None:
     options, store = batch.options, batch.store
-    where, threads = devices(options.device, options.workers, len(batch.pending))
+    engine = engines.find(options.engine)
+    where, threads = engine.places(options, len(batch.pending) or 1)
     summary.workers = len(where)
     schedule = Schedule(batch.table, batch.pending, options.retries)
     told = _Told(batch, summary, Pace(schedule.total_work), schedule, port)
     with store.drafting() as drafts:
-        job = Job(schedule, options.output.absolute(), drafts, make, where, threads, port.check)
-        happening = engines.find(options.engine).run(job)
+        job = Job(schedule, options.output.absolute(), drafts, make, where, threads, port.check,
+                  seat=options.seat)  # fmt: skip
+        happening = engine.run(job)
         try:
             for event in happening:
                 told.hear(event)
@@ -243,39 +271,6 @@ class _Told:
             self._notices.add(text)
             more = len(self._notices) > _MOST_NOTICES
             self.port.notice("there are further notices, of rows alone" if more else text)
-
-
-def devices(device: str, workers: int | None, rows: int) -> tuple[tuple[str, ...], int | None]:
-    """The device of each worker, and the CPU threads of each (None: as torch has them).
-
-    Raises `RequestError` for a device that is not here.
-    """
-    found = _devices(device)
-    count = min(workers or len(found), rows)
-    where = tuple(found[number % len(found)] for number in range(count))
-    if count == 1 or found != ["cpu"]:
-        return where, None
-    return where, max(1, len(os.sched_getaffinity(0)) // count)
-
-
-def _devices(device: str) -> list[str]:
-    if device == "cpu":
-        return ["cpu"]
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    known = [f"cuda:{number}" for number in range(count)]
-    if torch.backends.mps.is_available():
-        known.append("mps")
-    if device == "auto":
-        return known or ["cpu"]
-    if device == "cuda" and count:
-        return known[:count]
-    if device in known:
-        return [device]
-    raise RequestError(
-        f"there is no device {device} here: choose from {', '.join(['cpu', *known])}"
-    )
 
 
 def shard_of(text: str) -> tuple[int, int]:

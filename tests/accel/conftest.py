@@ -6,6 +6,7 @@ The `Loop`s do what pipelines do to a denoiser and a scheduler, without text enc
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+
+# The processes of a `Gang` get this too, and import `gang` and `ranked` by it.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def diffusers() -> Any:

@@ -23,8 +23,9 @@ SMALL = ("--size", "32x32", "--frames", "5", "--steps", "2")
 FLAGS = {
     "run": {
         "manifest", "output", "seeds", "shard", "retries", "keep-going", "dry-run", "engine",
-        "workers", "model", "recipe", "set", "strict", "size", "frames", "steps", "guidance",
-        "negative-prompt", "format", "fps", "device", "dtype", "keep-latents", "force", "json",
+        "workers", "address", "model", "recipe", "set", "strict", "size", "frames", "steps",
+        "guidance", "negative-prompt", "format", "fps", "device", "dtype", "keep-latents", "force",
+        "json",
     },
     "status": {"folder", "json"},
 }  # fmt: skip
@@ -125,7 +126,10 @@ def test_a_failing_row_is_exit_status_1(cli: Cli, wan_folder: Path, tmp_path: Pa
         (["none.txt"], "there is no manifest none.txt"),
         (["P", "--shard", "0/4"], "--shard must be 1/4 to 4/4"),
         (["P", "--seeds", "4-0"], "--seeds must be such as 0-4"),
-        (["P", "--engine", "raj"], "--engine must be local, torchrun, not 'raj'"),
+        (
+            ["P", "--engine", "raj"],
+            "--engine must be local, torchrun, ray, not 'raj'; did you mean ray",
+        ),
         (["P", "--engine", "torchrun"], "finds no RANK in the environment: start it as `torchrun"),
         (["P", "--workers", "0"], "--workers must be 1 to"),
         (["P", "--retries", "-1"], "--retries must be 0 to"),

@@ -1,4 +1,4 @@
-"""Runs a batch of the stand-in where it can be killed: parent.py MANIFEST OUTPUT WORKERS."""
+"""A batch of the stand-in, to be killed: parent.py MANIFEST OUTPUT WORKERS [ENGINE]."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kinora.pipelines.batch.report import Summary
 
 def main() -> int:
     """The exit status says whether all is done."""
-    manifest, output, workers = sys.argv[1:]
+    manifest, output, workers, *engine = sys.argv[1:]
     options = Options(Path(manifest), Path(output), {"steps": 3}, retries=100, device="cpu",
-                      workers=int(workers))  # fmt: skip
+                      workers=int(workers), engine=engine[0] if engine else "local")  # fmt: skip
     *_, last = run(prepare(options, lambda _: None), make=StandIn)
     return 0 if isinstance(last, Summary) and last.complete else 1
 

@@ -15,8 +15,8 @@ from placing import Place
 from standin import Dumb, StandIn
 
 from kinora.pipelines.batch import run
+from kinora.pipelines.batch.engines.local import devices
 from kinora.pipelines.batch.report import Summary, status
-from kinora.pipelines.batch.run import devices
 from kinora.pipelines.errors import GenerationError, ManifestError, RequestError
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+from killing import workers_of
 from placing import Place
 
 from kinora.pipelines.batch.report import status
@@ -57,3 +60,89 @@ def test_parts_of_ranks_within_parts_of_an_array(
     monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(RequestError, match="finds no WORLD_SIZE in the environment"):
         place.prepare(engine="torchrun")
+
+
+def made(output: Path) -> dict[str, str]:
+    """Hashes of the frames, by prompt."""
+    records = [json.loads(it.read_text()) for it in output.glob("*.json")]
+    return {it["request"]["prompt"]: it["frames_sha256"] for it in records}
+
+
+def command(wan_folder: Path, manifest: Path, output: Path, *more: str) -> list[str]:
+    return ["-m", "kinora.app", "batch", str(manifest), "--model", str(wan_folder), "--size",
+            "32x32", "--frames", "5", "--steps", "4", "--device", "cpu", "--output", str(output),
+            *more]  # fmt: skip
+
+
+SHARED = ("--engine", "torchrun", "--set", "parallel.ulysses=2")
+
+
+@pytest.mark.parametrize("pairs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_pairs_of_ranks_make_what_one_process_makes(
+    wan_folder: Path, tmp_path: Path, pairs: int
+) -> None:
+    manifest = tmp_path / "prompts.txt"
+    manifest.write_text("".join(f"a {it} circle\n" for it in ("red", "blue", "black")))
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    subprocess.run([sys.executable, *command(wan_folder, manifest, alone)], check=True)
+    start = [*TORCHRUN[:-1], str(2 * pairs)]
+    done = subprocess.run(
+        [*start, *command(wan_folder, manifest, shared, *SHARED)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert made(shared) == made(alone) and len(made(alone)) == 3
+    counts = sorted(it for it in done.stdout.splitlines() if " rows: " in it)
+    each = [["3 rows: 3 done"], ["1 rows: 1 done", "2 rows: 2 done"]]
+    assert counts == each[pairs - 1], "one of each pair tells"
+    records = [json.loads(it.read_text()) for it in shared.glob("*.json")]
+    assert all(it["receipt"]["processes"] == 2 for it in records)
+
+
+@pytest.mark.slow
+def test_any_process_of_a_pair_is_killed(wan_folder: Path, tmp_path: Path) -> None:
+    """The worker that leads, and the one that follows: the row is made again by both."""
+    manifest = tmp_path / "prompts.txt"
+    colours = ("red", "blue", "black", "red red", "blue blue", "black black")
+    manifest.write_text("".join(f"a {it} circle\n" for it in colours))
+    output = tmp_path / "out"
+    more = (*SHARED, "--retries", "20")
+    told = tmp_path / "log"
+    start = [*TORCHRUN, *command(wan_folder, manifest, output, *more)]
+    with told.open("w") as log, subprocess.Popen(start, stdout=log, stderr=log) as process:
+        killed: list[int] = []
+        for rank in (0, 1):
+            end = time.monotonic() + 60
+            wanted = len(list(output.glob("*.mp4"))) + 1
+            while len(list(output.glob("*.mp4"))) < wanted:
+                assert process.poll() is None and time.monotonic() < end, told.read_text()
+                time.sleep(0.05)
+            ranks = [it for it in psutil.Process(process.pid).children() if it.is_running()]
+            workers = [
+                worker
+                for it in ranks
+                if it.environ().get("RANK") == str(rank)
+                for worker in workers_of(it.pid)
+            ]
+            for worker in workers:
+                worker.kill()
+                killed.append(rank)
+        assert process.wait(240) == 0, told.read_text()
+    assert set(killed) == {0, 1}
+    assert len(made(output)) == len(colours)
+    names = {it.suffix for it in output.iterdir()}
+    assert names == {".json", ".jsonl", ".mp4"}
+
+
+def test_processes_that_do_not_fit(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.write("a")
+    shared = {"parallel": {"ulysses": 2}}
+    with pytest.raises(RequestError, match=r"2 processes a video: use torchrun"):
+        place.prepare(defaults={"recipe": shared})
+    for name, value in (("RANK", 1), ("LOCAL_RANK", 1), ("WORLD_SIZE", 3)):
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(RequestError, match="3 are running: start a multiple of 2"):
+        place.prepare(engine="torchrun", defaults={"recipe": shared})
+    place.manifest = place.root / "rows.jsonl"
+    place.manifest.write_text('{"prompt": "a"}\n' + json.dumps({"prompt": "b", "recipe": shared}))
+    with pytest.raises(RequestError, match="rows ask for 1 and 2 processes"):
+        place.prepare()

@@ -36,6 +36,12 @@ class Job:
     threads: int | None
     check: Callable[[], None]
     bell: int | None = None
+    seat: tuple[int, int] = (0, 1)
+    """See `Options`."""
+
+
+Places = tuple[tuple[str | None, ...], int | None]
+"""The device of each worker, and the CPU threads of each, as in a `Job`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +81,16 @@ class Heard:
 class Engine(Protocol):
     """Makes what a schedule has left."""
 
-    def adapt(self, options: Options) -> Options:
-        """What this process does of what is asked for, where several share it."""
+    def adapt(self, options: Options, processes: int = 1) -> Options:
+        """What this process does of what is asked for, where several share it.
+
+        Args:
+            processes: that make one row together.
+        """
+        ...
+
+    def places(self, options: Options, rows: int) -> Places:
+        """Where its workers are to be, for so many rows."""
         ...
 
     def run(self, job: Job) -> Generator[Step | Heard | Notice | None, None, None]:
@@ -92,7 +106,7 @@ class Engine(Protocol):
         ...
 
 
-ENGINES = ("local", "torchrun")
+ENGINES = ("local", "torchrun", "ray")
 """Names of all."""
 
 

@@ -11,22 +11,21 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Generator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import Cancelled, GenerationError, OutputError
+from ...errors import Cancelled, GenerationError, OutputError, RequestError
 from ...events import Notice
 from ...files import explain
-from ..attempt import Ended
-from ..schedule import Turn
-from .engine import Heard, Job, Step
-from .process import END, LANES, STOP, Answer, Asked, Desk, Ready, Stop, Told, work
+from .. import logs
+from .engine import Heard, Job, Places, Step
+from .held import Held
+from .process import END, STOP, Answer, Asked, Desk, Ready, Stop, Told, work
 
 if TYPE_CHECKING:
     from ..run import Options
@@ -35,7 +34,8 @@ _TICK_S = 0.2
 _STARTS, _KILLED_STARTS = 3, 20
 """How often a process may end before it has started at all: by itself, and by a signal."""
 
-_Event = Step | Heard | Notice | None
+Event = Step | Heard | Notice | None
+"""What an engine says."""
 
 
 def engine() -> Local:
@@ -46,15 +46,24 @@ def engine() -> Local:
 class Local:
     """Processes on this machine."""
 
-    def adapt(self, options: Options) -> Options:
-        """All that is asked for."""
+    def adapt(self, options: Options, processes: int = 1) -> Options:
+        """All that is asked for. Raises `RequestError` where that needs other processes."""
+        if processes > 1:
+            raise RequestError(
+                f"parallel asks for {processes} processes a video: use torchrun --nproc-per-node "
+                f"{processes} -m kinora.app batch … --engine torchrun, or leave [parallel] out"
+            )
         return options
+
+    def places(self, options: Options, rows: int) -> Places:
+        """Devices of this machine. Raises `RequestError` for one that is not here."""
+        return devices(options.device, options.workers, rows)
 
     def agree(self, complete: bool) -> bool:
         """There are no others."""
         return complete
 
-    def run(self, job: Job) -> Generator[_Event, None, None]:
+    def run(self, job: Job) -> Generator[Event, None, None]:
         """Yields what happens; see `Engine`."""
         _start_tracker()
         pool = [_Worker(job, number) for number in range(len(job.devices))]
@@ -66,7 +75,7 @@ class Local:
                 for worker in pool:
                     worker.drop()
                     worker.feed()
-                if not job.schedule.left and not any(worker.turns for worker in pool):
+                if not job.schedule.left and not any(len(worker.turns) for worker in pool):
                     break
                 yield from _listen(pool, job.bell)
                 yield None
@@ -77,6 +86,39 @@ class Local:
         finally:
             for worker in pool:
                 worker.kill()
+
+
+def devices(device: str, workers: int | None, rows: int) -> Places:
+    """The device of each worker, and the CPU threads of each (None: as torch has them).
+
+    Raises `RequestError` for a device that is not here.
+    """
+    found = _devices(device)
+    count = min(workers or len(found), rows)
+    where = tuple(found[number % len(found)] for number in range(count))
+    if count == 1 or found != ["cpu"]:
+        return where, None
+    return where, max(1, len(os.sched_getaffinity(0)) // count)
+
+
+def _devices(device: str) -> list[str]:
+    if device == "cpu":
+        return ["cpu"]
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    known = [f"cuda:{number}" for number in range(count)]
+    if torch.backends.mps.is_available():
+        known.append("mps")
+    if device == "auto":
+        return known or ["cpu"]
+    if device == "cuda" and count:
+        return known[:count]
+    if device in known:
+        return [device]
+    raise RequestError(
+        f"there is no device {device} here: choose from {', '.join(['cpu', *known])}"
+    )
 
 
 def _start_tracker() -> None:
@@ -97,7 +139,7 @@ def _start_tracker() -> None:
             os.environ["PYTHONWARNINGS"] = before
 
 
-def _listen(pool: list[_Worker], bell: int | None = None) -> Generator[_Event, None, None]:
+def _listen(pool: list[_Worker], bell: int | None = None) -> Generator[Event, None, None]:
     """What any of them has to say, soon; nothing where the bell rings."""
     heard = {it: worker for worker in pool for it in worker.ears()}
     bells = [] if bell is None else [bell]
@@ -108,7 +150,7 @@ def _listen(pool: list[_Worker], bell: int | None = None) -> Generator[_Event, N
         yield from worker.hear()
 
 
-def _end(pool: list[_Worker], *last: str) -> Generator[_Event, None, None]:
+def _end(pool: list[_Worker], *last: str) -> Generator[Event, None, None]:
     """Tell all to end, and hear what they say until they have, which may take a step."""
     for worker in pool:
         worker.ending = True
@@ -125,16 +167,17 @@ class _Worker:
 
     job: Job
     number: int
-    turns: dict[int, Turn] = field(default_factory=dict[int, Turn])
-    dropped: set[int] = field(default_factory=set[int])
     process: Any = None
     connection: Connection | None = None
     log: Path = Path()
     ready: bool = False
-    began: dict[int, float] = field(default_factory=dict[int, float])
     starts: int = 0
     ill: bool = False
     ending: bool = False
+
+    def __post_init__(self) -> None:
+        self.turns = Held(self.job, self.number)
+        self.dropped = set[int]()
 
     def start(self) -> None:
         """Start a process."""
@@ -162,21 +205,13 @@ class _Worker:
 
     def feed(self) -> None:
         """Ask it for as many rows as it can have at a time."""
-        if not self.ready or any(turn.alone for turn in self.turns.values()):
-            return
-        while len(self.turns) < LANES:
-            turn = self.job.schedule.take(self.number, idle=not self.turns)
-            if turn is None:
-                return
-            self.turns[turn.index] = turn
-            self.began[turn.index] = time.perf_counter()
+        while self.ready and (turn := self.turns.take()) is not None:
             self.tell(Asked(turn.index, turn.row, turn.attempt))
-            if turn.alone:
-                return
 
     def drop(self) -> None:
         """Have it stop what nobody wants any more."""
-        for index, turn in self.turns.items():
+        for turn in self.turns:
+            index = turn.index
             how = self.job.schedule.unwanted(turn)
             if how == "kill":
                 self.process.kill()  # its end is noticed elsewhere
@@ -190,7 +225,7 @@ class _Worker:
             with suppress(OSError):
                 self.connection.send(message)
 
-    def hear(self) -> Generator[_Event, None, None]:
+    def hear(self) -> Generator[Event, None, None]:
         """What it has to say, and its end."""
         assert self.connection is not None
         gone = not self.process.is_alive()  # asked first: what it said before is in the pipe
@@ -202,7 +237,7 @@ class _Worker:
         if gone:
             yield from self._ended()
 
-    def _answer(self, message: Any) -> Generator[_Event, None, None]:
+    def _answer(self, message: Any) -> Generator[Event, None, None]:
         if isinstance(message, Ready):
             self.ready, self.starts = True, 0
         elif isinstance(message, Told):
@@ -210,46 +245,20 @@ class _Worker:
         elif isinstance(message, Answer):
             self.ill = not message.healthy
             self.dropped.discard(message.index)
-            yield self._heard(self.turns.pop(message.index), message.ended)
+            yield self.turns.heard(message.index, message.ended)
         else:
             yield message
 
-    def _heard(self, turn: Turn, ended: Ended) -> Heard:
-        """Have the schedule know how a turn ended. Raises `OutputError` where none could go on."""
-        del self.began[turn.index]
-        if ended.blocked:
-            raise OutputError(ended.reason or "the output cannot be written")
-        if ended.status == "failed":
-            again = self.job.schedule.failed(turn) if ended.again else False
-            ended = ended.retried() if again else ended
-        elif ended.status == "stopped":
-            self.job.schedule.lost(turn, suspected=False)
-        return Heard(turn.index, ended)
-
-    def _ended(self) -> Generator[_Event, None, None]:
+    def _ended(self) -> Generator[Event, None, None]:
         """It has ended: whose fault was it? Starts the next one."""
         self.process.join()
         status = self.process.exitcode
         why = _why(status, self.log)
         self._close()
-        lost = list(self.turns.values())
-        self.turns.clear()
         self.dropped.clear()
         if not self.ready and self.starts >= (_STARTS if status >= 0 else _KILLED_STARTS):
             raise GenerationError(f"worker {self.number} does not start: {why}")
-        for turn in lost:
-            suspected = len(lost) > 1 or self.ill
-            if suspected or self.ending:
-                del self.began[turn.index]
-                self.job.schedule.lost(turn, suspected=suspected)
-                continue
-            row, seconds = turn.row, round(time.perf_counter() - self.began[turn.index], 3)
-            ended = Ended(row.id, row.line, row.name, "failed", turn.attempt, seconds,
-                          kind="WorkerCrash", reason=why, again=True)  # fmt: skip
-            if _is_done(self.job.folder, turn):  # its files are in place, it could not say so
-                path = f"{row.name}.{row.request.format}"
-                ended = replace(ended, status="done", kind=None, reason=None, path=path)
-            yield self._heard(turn, ended)
+        yield from self.turns.lost(why, ill=self.ill, ending=self.ending)
         if self.job.schedule.left and not self.ending:
             yield Notice(f"worker {self.number} is started again: {why}")
             self.start()
@@ -267,13 +276,6 @@ class _Worker:
             self.connection = None
 
 
-def _is_done(folder: Path, turn: Turn) -> bool:
-    """Whether a process put the row's files in place before it ended."""
-    from ..store import Store
-
-    return Store(folder).has(turn.row.name, f".{turn.row.request.format}")
-
-
 def _why(status: int, log: Path) -> str:
     """How a process ended, in words, with the last that it had to say."""
     if status >= 0:
@@ -286,9 +288,4 @@ def _why(status: int, log: Path) -> str:
         told = f"the worker process was ended by {name}"
         if name == "SIGKILL":
             told += ", as by a system that is out of memory"
-    with suppress(OSError):
-        lines = [it.strip() for it in log.read_text("utf-8", "replace")[-2000:].splitlines()]
-        last = next((it for it in reversed(lines) if it), "")
-        if last:
-            told += f" ({last[:200]})"
-    return told
+    return told + logs.last(log)

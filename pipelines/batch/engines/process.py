@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from ...events import Notice, Progress
+from .. import logs
 from ..attempt import Ended, attempt
 from ..making import Make, Maker
 from ..rows import Row
 from ..store import Drafts, Store
+from .held import LANES
 
-LANES = 2
-"""Rows that a worker has at a time: one has the model while the files of the other are written."""
 _GRACE_S = 10.0  # for a step to end, once nobody waits for it any more
 _TELL_S = 0.5
-_LOG_BYTES = 2**20
 STOP, END = "stop", "end"
 
 
@@ -82,7 +80,7 @@ class Told:
 def work(connection: Connection, desk: Desk) -> None:
     """Make the rows that come through `connection`, until `END` or until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    _write_to(desk.log)
+    logs.write_to(desk.log)
     if desk.threads is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(desk.threads))
     drafts = Drafts(desk.drafts)
@@ -122,7 +120,7 @@ class _Worker:
     def _make(self, asked: Asked) -> None:
         assert self._maker is not None
         desk, last_s, stage = self._desk, 0.0, ""
-        _shorten_log()
+        logs.shorten()
 
         def report(event: Progress | Notice) -> None:
             nonlocal last_s, stage
@@ -162,20 +160,3 @@ class _Worker:
             os._exit(1)  # drafts are swept by the next run
 
         threading.Thread(target=end, daemon=True).start()
-
-
-def _write_to(log: Path) -> None:
-    """Have what libraries print go to `log`, whose last line may say why a worker crashed."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for number in (1, 2):
-        os.dup2(descriptor, number)
-    os.close(descriptor)
-    sys.stdout, sys.stderr = (
-        os.fdopen(number, "w", buffering=1, closefd=False, errors="backslashreplace")
-        for number in (1, 2)
-    )
-
-
-def _shorten_log() -> None:
-    if os.fstat(2).st_size > _LOG_BYTES:
-        os.ftruncate(2, 0)

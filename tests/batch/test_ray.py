@@ -1,0 +1,198 @@
+"""Rows made by actors of a Ray cluster on this machine; what dies there is started again."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from placing import Place
+from standin import StandIn
+
+from kinora.pipelines.batch import run
+from kinora.pipelines.batch.report import Standing, Summary
+from kinora.pipelines.errors import Cancelled, KinoraError, RequestError
+
+with_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Generator[Any, None, None]:
+    """One of four CPUs, as it were."""
+    ray: Any = importlib.import_module("ray")
+    # Where `standin` is, beside what this process imports from.
+    paths = os.pathsep.join(
+        filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))
+    )
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+             runtime_env={"env_vars": {"PYTHONPATH": paths}})  # fmt: skip
+    yield ray
+    ray.shutdown()
+
+
+def actors() -> list[psutil.Process]:
+    """Processes of workers that are at work."""
+    found: list[psutil.Process] = []
+    for it in psutil.Process().children(recursive=True):
+        try:
+            if it.name().startswith("ray::Actor") or "ray::Actor" in " ".join(it.cmdline()):
+                found.append(it)
+        except psutil.Error:
+            continue
+    return found
+
+
+@with_ray
+@pytest.mark.usefixtures("cluster")
+def test_rows_that_fail_crash_and_flake(place: Place) -> None:
+    place.write("a", "boom b", "c", "kill d", "flaky e", "nan f", "g")
+    summary = place.run(engine="ray", workers=2, retries=1)
+    assert (summary.done, summary.failed, summary.workers) == (4, 3, 2)
+    reasons = {it["kind"]: it["reason"] for it in place.statuses() if it["status"] == "failed"}
+    assert set(reasons) == {"ZeroDivisionError", "WorkerCrash", "GenerationError"}
+    assert place.strays() == [it for it in place.strays() if it.endswith(".latents.safetensors")]
+    assert place.standings
+
+
+@with_ray
+@pytest.mark.usefixtures("cluster")
+def test_as_without_ray_and_again_there_is_nothing_left(place: Place) -> None:
+    place.write(*(f"row {i}" for i in range(6)))
+    assert place.run(engine="ray", workers=3).done == 6
+    made = place.made()
+    assert place.run(engine="ray", workers=3).before == 6
+    place.output = place.root / "local"
+    place.run()
+    assert place.made() == made
+
+
+@with_ray
+@pytest.mark.usefixtures("cluster")
+def test_workers_killed_in_the_middle(place: Place) -> None:
+    place.write(*(f"sleep 0.4 row {i}" for i in range(24)))
+    killed: list[int] = []
+
+    def kill() -> None:
+        end = time.monotonic() + 60
+        while len(killed) < 4 and time.monotonic() < end:
+            time.sleep(1.0)
+            if len(list(place.output.glob("*.mp4"))) > 2 * len(killed) and (found := actors()):
+                found[0].send_signal(signal.SIGKILL)
+                killed.append(found[0].pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    summary = place.run(engine="ray", workers=3, retries=20)
+    killer.join()
+    assert killed and summary.done == 24 and summary.failed == 0
+    assert place.strays() == []
+    done = [it["id"] for it in place.statuses() if it["status"] == "done"]
+    assert len(done) == len(set(done)) == 24
+    interrupted = place.made()
+    place.output = place.root / "whole"
+    place.run()
+    assert place.made() == interrupted
+
+
+@with_ray
+@pytest.mark.usefixtures("cluster")
+def test_it_stops_within_a_step(place: Place) -> None:
+    place.write(*(f"sleep 30 row {i}" for i in range(4)))
+    stop = threading.Event()
+    events = run(place.prepare(engine="ray", workers=2), make=StandIn, stop=stop)
+    began = time.monotonic()
+    with pytest.raises(Cancelled):
+        for event in events:
+            assert not isinstance(event, Summary)
+            if isinstance(event, Standing) and event.workers:
+                stop.set()
+    assert time.monotonic() - began < 25
+    assert [it.name for it in place.output.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.slow
+@with_ray
+@pytest.mark.usefixtures("cluster")
+def test_real_videos_are_those_of_a_single_process(wan_folder: Path, place: Place) -> None:
+    from kinora.pipelines.batch.making import Studio
+
+    place.write("a red circle", "a blue circle", "a black square")
+    defaults = {"model": str(wan_folder), "width": 32, "height": 32, "frames": 5, "steps": 2}
+
+    def hashes() -> dict[str, str]:
+        records = [json.loads(it.read_text()) for it in place.output.glob("*.json")]
+        return {it["request"]["prompt"]: it["frames_sha256"] for it in records}
+
+    assert place.run(make=Studio, engine="ray", workers=2, defaults=defaults).done == 3
+    shared = hashes()
+    place.output = place.root / "local"
+    place.run(make=Studio, defaults=defaults)
+    assert hashes() == shared
+
+
+@pytest.mark.slow
+@with_ray
+def test_the_parent_is_killed(place: Place) -> None:
+    place.write(*(f"sleep 0.5 row {i}" for i in range(12)))
+    here = Path(__file__).parent
+    command = [sys.executable, str(here / "parent.py"), str(place.manifest), str(place.output), "2",
+               "ray"]  # fmt: skip
+    paths = os.pathsep.join(filter(None, (str(here), os.environ.get("PYTHONPATH"))))
+    start: dict[str, Any] = {"env": {**os.environ, "PYTHONPATH": paths}}
+    with subprocess.Popen(command, **start) as process:
+        end = time.monotonic() + 60
+        while len(list(place.output.glob("*.mp4"))) < 4:
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        process.kill()
+    assert len(list(place.output.glob("*.mp4"))) < 12
+    assert subprocess.run(command, **start).returncode == 0
+    assert len(place.made()) == 12
+    assert place.strays() == [], "actors of the one that was killed have ended"
+
+
+@with_ray
+@pytest.mark.usefixtures("cluster")
+def test_more_than_the_cluster_has(place: Place) -> None:
+    place.write(*"abcdefgh")
+    with pytest.raises(RequestError, match="--workers is 5, and this cluster of Ray has 4 CPUs"):
+        place.run(engine="ray", workers=5)
+    with pytest.raises(RequestError, match="there is no GPU in this cluster"):
+        place.run(engine="ray", workers=None, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"engine": "ray", "device": "cuda:1"}, "can be auto, cuda or cpu"),
+        ({"address": "head:6379"}, "--address is of --engine ray"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    place: Place, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], told: str
+) -> None:
+    place.write("a")
+    monkeypatch.setitem(sys.modules, "ray", sys)  # asked for before anything is
+    with pytest.raises(KinoraError, match=told):
+        place.prepare(**options)
+
+
+def test_without_ray_it_says_what_to_install(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.write("a")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RequestError, match=r'pip install --editable "\.\[ray\]"'):
+        place.prepare(engine="ray")
+    assert not place.output.exists()
