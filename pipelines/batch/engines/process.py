@@ -88,6 +88,9 @@ def work(connection: Connection, desk: Desk) -> None:
     if not _Worker(connection, desk).run():
         drafts.release()
         Store(desk.folder).sweep()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all is on disk and told; taking torch apart takes seconds
 
 
 class _Worker:
