@@ -34,14 +34,14 @@ ATTENTION: dict[str, dict[str, Any]] = {
     "neighborhood": {},
     "paro": {},
     "permuted-blocks": {},
-    "sliding-tile": {},
+    "sliding-tile": {"frames": 0.5, "height": 0.5, "width": 0.5},
     "threshold-blocks": {"tile": "64x64", "rule": "top"},
     "top-blocks": {"tile": "64x64", "keep": 0.3},
     "vmoba": {},
     "x-attention": {"threshold": 0.5},
     "kv-merge together": {"heads": "shared"},
     "top-blocks by-head": {"tile": "64x64", "keep": 0.3, "budget": "by-head"},
-    "vmoba global": {"scope": "global"},
+    "vmoba global": {"scope": "global", "keep": 0.25},
 }
 
 
