@@ -13,15 +13,24 @@ import hashlib
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
-from .clips import Clip, EvalError
+from .clips import Clip, EvalError, References
 from .comparison import Case, Compared, Comparison, Ruling, worst_first
-from .costs import cost
+from .costs import computed_all, cost
 from .evaluate import Progress, evaluate
 from .paired import KEPT_SHARE, Verdict, verdict
 from .registry import METRICS
 from .report import Report
 from .result import Result, total
-from .runs import Identity, Runs, baseline_of, differences, read_runs, record_of, refusal
+from .runs import (
+    Identity,
+    Runs,
+    baseline_of,
+    dense_kernels,
+    differences,
+    read_runs,
+    record_of,
+    refusal,
+)
 from .world import ALL_CORRECT
 
 HEADLINE = ALL_CORRECT
@@ -32,12 +41,17 @@ Found = dict[Identity, dict[str, Result]]
 
 
 def compare(
-    folders: Mapping[str, str | Path], *, cache: Path | None = None, workers: int = 1
+    folders: Mapping[str, str | Path],
+    *,
+    videos: Mapping[str, Sequence[Path]] | None = None,
+    cache: Path | None = None,
+    workers: int = 1,
 ) -> Generator[Progress | Comparison, None, None]:
     """Compare the videos of several recipes; yields progress and at last the comparison.
 
     Args:
         folders: of each recipe's videos, by its name; the first are dense, by the stock pipeline.
+        videos: which of a folder are meant, by recipe; without them all are.
         cache, workers: as of `evaluate`.
 
     Raises:
@@ -46,7 +60,10 @@ def compare(
     """
     if len(folders) < 2:
         raise EvalError(f"{len(folders)} folders were given: give the dense one and another")
-    runs = {name: read_runs(name, Path(folder)) for name, folder in folders.items()}
+    runs = {
+        name: read_runs(name, Path(folder), (videos or {}).get(name))
+        for name, folder in folders.items()
+    }
     dense = next(iter(runs.values()))
     if dense.recipe:
         raise EvalError(f"the videos in {dense.folder} are not dense: name the dense ones first")
@@ -57,6 +74,7 @@ def compare(
                if it is dense or key not in refused[name]}
         for name, it in runs.items()
     }  # fmt: skip
+    references = References(dense.folder, list(dense.clips.values()))
     found: dict[str, Found] = {}
     done, of = 0, sum(len(it) for it in accepted.values())
     for name, clips in accepted.items():
@@ -65,7 +83,7 @@ def compare(
             continue
         events = evaluate(
             [it.path for it in clips.values()],
-            reference=None if name == dense.name else dense.folder,
+            reference=None if name == dense.name else references,
             metrics=() if name == dense.name else FIDELITY,
             suites=("world",),
             cache=cache,
@@ -125,7 +143,8 @@ def _summed(
     for name, it in runs.items():
         if it is dense:
             continue
-        keys = list(accepted[name])
+        clips = accepted[name]
+        keys = list(clips)
         against = baseline_of(it, runs)
         quality = {
             metric: _verdict([found[name][key][metric] for key in keys],
@@ -138,10 +157,11 @@ def _summed(
             Compared(
                 name, it.recipe, ruling, why, quality,
                 {metric: total([found[name][key][metric] for key in keys]) for metric in FIDELITY},
-                cost([record_of(accepted[name][key]) for key in keys]) if keys else None,
+                cost([record_of(clips[key]) for key in keys]) if keys else None,
                 against.name,
                 cost([record_of(against.clips[key]) for key in keys]) if keys else None,
                 reasons,
+                bool(keys) and all(_same(clips[key], dense.clips[key]) for key in keys),
             )
         )  # fmt: skip
     cases = [
@@ -160,6 +180,16 @@ def _summed(
         tuple(recipes),
         worst_first(cases, HEADLINE, dense.name),
         _provenance(dense),
+    )
+
+
+def _same(fast: Clip, dense: Clip) -> bool:
+    """Whether both runs did the same work."""
+    one, other = record_of(fast), record_of(dense)
+    return (
+        one.latents_sha256 == other.latents_sha256
+        and computed_all(one)
+        and dense_kernels(one) == dense_kernels(other)
     )
 
 

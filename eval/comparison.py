@@ -23,7 +23,8 @@ class Compared:
 
     `quality` has each score's verdict over pairs, `fidelity` how near the frames are to the dense
     ones. `against` names the dense runs of the same kernels, which `against_cost` is of.
-    `refused` says of each run that may not be compared why; with any there is no verdict.
+    `refused` says of each run that may not be compared why; with any there is no verdict. `same`:
+    every run computed just what the dense one did, by the same kernels, as its receipt tells.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Compared:
     against: str = ""
     against_cost: Cost | None = None
     refused: tuple[str, ...] = ()
+    same: bool = False
 
     def to_json(self, dense: Cost) -> dict[str, Any]:
         """Plain values; gains are how many times as fast, over `dense` and over `against`."""
@@ -51,6 +53,7 @@ class Compared:
             "against": self.against,
             "gain_against": _gains(self.cost, self.against_cost),
             "refused": list(self.refused),
+            "same_as_dense": self.same,
         }
 
 
@@ -97,6 +100,18 @@ class Comparison:
             f"{it.name}: {it.reason}" for it in self.recipes if it.ruling in ("none", "refused")
         ]
 
+    def notes(self) -> list[str]:
+        """What must be said of times: where a recipe changed nothing they show noise alone."""
+        told: list[str] = []
+        for it in self.recipes:
+            faster = None if it.cost is None else gain(it.cost, self.dense_cost)
+            if it.same and faster is not None:
+                told.append(
+                    f"{it.name} computed just what {self.dense} did: {faster:.2f}× is how much "
+                    f"other work on the machine changes times, and no gain"
+                )
+        return told
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for a machine-readable report."""
         return {
@@ -109,6 +124,7 @@ class Comparison:
             },
             "headline": self.headline,
             "recipes": [it.to_json(self.dense_cost) for it in self.recipes],
+            "notes": self.notes(),
             "cases": [self._case(it) for it in self.cases],
             "provenance": self.provenance,
         }

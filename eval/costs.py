@@ -67,6 +67,12 @@ def gain(fast: Cost, dense: Cost, stage: str = WHOLE) -> float | None:
     return theirs / ours if min(ours, theirs) > 0 else None
 
 
+def computed_all(record: Record) -> bool:
+    """Whether no step and no pair of tokens was left out."""
+    told = record.receipt
+    return told is not None and _whole(told.evaluated) == 1 and _whole(told.density) == 1
+
+
 def _whole(share: float | None) -> float:
     return 1.0 if share is None else share
 

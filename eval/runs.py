@@ -6,7 +6,7 @@ Two runs say something of a recipe only if nothing but the recipe differs. What 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -36,7 +36,7 @@ class Runs:
     @property
     def dense(self) -> bool:
         """Whether every step and every pair of tokens is computed."""
-        return not {"attention", "steps"} & set(self.recipe)
+        return is_dense(self.recipe)
 
     @property
     def dense_kernel(self) -> str:
@@ -44,15 +44,22 @@ class Runs:
         return str(self.recipe.get("dense_kernel", STOCK))
 
 
-def read_runs(name: str, folder: Path) -> Runs:
-    """The runs in `folder`.
+def is_dense(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe leaves nothing out: it may name a kernel."""
+    return not {"attention", "steps"} & set(recipe)
+
+
+def read_runs(name: str, folder: Path, videos: Sequence[Path] | None = None) -> Runs:
+    """The runs in `folder`, or of those the `videos`.
 
     Raises:
         EvalError: no videos, one without a record, several recipes, or a prompt and seed twice.
     """
     if not folder.is_dir():
         raise EvalError(f"{folder} of the recipe {name} is no folder: give that of its videos")
-    clips, rejected = find([folder])
+    if videos is not None and not videos:
+        raise EvalError(f"{name} has no videos in {folder}: make at least one")
+    clips, rejected = find([folder] if videos is None else videos)
     if rejected:
         raise EvalError(f"{name}: {rejected[0].reason}")
     found: dict[Identity, Clip] = {}

@@ -115,6 +115,21 @@ def test_times_are_set_against_the_dense_run_of_the_same_kernel(make: Make):
     assert exact.ruling == fast.ruling == "kept"
 
 
+def test_times_of_a_recipe_that_changed_nothing_are_called_noise(make: Make):
+    told = {"attention": attention()}
+    found = compared(
+        dense=make("dense", {}, 9.0),
+        same=make("same", SPARSE, 4.0, told=told),
+        other=make("other", SPARSE, 4.0, told=told, latents_sha256="1"),
+        fast=make("fast", SPARSE, 4.0, told={"attention": attention(0.9)}),
+    )
+    assert [it.same for it in found.recipes] == [True, False, False]
+    exact = make("exact", EXACT, 4.0, told={"attention": attention(cudnn=10)})
+    assert not compared(dense=make("dense", {}), exact=exact).notes()
+    (note,) = found.notes()
+    assert note.startswith("same computed just what dense did: 2.00× is how much other work")
+
+
 def test_runs_whose_dense_kernels_differ_are_refused(make: Make):
     fast = make("fast", SPARSE, told={"attention": attention(0.4, cudnn=4)})
     found = compared(dense=make("dense", {}), fast=fast)
