@@ -151,6 +151,22 @@ class Receipt(_Part):
     stages_s: dict[str, FiniteFloat] = {}
     """Seconds by stage; empty where only a session, which sees no stages, has written it."""
 
+    @property
+    def evaluated(self) -> float | None:
+        """The share of steps, or of a cache's calls, that was computed; None without a policy."""
+        if self.policy is not None and self.policy.pattern:
+            return self.policy.evaluations / len(self.policy.pattern)
+        if self.cache is not None and self.cache.calls:
+            return self.cache.evaluated / self.cache.calls
+        return None
+
+    @property
+    def density(self) -> float | None:
+        """The share of pairs of tokens that was computed; None where nothing attended."""
+        return (
+            None if self.attention is None or not self.attention.calls else self.attention.density
+        )
+
     def words(self) -> list[str]:
         """The same in plain sentences."""
         if not set(self.recipe) - {"title", "when"}:

@@ -181,7 +181,7 @@ def _run(batch: Batch, as_json: bool, left: Left) -> None:
     from .batch_terminal import follow, show_summary
 
     err = Console(stderr=True)
-    with _told_if_stopped(batch, left, err):
+    with told_if_stopped(batch, left, err):
         summary = follow(start(batch), err)
     if batch.options.follows:  # the first of them tells
         if not summary.complete:
@@ -196,7 +196,7 @@ def _run(batch: Batch, as_json: bool, left: Left) -> None:
 
 
 @contextmanager
-def _told_if_stopped(batch: Batch, left: Left, err: Any) -> Generator[None, None, None]:
+def told_if_stopped(batch: Batch, left: Left, err: Any) -> Generator[None, None, None]:
     """Say what is done where the run does not come to its end."""
     from ..pipelines.batch.report import status
 

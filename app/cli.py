@@ -39,6 +39,7 @@ from .arguments import (
 from .batch import batch_app
 from .bench.command import bench_app
 from .calibrate import calibrate
+from .compare import compare
 from .ending import EXIT_FAULT, EXIT_REFUSED, Left, ended, print_json, stdout
 from .evaluation import eval_app
 from .inspection import inspect
@@ -65,6 +66,7 @@ _COMMANDS = (
     "ui",
     "bench",
     "eval",
+    "compare",
 )
 
 app = typer.Typer(
@@ -257,6 +259,7 @@ app.command()(calibrate)
 app.add_typer(bench_app, name="bench")
 app.add_typer(batch_app, name="batch")
 app.add_typer(eval_app, name="eval")
+app.command()(compare)
 
 
 def _follow(start: Any, as_json: bool) -> None:

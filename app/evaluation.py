@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from ..eval.evaluate import Progress
     from ..eval.report import Report
+
+_R = TypeVar("_R")
 
 
 class _Default(TyperGroup):
@@ -113,6 +115,7 @@ def score(
 
     from ..eval.cache import default_path
     from ..eval.evaluate import evaluate
+    from ..eval.report import Report
     from ..pipelines.errors import RequestError
 
     if workers < 0:
@@ -141,7 +144,7 @@ def score(
         cache=kept,
         workers=workers,
     )
-    found = _followed(events, Console(stderr=True))
+    found = followed(events, Report, Console(stderr=True))
     show(found, Console(stderr=True) if as_json else stdout())
     for line in found.failures():
         typer.echo(f"kinora: {line}", err=True)
@@ -156,12 +159,12 @@ def _names(given: list[str] | None) -> tuple[str, ...]:
     return tuple(name.strip() for it in given or () for name in it.split(",") if name.strip())
 
 
-def _followed(events: Iterable[Progress | Report], console: Console) -> Report:
-    """Show progress until the report is there."""
+def followed(events: Iterable[Progress | _R], kind: type[_R], console: Console) -> _R:
+    """Show progress until the report is there, which is of `kind`."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    from ..eval.report import Report
+    from ..eval.evaluate import Progress as Scoring
 
     columns = (
         TextColumn("{task.description}", style="bold"),
@@ -173,8 +176,9 @@ def _followed(events: Iterable[Progress | Report], console: Console) -> Report:
     task = bars.add_task("scoring", total=None)
     with bars:
         for event in events:
-            if isinstance(event, Report):
+            if isinstance(event, kind):
                 return event
+            assert isinstance(event, Scoring)
             bars.update(task, total=event.of, completed=event.done)
             tenth = not event.done % max(1, event.of // 10) or event.done == event.of
             if tenth and not console.is_terminal:

@@ -216,11 +216,20 @@ def _folder_frames(folder: Path) -> Frames:
 class References:
     """Clips to compare with, found by prompt and seed, else by name."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises `EvalError` if `folder` holds no clips."""
+    def __init__(self, folder: Path, clips: Sequence[Clip] | None = None) -> None:
+        """All clips in `folder`, or those `clips` of it. Raises `EvalError` if it holds none."""
+        self.folder = folder
+        self._by_identity: dict[tuple[str, int], list[Clip]] = {}
+        self._by_name: dict[str, list[Clip]] = {}
+        for clip in self._all() if clips is None else clips:
+            self._by_name.setdefault(clip.path.stem, []).append(clip)
+            if clip.identity is not None:
+                self._by_identity.setdefault(clip.identity, []).append(clip)
+
+    def _all(self) -> list[Clip]:
+        folder = self.folder
         if not folder.is_dir():
             raise EvalError(f"--reference {folder} is no folder: give the one of the dense videos")
-        self.folder = folder
         clips, rejected = find([folder])
         if frame_files(folder):
             raise EvalError(
@@ -228,12 +237,7 @@ class References:
             )
         if rejected:
             raise EvalError(f"--reference {rejected[0].reason}")
-        self._by_identity: dict[tuple[str, int], list[Clip]] = {}
-        self._by_name: dict[str, list[Clip]] = {}
-        for clip in clips:
-            self._by_name.setdefault(clip.path.stem, []).append(clip)
-            if clip.identity is not None:
-                self._by_identity.setdefault(clip.identity, []).append(clip)
+        return clips
 
     def of(self, clip: Clip) -> Clip:
         """The reference of `clip`. Raises `EvalError` where there is none, or no single one."""

@@ -42,7 +42,7 @@ class Progress:
 def evaluate(
     videos: Sequence[str | Path],
     *,
-    reference: str | Path | None = None,
+    reference: str | Path | References | None = None,
     metrics: Sequence[str] = (),
     suites: Sequence[str] = (),
     prompts: str | Path | None = None,
@@ -69,7 +69,9 @@ def evaluate(
     clips, rejected = find([Path(it) for it in videos])
     if not clips:
         raise EvalError(rejected[0].reason)
-    beside = None if reference is None else References(Path(reference))
+    beside = reference
+    if beside is not None and not isinstance(beside, References):
+        beside = References(Path(beside))
     unmatched: list[str] = []
     if prompts is not None:
         clips, unmatched = with_prompts(clips, Path(prompts))

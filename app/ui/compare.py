@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from ...accel import recipe as recipes
 from ...eval import fidelity
+from ...eval.players import SCRIPT, players
 from ...eval.result import Result
 from ...eval.world import ALL_CORRECT, judge
 from ...pipelines.errors import KinoraError, RequestError
@@ -25,7 +25,6 @@ from . import view
 from .history import BRIEF, OWN, Fields, Update, Values
 from .seen import Seen, recipe_name, see
 
-SCRIPT = Path(__file__).with_name("compare.js")
 EMPTY = (
     '<div class="k-frame k-empty">The same prompt and seed, dense and with recipes, appears here.'
     "</div>"
@@ -172,27 +171,15 @@ def measure(jobs: Jobs, seen: Sequence[Seen]) -> list[Compared]:
 def shown(found: Sequence[Compared]) -> str:
     """The players, the stage where two are laid over each other, and the figures."""
     request = found[0].record.request
-    names = [escape(recipe_name(it.record.request.recipe)) for it in found]
-    players = "".join(
-        f'<figure><div class="k-frame">'
-        f"{view.media(it.record.request, it.address, 'preload=auto loop')}</div>"
-        f"<figcaption>{name}</figcaption></figure>"
-        for name, it in zip(names, found, strict=True)
-    )
-    others = "".join(f'<option value="{k}">{name}</option>' for k, name in enumerate(names) if k)
-    return (
-        f'<div class="k-compare" data-fps="{request.fps}" data-frames="{request.frames}">'
-        f'<div class="k-players" style="--count: {len(found)}">{players}</div>'
-        f'<div class="k-bar k-acts"><button data-play>Play</button>'
-        f'<input type="range" name="frame" min="0" max="{request.frames - 1}" value="0" '
-        f'aria-label="Frame"></div>'
-        f'<div class="k-below"><div class="k-stage"><div class="k-bar">'
-        f'<label><input type="radio" name="how" value="wipe" checked> Wipe</label>'
-        f'<label><input type="radio" name="how" value="difference"> Difference, 4×</label>'
-        f'<label>dense and <select name="other">{others}</select></label></div>'
-        f'<div class="k-frame"><canvas width="{request.width}" height="{request.height}"></canvas>'
-        f'</div><input type="range" name="wipe" min="0" max="100" value="50" step="any" '
-        f'aria-label="Wipe"></div>{_figures(names, found)}</div></div>'
+    names = [recipe_name(it.record.request.recipe) for it in found]
+    media = [view.media(it.record.request, it.address, "preload=auto loop") for it in found]
+    return players(
+        names,
+        media,
+        fps=request.fps,
+        frames=request.frames,
+        size=(request.width, request.height),
+        beside=_figures([escape(it) for it in names], found),
     )
 
 

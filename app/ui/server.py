@@ -117,6 +117,7 @@ def application(jobs: Jobs, access: Access) -> Guard:
     import gradio as gr
     from fastapi import FastAPI
 
+    from ...eval import players
     from . import api, page
     from . import gallery as galleries
 
@@ -140,7 +141,7 @@ def application(jobs: Jobs, access: Access) -> Guard:
         max_file_size=UPLOAD_BYTES,
         favicon_path=str(page.ICON),
         theme=page.theme(),
-        css_paths=[page.CSS],
+        css_paths=[players.STYLE, page.CSS],
     )
     return Guard(mounted, access)
 

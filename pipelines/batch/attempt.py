@@ -133,11 +133,4 @@ def _shares(output: Output) -> dict[str, float | None]:
     told = output.receipt
     if told is None:
         return {}
-    attention, policy, cache = told.attention, told.policy, told.cache
-    evaluated: float | None = None
-    if policy is not None and policy.pattern:
-        evaluated = policy.evaluations / len(policy.pattern)
-    elif cache is not None and cache.calls:
-        evaluated = cache.evaluated / cache.calls
-    density = None if attention is None or not attention.calls else attention.density
-    return {"density": density, "evaluated": evaluated}
+    return {"density": told.density, "evaluated": told.evaluated}

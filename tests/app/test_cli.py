@@ -42,6 +42,10 @@ FLAGS = {
     "bench": set(),
     "batch": set(),
     "eval": set(),
+    "compare": {
+        "recipes", "prompts", "output", "seeds", "model", "size", "frames", "steps", "guidance",
+        "negative-prompt", "strict", "format", "device", "dtype", "force", "json",
+    },
     "calibrate": {
         "model", "method", "output", "keep", "prompt", "size", "frames", "steps", "seed",
         "device", "dtype", "json",
@@ -53,7 +57,8 @@ FLAGS = {
     "args",
     [["--help"], ["generate", "--help"], ["decode", "-h"], ["models", "show", "--help"],
      ["inspect", "--help"], ["batch", "--help"], ["batch", "run", "-h"], ["batch", "nowhere.txt"],
-     ["doctor", "--help"], ["eval", "score", "--help"], ["--version"], ["models"],
+     ["doctor", "--help"], ["eval", "score", "--help"], ["compare", "--help"],
+     ["--version"], ["models"],
      ["models", "show", "kinora-tiny"],
      ["generate", ""], ["decode", "nowhere"]],
 )  # fmt: skip
@@ -84,7 +89,7 @@ def test_every_option_that_takes_a_value_tells_its_default() -> None:
         assert command.help.count("\n") == 0 and len(command.help) < 70
         for param in command.params:
             assert param.help and param.help[-1] in ".]"
-            if param.param_type_name == "option" and not param.is_flag:
+            if param.param_type_name == "option" and not (param.is_flag or param.required):
                 assert "[default: " in param.help, (name, param.name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -82,15 +82,27 @@ Film = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def film() -> Film:
-    """Write a clip as Kinora does: media file with its record inside, and the sidecar beside it."""
+    """Write a clip as Kinora does: media file with its record inside, and the sidecar beside it.
 
-    def write(path: Path, frames: Any, prompt: str, seed: int, sidecar: bool = True) -> Path:
+    `request` and `record_` are fields that differ from the usual ones.
+    """
+
+    def write(
+        path: Path,
+        frames: Any,
+        prompt: str,
+        seed: int,
+        sidecar: bool = True,
+        request: Mapping[str, Any] | None = None,
+        **record_: Any,
+    ) -> Path:
         asked = {
             "prompt": prompt, "negative_prompt": None, "model": "kinora-tiny",
             "width": frames.shape[2], "height": frames.shape[1], "frames": len(frames),
             "steps": 30, "guidance": 4.0, "fps": 16.0, "seed": seed, "num_videos": 1,
             "output": "outputs", "format": path.suffix[1:], "device": "cpu", "dtype": "float32",
             "keep_latents": False, "force": False,
+            **(request or {}),
         }  # fmt: skip
         record = Record.model_validate(
             {
@@ -103,6 +115,7 @@ def film() -> Film:
                 "machine": {"device": "cpu", "threads": 1, "versions": {}},
                 "created": "2026-01-01T00:00:00+00:00",
                 "latents_sha256": "0",
+                **record_,
             }
         )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
