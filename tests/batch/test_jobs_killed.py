@@ -35,7 +35,7 @@ def finished(folder: Path) -> Seen:
 
 
 @pytest.mark.parametrize(
-    ("kills", "jobs", "seed"), [(4, 4, 1), pytest.param(50, 20, 2, marks=pytest.mark.slow)]
+    ("kills", "jobs", "seed"), [(4, 10, 1), pytest.param(50, 20, 2, marks=pytest.mark.slow)]
 )
 def test_random_kills(tmp_path: Path, kills: int, jobs: int, seed: int) -> None:
     folder, over = tmp_path / "out", threading.Event()
