@@ -129,6 +129,11 @@ class StepPolicy(Named):
         del steps, first
         return None
 
+    def window(self, steps: int) -> range:
+        """The steps of a run that may be skipped; none where it is blocks that are left out."""
+        del steps
+        return range(0)
+
     def needs_x0(self) -> bool:
         """Whether it cannot do without knowing what outputs mean."""
         return False

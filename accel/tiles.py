@@ -234,16 +234,3 @@ def budgets_by_head(
     return torch.zeros(batch, heads, dtype=torch.int64, device=weights.device).scatter_add_(
         1, taken, torch.ones_like(taken)
     )
-
-
-def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`a @ b.mT` in float32 or more, without a copy of 16-bit tensors on GPUs that can.
-
-    Args:
-        a, b: `[B, H, M, D]` and `[B, H, N, D]` of one dtype.
-    """
-    if a.is_cuda and a.dtype in (torch.float16, torch.bfloat16):
-        out = torch.bmm(a.flatten(0, 1), b.flatten(0, 1).mT, out_dtype=torch.float32)
-        return out.unflatten(0, a.shape[:2])
-    wide = torch.promote_types(a.dtype, torch.float32)
-    return a.to(wide) @ b.to(wide).mT

@@ -29,9 +29,7 @@ import skimage.metrics
 import torch
 from tiny_quality import Group
 
-from kinora.accel.cost import predict, together
-from kinora.accel.policies.sada import Sada
-from kinora.accel.policies.skipping import SkipPolicy
+from kinora.accel.cost import together
 from kinora.accel.recipe import from_table
 from kinora.eval.paired import mean_interval
 from kinora.eval.world import ALL_CORRECT, judge
@@ -83,23 +81,15 @@ def predicted_s(
     width, height = (int(side) for side in options.size.split("x"))
     request = Request(prompt="a red circle", width=width, height=height, steps=options.steps,
                       recipe=recipe, settings=tuple(options.settings))  # fmt: skip
-    resolved = resolve(request, cards.find(request.model))
-    place = models.place(cards.find(request.model), "auto", "auto")
+    card = cards.find(request.model)
+    place = models.place(card, "auto", "auto")
+    resolved = resolve(request, card)
+    resolved = resolved.model_copy(update={"device": place.device, "dtype": place.dtype})
     chosen, by_step = from_table(resolved.recipe), (1.0,) * options.steps
     if chosen.attention is not None:
-        card = cards.find(request.model)
-        by_step = predict(
-            chosen.attention,
-            planning.shape_of(models.locate(card).folder),
-            card.grid(resolved.width, resolved.height, resolved.frames),
-            device=place.device,
-            dtype=getattr(torch, place.dtype),
-            steps=options.steps,
-            always=chosen.when == "always",
-        ).by_step
-    window = range(options.steps)
-    if isinstance(chosen.steps, SkipPolicy | Sada):
-        window = chosen.steps.window(options.steps)
+        shape = planning.shape_of(models.locate(card).folder)
+        by_step = planning.predicted(resolved, shape).by_step
+    window = range(options.steps) if chosen.steps is None else chosen.steps.window(options.steps)
     faster = together(by_step, made["nfe"], window)
     return dense["total_s"] - dense["denoise_s"] + dense["denoise_s"] / faster
 

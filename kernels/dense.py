@@ -53,8 +53,9 @@ def refuses(
 def fastest(q: torch.Tensor) -> DenseKernel | None:
     """The fastest exact kernel of self-attention of q `[B, H, L, D]`, where torch may take another.
 
-    cuDNN's on GPUs from Hopper on: of 32,760 tokens of 128 channels on an H200 it takes 11.4 ms,
-    FlashAttention 2, which torch prefers in many versions, 18.1. Elsewhere None.
+    cuDNN's on GPUs from Hopper on: with 32,760 tokens and 12 heads of 128 channels on an H200 it
+    takes 11.7 ms, FlashAttention 2, which torch may take, 18.5 (`benchmarks/vmoba_two_pass.py`).
+    Elsewhere None.
     """
     if expected_fastest(device=str(q.device), dtype=q.dtype) is None:
         return None

@@ -159,33 +159,33 @@ def _attention(resolved: Resolved, folder: ModelFolder, files: Sequence[WeightFi
     refusal = chosen.attention.refuses(lambda: fingerprint(files)) if files else None
     if refusal is not None:
         return Part("attention", asked, "refused", refusal, 1.0, None)
-    predicted = _predicted(resolved, shape)
-    if predicted.density >= 1:
-        why = f"all calls run dense {predicted.dense or predicted.why_dense}"
-        verdict: Verdict = "adjusted" if predicted.dense else "idle"
+    found = predicted(resolved, shape)
+    if found.density >= 1:
+        why = f"all calls run dense {found.dense or found.why_dense}"
+        verdict: Verdict = "adjusted" if found.dense else "idle"
         return Part("attention", asked, verdict, why, 1.0, 1.0)
     why = (
-        f"{predicted.density:.0%} of all pairs of tokens by the {predicted.kernel} kernel"
-        + (f" in {predicted.precision}; " if predicted.precision else "; ")
-        + f"dense, attention would take {predicted.share:.0%} of a step"
+        f"{found.density:.0%} of all pairs of tokens by the {found.kernel} kernel"
+        + (f" in {found.precision}; " if found.precision else "; ")
+        + f"dense, attention would take {found.share:.0%} of a step"
     )
-    if predicted.dense:
-        why += f"; some calls run dense {predicted.dense}"
-    if predicted.speedup < 1:
+    if found.dense:
+        why += f"; some calls run dense {found.dense}"
+    if found.speedup < 1:
         why += "; it loses, and runs because the recipe says always"
     return Part(
         "attention",
         asked,
-        "adjusted" if predicted.dense else "ok",
+        "adjusted" if found.dense else "ok",
         why,
-        predicted.density,
-        predicted.speedup,
-        predicted.workspace,
+        found.density,
+        found.speedup,
+        found.workspace,
     )
 
 
-def _predicted(resolved: Resolved, shape: Shape) -> Prediction:
-    """What sparse attention is expected to do."""
+def predicted(resolved: Resolved, shape: Shape) -> Prediction:
+    """What the recipe's sparse attention is expected to do on a denoiser of `shape`."""
     import torch
 
     from ..accel.cost import predict
@@ -207,15 +207,14 @@ def _predicted(resolved: Resolved, shape: Shape) -> Prediction:
 def _together(resolved: Resolved, folder: ModelFolder) -> tuple[float, float] | None:
     """See `Plan`."""
     from ..accel.cost import together
-    from ..accel.policies.sada import Sada
-    from ..accel.policies.skipping import SkipPolicy
     from ..accel.recipe import from_table
 
     policy, steps = from_table(resolved.recipe).steps, resolved.steps
-    if not isinstance(policy, SkipPolicy | Sada):
+    window = range(0) if policy is None else policy.window(steps)
+    if policy is None or not window:
         return None
-    by_step = _predicted(resolved, shape_of(folder)).by_step
-    fewest, most = (together(by_step, it, policy.window(steps)) for it in policy.computed(steps))
+    by_step = predicted(resolved, shape_of(folder)).by_step
+    fewest, most = (together(by_step, it, window) for it in policy.computed(steps))
     return most, fewest
 
 

@@ -79,7 +79,7 @@ class Sada(PruningPolicy):
         check_window(cls(**values))
 
     def window(self, steps: int) -> range:
-        """The steps that may be skipped: the one after the first that may decide, and so on."""
+        """See `StepPolicy`: the one after the first that may decide, and so on."""
         first = max(EDGE, at_share(self.from_step, steps))
         return range(first + 1, min(at_share(self.to_step, steps), steps - EDGE) + 1)
 

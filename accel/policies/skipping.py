@@ -102,7 +102,7 @@ class SkipPolicy(StepPolicy):
         check_window(cls(**values))
 
     def window(self, steps: int) -> range:
-        """The steps that may be skipped."""
+        """See `StepPolicy`."""
         first = max(EDGE, at_share(self.from_step, steps))
         return range(first, min(steps - EDGE, at_share(self.to_step, steps)))
 

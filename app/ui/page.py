@@ -201,7 +201,7 @@ class Page:
         panel = self._panel
         try:
             card = cards.find(model or DEFAULT_MODEL)
-        except Exception:
+        except KinoraError:
             return {panel.fields["model"]: gr.Dropdown(info="")}  # the prediction says why
         values, steps = form.defaults(card), form.steps(card)
         told = {

@@ -210,9 +210,13 @@ def _output(seen: Seen) -> str:
 
 
 def _times(records: Sequence[Record]) -> str:
-    times = [(it, sum(record.stages_s.get(it, 0.0) for record in records)) for it in STAGES]
-    times.append(("total", sum(taken for _, taken in times)))  # type: ignore[arg-type]
-    cells = "".join(f"<div><dt>{name}</dt><dd>{taken:.2f} s</dd></div>" for name, taken in times)
+    times: dict[str, float] = {
+        it: sum(record.stages_s.get(it, 0.0) for record in records) for it in STAGES
+    }
+    times["total"] = sum(times.values())
+    cells = "".join(
+        f"<div><dt>{name}</dt><dd>{taken:.2f} s</dd></div>" for name, taken in times.items()
+    )
     return f'<dl class="k-times">{cells}</dl>'
 
 
