@@ -10,10 +10,12 @@ the dense ones, executed density, and evaluations. Beside a policy, which leaves
 the plain sampler in as many steps as the policy evaluated.
 
 `--batch B` makes B prompts in one call, each of its own noise: attention is planned for each of
-them, but a policy decides for all, so policies are refused there. `--workers N` share the prompts
-among N processes on all GPUs, each with `--scorers` of its own. With `--rows FILE` each video's row
-is kept once it is judged, and a later run of the same command, with more prompts or settings, goes
-on behind them. Nothing is timed: `recipes.py` and `steps.py` do that.
+them, but a policy decides for all, so that of policies only `pattern`, which looks at none, is
+allowed there. `--workers N` share the prompts among N processes on all GPUs, each with `--scorers`
+of its own. With `--rows FILE` each video's row is kept once it is judged, and a later run of the
+same command, with more prompts or settings, goes on behind them. `--timed` keeps the seconds of a
+call too, by one worker and one prompt at a time; the table has the median, so that three prompts
+are enough and a first call, which compiles, does not count.
 
 `benchmarks/recipes/*.toml` are settings of every method. Those of `paro` want a calibration each,
 in the folder that the command runs in: `kinora calibrate kinora-tiny --size 256x256 --steps 30
@@ -82,6 +84,7 @@ def made(
     steps = int(name.removeprefix(PLAIN)) if name.startswith(PLAIN) else whole.steps
     recipe = recipe_of(name, asked.settings)
     with accelerate(loaded.pipe, recipe, seed=seed) as session, without_progress_bar(loaded.pipe):
+        began = time.perf_counter()
         videos = loaded.pipe(
             list(prompts),
             width=width,
@@ -93,8 +96,13 @@ def made(
             output_type="pt",
             **card.call,
         ).frames
+        if videos.is_cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
         receipt = session.receipt
     told: Row = {"recipe": name, "nfe": steps, "density": 1.0}
+    if asked.timed:
+        told["seconds"] = round(seconds, 4)
     if receipt.attention is not None:
         told["density"] = receipt.attention.density
     if receipt.policy is not None:
@@ -219,6 +227,8 @@ def summary(rows: Sequence[Row], beside: Sequence[Row]) -> Row:
     for key, digits in (("psnr", 2), ("ssim", 4)):
         if all(key in row for row in rows):
             told[key] = round(statistics.fmean(row[key] for row in rows), digits)
+    if all("seconds" in row for row in rows):
+        told["seconds"] = round(statistics.median(row["seconds"] for row in rows), 3)
     return told
 
 
@@ -261,12 +271,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="begin no video after these")
     parser.add_argument("--workers", type=int, default=1, help="processes that make videos")
     parser.add_argument("--scorers", type=int, default=1, help="processes of each that judge them")
+    parser.add_argument("--timed", action="store_true", help="with one worker, no batch")
     parser.add_argument("--rows", type=Path, help="JSON lines that are kept and gone on with")
     parser.add_argument("--json", type=Path, help="a JSON line for each setting")
     asked = parser.parse_args()
     stepped = [it for it in asked.recipes if recipe_of(it, asked.settings).steps is not None]
-    if asked.batch > 1 and (asked.policy or stepped):
+    others = [it for it in asked.policy if it.split()[0] != "pattern"]
+    if asked.batch > 1 and (others or stepped):
         parser.error("a policy decides for a whole batch: give it --batch 1")
+    if asked.timed and (asked.batch > 1 or asked.workers > 1):
+        parser.error("--timed wants one worker and --batch 1")
     if asked.first < 0 or not 1 <= asked.prompts <= PROMPTS - asked.first:
         parser.error(f"there are prompts 0 to {PROMPTS - 1}")
     names = [DENSE, *asked.recipes, *(POLICY + it for it in asked.policy)]
