@@ -44,7 +44,7 @@ default, which shows more.
 DRAWN = {
     "top-blocks": "keep=0.25 tail=none",
     "threshold-blocks": "beta=1 tail=none",
-    "x-attention": "threshold=0.9 tail=none",
+    "x-attention": "threshold=0.9 least=0 tail=none",
     "sliding-tile": "frames=0.6 height=0.5 width=0.5 tail=none",
     "neighborhood": "frames=0.6 height=0.5 width=0.3",
     "blade": "keep=0.2",

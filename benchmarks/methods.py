@@ -59,7 +59,7 @@ SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
         *({"rule": "sigma", "beta": beta, "tile": "64x64"} for beta in (0.5, 1.0, 1.5)),
         *({"rule": "top", "keep": 0.1, "mass": mass, "tile": "64x64"} for mass in (0.5, 0.8)),
     ],
-    "x-attention": [{"threshold": it, "tile": "64x64"} for it in (0.5, 0.7, 0.9)],
+    "x-attention": [{"threshold": it, "least": 0.0, "tile": "64x64"} for it in (0.5, 0.7, 0.9)],
     "sliding-tile": [
         {"tile": "64x64", "frames": 0.6, "height": 0.5, "width": 0.5},
         {"tile": "64x64", "frames": 1.0, "height": 0.3, "width": 0.3},

@@ -74,7 +74,7 @@ class Neighborhood(AttentionMethod):
         above=0,
         most=MOST,
     )
-    height: float = option(0.9, "Height of a window, likewise", above=0, most=MOST)
+    height: float = option(1.0, "Height of a window, likewise", above=0, most=MOST)
     width: float = option(0.9, "Width of a window, likewise", above=0, most=MOST)
     stride_frames: int = option(
         0,

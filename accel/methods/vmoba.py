@@ -79,7 +79,7 @@ class VMoBA(AttentionMethod):
         "query", "The pool of pairs of queries and blocks: of a query, of a head, or of all heads"
     )
     keep: float = option(
-        0.4, "Of rule top: share of the blocks, a query's own among them", above=0, most=1
+        0.5, "Of rule top: share of the blocks, a query's own among them", above=0, most=1
     )
     mass: float = option(
         0.25, "Of rules similarity and softmax: share of the pool's weights", above=0, most=1

@@ -33,7 +33,7 @@ SMALL: list[TileMethod] = [
     TopBlocks(keep=0.2, tile="64x64", budget="by-head"),
     ThresholdBlocks(beta=2, tile="64x64"),
     ThresholdBlocks(rule="top", keep=0.1, mass=0.2, tile="64x64"),
-    XAttention(threshold=0.2, tile="64x64"),
+    XAttention(threshold=0.2, least=0, tile="64x64"),
     Blade(keep=0.25, tile="64x64", tail="none"),
     Hierarchical(blocks=4, branch=3, tile="64x64", tail="none"),
     PermutedBlocks(keep=0.4, segment="256", tile="64x64"),
@@ -100,7 +100,7 @@ def test_the_first_frame_is_kept_by_all_queries_and_little_more(
     [
         (TopBlocks(keep=1e-9, tile="64x64"), 1e-6),
         (ThresholdBlocks(rule="top", keep=0, mass=0, tile="128x64"), 1e-6),
-        (XAttention(threshold=0, tile="64x64"), 1e-6),
+        (XAttention(threshold=0, least=0, tile="64x64"), 1e-6),
         # Where the ragged last tile is chosen is not known before.
         (TopBlocks(keep=0.6, tile="64x64"), 0.03),
         (Blade(keep=0.6, mass=1, tile="64x64"), 0.03),
@@ -156,7 +156,7 @@ MORE: list[TileMethod] = [
     ThresholdBlocks(beta=-0.3, similar=0.016, tile="64x64"),
     ThresholdBlocks(rule="top", keep=0.3, mass=0.4, similar=0.016, tile="64x64"),
     ThresholdBlocks(rule="top", keep=0.0, mass=0.6, tile="64x64"),
-    *(XAttention(threshold=0.6, stride=it, tile="64x64") for it in ("1", "4", "32")),
+    *(XAttention(threshold=0.6, least=0, stride=it, tile="64x64") for it in ("1", "4", "32")),
     Blade(keep=0.4, mass=0.7, samples=64, tile="64x64"),
 ]
 """Other options too."""

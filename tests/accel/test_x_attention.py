@@ -41,9 +41,14 @@ def tensors(at: Site, seed: int = 0, smooth: bool = True) -> list[torch.Tensor]:
     return made
 
 
+def by_threshold(**options: Any) -> XAttention:
+    """Without a least unless one is given, so that numbers decide."""
+    return XAttention(**{"least": 0.0, **options})
+
+
 def planned(at: Site, seed: int = 0, smooth: bool = True, **options: Any) -> BlockPlan:
     q, k, _ = tensors(at, seed, smooth)
-    plan = XAttention(**options).plan(q, k, at)
+    plan = by_threshold(**options).plan(q, k, at)
     assert plan is not None
     plan.check()  # no row is empty
     return plan
@@ -145,7 +150,7 @@ def test_chunks_are_the_whole(dtype: torch.dtype, stride: int, monkeypatch: pyte
 def test_the_kept_tiles_are_the_fewest_that_hold_the_threshold(
     stride: str, options: dict[str, Any], text: int
 ):
-    at, method = site(text), XAttention(**options, stride=stride, tile="64x64")  # pyright: ignore[reportArgumentType]
+    at, method = site(text), by_threshold(**options, stride=stride, tile="64x64")
     q, k, _ = tensors(at)
     layout, kept = method.layout(at, q.device), always(method, at)
     mass = antidiagonal_mass(q, k, layout.tile, int(stride), layout.places).exp()
@@ -179,7 +184,7 @@ def test_a_larger_budget_keeps_all_that_a_smaller_one_keeps(steps: list[dict[str
 
 @pytest.mark.parametrize("options", [{"threshold": 1}, {"least": 1}, {"least": 0.95}])
 def test_the_largest_budgets_are_dense(options: dict[str, Any]):
-    at, method = site(), XAttention(tile="64x64", **options)
+    at, method = site(), by_threshold(**{"tile": "64x64", **options})
     q, k, v = tensors(at)
     assert method.plan(q, k, at) is None and method.predict(at) == 1
     assert method.why_dense(at).startswith("because ")
@@ -192,7 +197,7 @@ def test_the_largest_budgets_are_dense(options: dict[str, Any]):
 @pytest.mark.parametrize(("text", "first"), [(0, False), (1, True), (70, True), (226, False)])
 @pytest.mark.parametrize("tile", TILES)
 def test_what_is_always_kept_is_kept_at_any_budget(text: int, first: bool, tile: str):
-    at, method = site(text, first), XAttention(threshold=0, tile=tile)  # pyright: ignore[reportArgumentType]
+    at, method = site(text, first), by_threshold(threshold=0, tile=tile)
     plan, kept = planned(at, threshold=0, tile=tile), always(method, at)
     assert torch.equal(plan.mask(), kept.expand_as(plan.mask()))
     assert method.predict(at) == pytest.approx(float(plan.density().mean()), abs=1e-6)
@@ -238,7 +243,7 @@ def test_a_tile_is_found_where_means_hide_it():
 
 
 def planned_of(q: torch.Tensor, k: torch.Tensor, at: Site, **options: Any) -> torch.Tensor:
-    plan = XAttention(**options).plan(q, k, at)
+    plan = by_threshold(**options).plan(q, k, at)
     assert plan is not None
     return plan.mask()
 
@@ -247,7 +252,7 @@ def test_it_is_predicted_between_smooth_and_random_tokens():
     at = site()
     for threshold in (0.3, 0.5, 0.9):
         options: dict[str, Any] = {"tile": "64x64", "threshold": threshold}
-        predicted = XAttention(**options).predict(at)
+        predicted = by_threshold(**options).predict(at)
         low, high = (
             float(planned(at, smooth=it, **options).density().mean()) for it in (True, False)
         )
