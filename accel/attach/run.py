@@ -86,6 +86,12 @@ class Run:
         """Steps so far that were evaluated on some tokens alone."""
         return self.pattern.count("p")
 
+    @property
+    def inert(self) -> str:
+        """Why a policy that prunes pruned nothing in the whole run; else empty."""
+        asked = self.policy is not None and self.policy.prunes()
+        return _INERT if asked and self.over and not self.pruned else ""
+
     def take_turn(self, expert: int) -> None:
         """It is the turn of the denoiser of this number."""
         if self.policy is None or expert == self._expert:
@@ -149,7 +155,7 @@ class Run:
             raw=self.schedule.why_raw if self.schedule else "",
             kept=self.tokens[0] / self.tokens[1] if self.tokens[1] else None,
             cache_bytes=self.cache_bytes,
-            inert=_INERT if self.policy.prunes() and self.over and not self.pruned else "",
+            inert=self.inert,
         )
 
     def receipt(self, asked: str, precision: str, layers: list[str]) -> AttentionReceipt:

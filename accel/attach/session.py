@@ -341,6 +341,11 @@ class Session:
             skipped = isinstance(run.decision, Skip)
             self._guidance.finish_step(run.denoiser, output, skipped=skipped)
         run.finish_step(output, sample)
+        if self.strict and run.inert:
+            raise AccelerationError(
+                f"strict: {run.inert}: leave steps.prune out, or allow it to do nothing "
+                f"(strict=False, --no-strict)"
+            )
         if self._cache is not None:
             self._cache.finish_step(run, strict=self.strict)
 

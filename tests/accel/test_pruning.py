@@ -60,8 +60,10 @@ def pruned(**options: Any) -> Recipe:
     return Recipe(steps=Always(prune=True, **options))
 
 
-def run(model: Any, recipe: Recipe, **given: Any) -> tuple[torch.Tensor, StepsReceipt]:
-    with accelerate(model, recipe) as session:
+def run(
+    model: Any, recipe: Recipe, *, strict: bool = False, **given: Any
+) -> tuple[torch.Tensor, StepsReceipt]:
+    with accelerate(model, recipe, strict=strict) as session:
         out = model(steps=STEPS, **given)
     assert session.receipt.policy is not None
     return out, session.receipt.policy

@@ -335,3 +335,12 @@ def test_a_run_in_which_nothing_was_pruned_says_so(build: Build):
     assert "inert: no step was pruned: none was unstable right after" in "\n".join(told.words())
     _, off = run(build("ltx"), Recipe(steps=Calm()))
     assert not off.inert
+
+
+def test_strict_refuses_a_run_in_which_nothing_was_pruned(build: Build):
+    model = build("ltx")
+    with pytest.raises(AccelerationError, match=r"strict: no step was pruned.*--no-strict"):
+        run(model, Recipe(steps=Calm(prune=True)), strict=True)
+    _, told = run(model, Recipe(steps=Calm()), strict=True)
+    assert told.pattern == "C" * STEPS
+    assert run(model, pruned(), strict=True)[1].kept
