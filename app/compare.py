@@ -245,13 +245,10 @@ def _write(path: Path, found: Comparison) -> None:
     import json
 
     from ..eval.page import page
-    from ..pipelines.files import explain
+    from .reports import write_report
 
-    try:
-        path.write_text(page(found), encoding="utf-8")
-        path.with_name(REPORT).write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
-    except OSError as error:
-        raise explain(error, path) from None
+    write_report(path, page(found))
+    write_report(path.with_name(REPORT), json.dumps(found.to_json(), indent=1))
 
 
 def _show(found: Comparison, output: Path, console: Console) -> None:
