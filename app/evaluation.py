@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from .arguments import Json
 from .ending import EXIT_FAULT, print_json, stdout
-from .vbench import Dimensions, Info, VBenchPython
+from .vbench import Dimensions, Images, Info, VBenchPython
 from .vbench import prompts as prompts_command
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def score(
         list[str] | None,
         typer.Option(
             "--suite",
-            help="fidelity, world, flicker or vbench. [default: fidelity with a reference, else "
-            "world]",
+            help="fidelity, world, flicker; or vbench, vbench-i2v, vbench2, one of them alone. "
+            "[default: fidelity with a reference, else world]",
         ),
     ] = None,
     prompts: Annotated[
@@ -94,10 +94,11 @@ def score(
         bool,
         typer.Option(
             "--custom",
-            help="VBench: take videos of any prompts, not its standard set of five each.",
+            help="VBench: take videos of any prompts, not its standard set.",
         ),
     ] = False,
     info: Info = None,
+    images: Images = None,
     vbench_python: VBenchPython = None,
     device: Annotated[
         str, typer.Option(help="VBench: auto, cpu or cuda. [default: auto]", show_default=False)
@@ -108,6 +109,13 @@ def score(
             metavar="MINUTES", help="VBench: for each dimension. [default: 240]", show_default=False
         ),
     ] = 240,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="REPORT",
+            help="Write the results, with the videos, as one page to this file. [default: none]",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score videos; `kinora eval VIDEOS` is short for it."""
@@ -116,25 +124,37 @@ def score(
     from ..eval.cache import default_path
     from ..eval.evaluate import evaluate
     from ..eval.report import Report
+    from ..eval.vbench.suites import VBENCHES
     from ..pipelines.errors import RequestError
+    from .reports import check_report, write_report
 
     if workers < 0:
         raise RequestError(f"--workers must be 0 or more, not {workers}")
+    if html is not None:
+        check_report(html)
     kept = None if again else cache or default_path()
-    if "vbench" in _names(suites):
-        if _names(suites) != ("vbench",) or metrics or reference:
-            raise RequestError("--suite vbench goes alone: take other metrics in another call")
+    by_package = [it for it in _names(suites) if it in VBENCHES]
+    if by_package:
+        (suite, *others) = _names(suites)
+        if others or metrics or reference:
+            raise RequestError(
+                f"--suite {by_package[0]} goes alone: take other metrics in another call"
+            )
         if not timeout > 0:
             raise RequestError(f"--timeout must be more than 0 minutes, not {timeout:g}")
         from .vbench import score_by_vbench
 
         score_by_vbench(
-            videos, as_json=as_json, dimensions=_names(dimensions), custom=custom, prompts=prompts,
-            info=info, python=vbench_python, device=device, timeout_s=60 * timeout, cache=kept,
+            suite, videos, as_json=as_json, html=html, dimensions=_names(dimensions),
+            custom=custom, prompts=prompts, info=info, images=images, python=vbench_python,
+            device=device, timeout_s=60 * timeout, cache=kept,
         )  # fmt: skip
         return
-    if dimensions or custom or info or vbench_python:
-        raise RequestError("--dimension, --custom, --info and --vbench-python need --suite vbench")
+    if dimensions or custom or info or images or vbench_python:
+        raise RequestError(
+            "--dimension, --custom, --info, --images and --vbench-python need --suite vbench, "
+            "vbench-i2v or vbench2"
+        )
     events = evaluate(
         videos,
         reference=reference,
@@ -146,6 +166,10 @@ def score(
     )
     found = followed(events, Report, Console(stderr=True))
     show(found, Console(stderr=True) if as_json else stdout())
+    if html is not None:
+        from ..eval.scorepage import page
+
+        write_report(html, page(found))
     for line in found.failures():
         typer.echo(f"kinora: {line}", err=True)
     if as_json:
@@ -202,13 +226,5 @@ def show(found: Report, console: Console) -> None:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table, highlight=False)
 
-    reasons: dict[str, list[str]] = {}
-    for name, it in found.totals.items():
-        others = f"; the mean of the {it.n} is {it.partial_mean:.4f}" if it.partial_mean else ""
-        if it.reason:
-            reasons.setdefault(it.reason, []).append(f"{name}{others}")
-    told = [f"{', '.join(names)}: {why}" for why, names in reasons.items()]
-    notes = (note for it in found.totals.values() for note in it.notes)
-    told += [f"note: {note}" for note in dict.fromkeys(notes)]
-    for line in told:
+    for line in found.remarks():
         console.print(line, markup=False, highlight=False, soft_wrap=True)

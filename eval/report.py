@@ -50,6 +50,18 @@ class Report:
         told += [f"the prompts name {it}, which is not among the videos" for it in self.unmatched]
         return list(dict.fromkeys(told))
 
+    def remarks(self) -> list[str]:
+        """What must be said of totals: why they are none, by reason, and notes."""
+        reasons: dict[str, list[str]] = {}
+        for name, it in self.totals.items():
+            if it.reason:
+                mean = it.partial_mean
+                others = "" if mean is None else f"; the mean of the {it.n} is {mean:.4f}"
+                reasons.setdefault(it.reason, []).append(f"{name}{others}")
+        told = [f"{', '.join(names)}: {why}" for why, names in reasons.items()]
+        notes = (note for it in self.totals.values() for note in it.notes)
+        return told + [f"note: {note}" for note in dict.fromkeys(notes)]
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for a machine-readable report."""
         return {
@@ -88,11 +100,24 @@ def _provenance(
         "prompts": len(prompts),
         "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
         "seeds": seeds,
+        "samplers": samplers(clips),
         "forms": sorted({it.form for it in clips}),
         "coverage": {name: f"{it.n} of {it.asked}" for name, it in totals.items()},
         "versions": versions(),
         "device": f"{platform.machine()} CPU",
     }
+
+
+def samplers(clips: Sequence[Clip]) -> list[str]:
+    """How the clips with a record were made, each way once, in words."""
+    told: dict[str, None] = {}
+    for record in (it.record for it in clips if it.record is not None):
+        asked = record.request
+        told[
+            f"{asked.model}, {asked.frames} frames of {asked.width}x{asked.height}, "
+            f"{asked.steps} steps, guidance {asked.guidance:g}, {record.machine.device}"
+        ] = None
+    return list(told)
 
 
 def _clip_json(scored: Scored) -> dict[str, Any]:

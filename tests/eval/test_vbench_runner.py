@@ -16,6 +16,7 @@ from kinora.eval.clips import EvalError
 from kinora.eval.vbench import client
 from kinora.eval.vbench.spec import DIMENSIONS
 from kinora.eval.vbench.suite import Step, VBenchReport, evaluate
+from kinora.eval.vbench.suites import VBENCH
 
 PACKAGE = """
 import json, os, subprocess, sys, time
@@ -224,16 +225,16 @@ def test_missing_weights_are_told_before_the_package_can_load_any(
 ) -> None:
     """T5: with addresses that work. Every file is named until all are there."""
     files = DIMENSIONS[name].files
-    missing = client.missing_weights(DIMENSIONS[name])
+    missing = client.missing_weights(DIMENSIONS[name], VBENCH)
     assert [it["address"] for it in missing] == [it.url for it in files]
-    result = client.without_weights(DIMENSIONS[name])
+    result = client.without_weights(DIMENSIONS[name], VBENCH)
     assert result is not None and result.status == "skipped"
     for it in missing:
         assert it["file"] and it["file"].startswith(str(tmp_path / "weights"))
         assert it["command"] and it["command"] in result.reason
         assert not (it["address"] or "").startswith("https://datarelease.blob")  # dead
     weights(tmp_path, name)
-    assert client.without_weights(DIMENSIONS[name]) is None
+    assert client.without_weights(DIMENSIONS[name], VBENCH) is None
     assert not calls(package)
 
 
@@ -332,8 +333,8 @@ def test_without_an_environment_there_is_one_line(
     uv = tmp_path / "uv"
     uv.write_text("#!/bin/sh\n")
     uv.chmod(0o755)
-    found = client.environment(None)
-    assert found is not None and found.command[:4] == (str(uv), "run", "--no-project", "--script")
+    found = client.environment(None, VBENCH)
+    assert found.command[:4] == (str(uv), "run", "--no-project", "--script")
     assert "--locked" in found.command and found.identity.startswith("lock ")
 
 
