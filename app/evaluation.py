@@ -69,7 +69,7 @@ def score(
         list[str] | None,
         typer.Option(
             "--suite",
-            help="fidelity, world, flicker; or vbench, vbench-i2v, vbench2, one of them alone. "
+            help="fidelity, world, flicker, learned; or one of vbench, vbench-i2v and vbench2. "
             "[default: fidelity with a reference, else world]",
         ),
     ] = None,
@@ -89,6 +89,22 @@ def score(
     workers: Annotated[
         int, typer.Option(help="Processes; 0 for one a core. [default: 0]", show_default=False)
     ] = 0,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Checkpoint of clip_score: a folder, or a name of the Hugging Face hub that is on "
+            "this disk. [default: openai/clip-vit-large-patch14]",
+        ),
+    ] = None,
+    metrics_python: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="An interpreter that has the libraries of lpips and fid. "
+            "[default: $KINORA_METRICS_PYTHON, else uv]",
+        ),
+    ] = None,
     dimensions: Dimensions = None,
     custom: Annotated[
         bool,
@@ -101,7 +117,11 @@ def score(
     images: Images = None,
     vbench_python: VBenchPython = None,
     device: Annotated[
-        str, typer.Option(help="VBench: auto, cpu or cuda. [default: auto]", show_default=False)
+        str,
+        typer.Option(
+            help="Of VBench and of metrics by networks: auto, cpu or cuda. [default: auto]",
+            show_default=False,
+        ),
     ] = "auto",
     timeout: Annotated[
         float,
@@ -123,6 +143,7 @@ def score(
 
     from ..eval.cache import default_path
     from ..eval.evaluate import evaluate
+    from ..eval.learned.spec import CLIP_MODEL, Tools
     from ..eval.report import Report
     from ..eval.vbench.suites import VBENCHES
     from ..pipelines.errors import RequestError
@@ -163,6 +184,7 @@ def score(
         prompts=prompts,
         cache=kept,
         workers=workers,
+        tools=Tools(clip or CLIP_MODEL, metrics_python, device),
     )
     found = followed(events, Report, Console(stderr=True))
     show(found, Console(stderr=True) if as_json else stdout())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,10 @@ class Report:
     def status(self) -> Status:
         """failed if nothing has a score, partial if something went wrong, else ok."""
         states = [it.status for one in self.clips for it in one.results.values()]
-        if "ok" not in states:
+        states += [self.totals[it.name].status for it in self.metrics if it.scorer == "set"]
+        if "ok" not in states and "partial" not in states:
             return "failed"
-        wrong = "failed" in states or self.rejected or self.unmatched
+        wrong = "failed" in states or "partial" in states or self.rejected or self.unmatched
         return "partial" if wrong else "ok"
 
     def failures(self) -> list[str]:
@@ -47,6 +48,8 @@ class Report:
             for result in one.results.values()
             if result.status == "failed"
         ]
+        of_all = [self.totals[it.name] for it in self.metrics if it.scorer == "set"]
+        told += [it.reason for it in of_all if it.status in ("failed", "partial")]
         told += [f"the prompts name {it}, which is not among the videos" for it in self.unmatched]
         return list(dict.fromkeys(told))
 
@@ -80,9 +83,16 @@ def report(
     scored: Sequence[Scored],
     rejected: Sequence[Rejected],
     unmatched: Sequence[str],
+    of_all: Mapping[str, Total] | None = None,
 ) -> Report:
-    """Sum up."""
-    totals = {it.name: total([one.results[it.name] for one in scored]) for it in metrics}
+    """Sum up; `of_all` are the totals of metrics that are of all clips together."""
+    sets = of_all or {}
+    totals = {
+        it.name: sets[it.name]
+        if it.name in sets
+        else total([one.results[it.name] for one in scored])
+        for it in metrics
+    }
     return Report(
         tuple(metrics), tuple(scored), totals, tuple(rejected), tuple(unmatched),
         _provenance(metrics, scored, totals),
@@ -104,7 +114,7 @@ def _provenance(
         "forms": sorted({it.form for it in clips}),
         "coverage": {name: f"{it.n} of {it.asked}" for name, it in totals.items()},
         "versions": versions(),
-        "device": f"{platform.machine()} CPU",
+        "device": f"{platform.machine()} CPU",  # of all but metrics by networks
     }
 
 

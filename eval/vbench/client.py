@@ -17,7 +17,8 @@ from typing import Any, cast
 
 from ..clips import EvalError
 from ..result import Result, failed, skipped
-from .spec import Dimension, WeightFile
+from ..weights import Missing, missing_in, need_of
+from .spec import Dimension
 from .stage import Staged
 from .suites import Suite
 
@@ -107,40 +108,9 @@ def cache_folder(suite: Suite) -> Path:
     return Path(os.environ.get(variable) or default).expanduser().absolute()
 
 
-def missing_weights(dimension: Dimension, suite: Suite) -> list[dict[str, str | None]]:
+def missing_weights(dimension: Dimension, suite: Suite) -> list[Missing]:
     """Files that are not there, each with address, size, licence and the command that gets it."""
-    base = cache_folder(suite)
-    return [_missing(it, base) for it in dimension.files if not (base / it.path).exists()]
-
-
-def _missing(file: WeightFile, base: Path) -> dict[str, str | None]:
-    path = base / file.path
-    return {
-        "file": str(path),
-        "address": file.url,
-        "size": file.size,
-        "licence": file.licence,
-        "command": _command(file.url, path),
-    }
-
-
-def _command(url: str, path: Path) -> str:
-    """What brings `path`, or the folder that it is in, from there."""
-    if path.suffix == ".py":
-        return f"git clone {url} {path.parent}"
-    if "drive.google.com/drive" in url:
-        return f"gdown --folder {url} -O {path.parent}"
-    if "drive.google.com" in url:
-        return f"gdown --fuzzy '{url}' -O {path}"
-    if path.name == "config.json":
-        return (
-            f"hf download {url.removeprefix('https://huggingface.co/')} --local-dir {path.parent}"
-        )
-    if url.endswith(".zip"):
-        folder = path.parent.parent
-        archive = folder / "models.zip"
-        return f"curl -fL --create-dirs -o {archive} {url} && unzip -d {folder} {archive}"
-    return f"curl -fL --create-dirs -o {path} {url}"
+    return missing_in(cache_folder(suite), dimension.files)
 
 
 def without_weights(dimension: Dimension, suite: Suite) -> Result | None:
@@ -148,12 +118,7 @@ def without_weights(dimension: Dimension, suite: Suite) -> Result | None:
     missing = missing_weights(dimension, suite)
     if not missing:
         return None
-    lines = [
-        f"{it['file']} ({it['size'] or 'size not known'}, licence {it['licence'] or 'not known'}; "
-        f"{it['command']})"
-        for it in missing
-    ]
-    why = f"{dimension.name} needs {', and '.join(lines)}"
+    why = need_of(dimension.name, missing)
     return Result("skipped", reason=why, details={"missing_weights": missing})
 
 

@@ -10,18 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..weights import WeightFile
+
 _USED = "https://huggingface.co/OpenGVLab/VBench_Used_Models/resolve/main"
 _CLIP = "https://openaipublic.azureedge.net/clip/models"
-
-
-@dataclass(frozen=True, slots=True)
-class WeightFile:
-    """One file, its path under VBench's cache; `size` and `licence` are None where not known."""
-
-    path: str
-    url: str
-    size: str | None
-    licence: str | None
 
 
 @dataclass(frozen=True, slots=True)
