@@ -43,7 +43,7 @@ class Environment:
             child = subprocess.Popen(
                 [*self.command, *arguments],
                 stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                start_new_session=True,
+                start_new_session=True, env=_alone(),
             )  # fmt: skip
             try:
                 return child.wait(timeout_s)
@@ -54,6 +54,15 @@ class Environment:
                 with suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
+
+
+def _alone() -> dict[str, str]:
+    """Our environment without what would make the package one of several processes.
+
+    Those average by video, one alone by frame: other numbers under one name.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: it for name, it in os.environ.items() if name not in names}
 
 
 def environment(python: str | None, suite: Suite) -> Environment:

@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,7 @@ class _Run:
         if self.listed is None and not dimension.custom:
             return skipped(f"{dimension.name} {NOT_CUSTOM}", applies=False)
         folder = self.work / dimension.name
-        staged = self._staged(dimension, folder / "videos")
+        staged = self._staged(dimension, folder / "videos", self.clips)
         self.used[dimension.name] = staged.links
         if not staged.links:
             why = f"none of its {staged.expected} videos is there: {staged.missing[0]!r:.80} …"
@@ -233,24 +233,56 @@ class _Run:
         before = self.cache.get(key)
         if before is not None:
             return before
-        info = None if self.listed is None else self.info
-        if info is not None and self.suite.whole:
-            info = vbench_prompts.only(info, staged.prompts, folder / self.suite.listed)
-        result = client.score(
-            self.where, dimension, staged, folder, suite=self.suite, info=info,
-            images=self.images if dimension.images else None,
-            timeout_s=self.timeout_s, device=self.device,
-        )  # fmt: skip
+        result = self._scored(dimension, staged, folder)
+        if result.status == "failed":
+            result = self._without_broken(dimension, result)
         if result.status in ("ok", "partial"):
             self.cache.put(key, result)
         return result
 
-    def _staged(self, dimension: Dimension, folder: Path) -> Staged:
+    def _scored(self, dimension: Dimension, staged: Staged, folder: Path) -> Result:
+        info = None if self.listed is None else self.info
+        if info is not None and self.suite.whole:
+            info = vbench_prompts.only(info, staged.prompts, folder / self.suite.listed)
+        return client.score(
+            self.where, dimension, staged, folder, suite=self.suite, info=info,
+            images=self.images if dimension.images else None,
+            timeout_s=self.timeout_s, device=self.device,
+        )  # fmt: skip
+
+    def _without_broken(self, dimension: Dimension, result: Result) -> Result:
+        """The same of the videos that can be read, if it failed because others cannot.
+
+        The package ends at the first of these.
+        """
+        broken: dict[Path, str] = {}
+        for clip in self.used[dimension.name].values():
+            try:
+                clip.frames()
+            except EvalError as error:
+                broken[clip.path] = str(error)
+        sound = [it for it in self.clips if it.path not in broken]
+        if not broken or not sound:
+            return result
+        folder = self.work / f"{dimension.name}-sound"
+        staged = self._staged(dimension, folder / "videos", sound)
         if self.listed is None:
-            return stage_custom(self.clips, folder, self.suite)
+            staged = replace(staged, missing=tuple(it.name for it in broken))
+        if not staged.links:
+            return result
+        again = self._scored(dimension, staged, folder)
+        if again.status != "partial":
+            return again
+        self.used[dimension.name] = staged.links
+        why = f"{dimension.name}: {again.reason}; {next(iter(broken.values()))}"
+        return replace(again, reason=why)
+
+    def _staged(self, dimension: Dimension, folder: Path, clips: Sequence[Clip]) -> Staged:
+        if self.listed is None:
+            return stage_custom(clips, folder, self.suite)
         count = self.suite.samples_in(dimension.name)
         prompts = self.listed.of([dimension.name])
-        return stage(self.clips, prompts, folder, suite=self.suite, samples=count)
+        return stage(clips, prompts, folder, suite=self.suite, samples=count)
 
     def _without_images(self, dimension: Dimension, staged: Staged) -> Result | None:
         """Why a dimension cannot be scored, if images are missing."""

@@ -6,9 +6,11 @@ import json
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -18,6 +20,7 @@ from kinora.eval.vbench.spec import DIMENSIONS
 from kinora.eval.vbench.suite import Step, VBenchReport, evaluate
 from kinora.eval.vbench.suites import VBENCH
 
+Film = Callable[..., Path]
 PACKAGE = """
 import json, os, subprocess, sys, time
 from pathlib import Path
@@ -49,6 +52,10 @@ class VBench:
             sys.exit("cannot go on")
         if behaviour == "raise":
             raise ValueError("no\\nweights")
+        if behaviour == "broken" and any(
+            b"broken" in Path(videos_path, it).read_bytes() for it in names
+        ):
+            raise ValueError("cannot read a video")
         if behaviour == "silent":
             return
         result = {
@@ -118,7 +125,10 @@ def calls(package: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in package.read_text().splitlines()]
 
 
-def test_a_complete_set_is_scored(package: Path, videos: Path) -> None:
+def test_a_complete_set_is_scored(
+    package: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
     steps, found = run(videos, "temporal_flickering")
     result = found.results["temporal_flickering"]
     assert (result.status, result.score, found.ok) == ("ok", 0.75, True)
@@ -133,6 +143,31 @@ def test_a_complete_set_is_scored(package: Path, videos: Path) -> None:
     # T3: a total is none with 15 dimensions missing.
     assert found.totals.scores == {"quality": None, "semantic": None, "total": None}
     json.dumps(found.to_json(), allow_nan=False)
+    told = found.provenance
+    assert told["coverage"] == {"temporal_flickering": "10 of 10"} and told["device"] == "cpu"
+    assert {"suite", "version", "prompts_sha256", "seeds", "samplers", "forms", "environment",
+            "versions"} <= set(told)  # fmt: skip
+
+
+@pytest.mark.parametrize("custom", [False, True])
+def test_one_broken_video_costs_no_other(
+    package: Path, videos: Path, film: Film, monkeypatch: pytest.MonkeyPatch, custom: bool
+) -> None:
+    monkeypatch.setenv("BEHAVIOUR", "broken")
+    frames = np.zeros((2, 16, 16, 3), np.uint8)
+    for number, path in enumerate(sorted(videos.iterdir())):
+        film(path, frames, path.stem[:-2], number, sidecar=False)
+    broken = videos / "a dog-1.mp4"
+    broken.write_bytes(b"broken")
+    found = run(videos, "temporal_flickering", custom=custom)[1]
+    result = found.results["temporal_flickering"]
+    assert (result.status, result.score) == ("partial", 0.75)
+    assert "9 of 10 videos" in result.reason and f"{broken} cannot be read" in result.reason
+    assert str(broken) not in found.to_json()["dimensions"]["temporal_flickering"]["paths"].values()
+    for path in videos.iterdir():
+        path.write_bytes(b"broken")
+    found = run(videos, "temporal_flickering", custom=custom)[1]
+    assert "cannot read a video" in found.results["temporal_flickering"].reason
 
 
 def test_videos_that_are_not_there_never_score_as_complete(package: Path, videos: Path) -> None:
