@@ -113,6 +113,14 @@ def score(
             help="VBench: take videos of any prompts, not its standard set.",
         ),
     ] = False,
+    static_filter: Annotated[
+        bool,
+        typer.Option(
+            "--static-filter",
+            help="VBench: score flickering of those videos alone that its filter finds still, of "
+            "up to 25 of each prompt.",
+        ),
+    ] = False,
     info: Info = None,
     images: Images = None,
     vbench_python: VBenchPython = None,
@@ -167,14 +175,14 @@ def score(
 
         score_by_vbench(
             suite, videos, as_json=as_json, html=html, dimensions=_names(dimensions),
-            custom=custom, prompts=prompts, info=info, images=images, python=vbench_python,
-            device=device, timeout_s=60 * timeout, cache=kept,
+            custom=custom, still=static_filter, prompts=prompts, info=info, images=images,
+            python=vbench_python, device=device, timeout_s=60 * timeout, cache=kept,
         )  # fmt: skip
         return
-    if dimensions or custom or info or images or vbench_python:
+    if dimensions or custom or static_filter or info or images or vbench_python:
         raise RequestError(
-            "--dimension, --custom, --info, --images and --vbench-python need --suite vbench, "
-            "vbench-i2v or vbench2"
+            "--dimension, --custom, --static-filter, --info, --images and --vbench-python need "
+            "--suite vbench, vbench-i2v or vbench2"
         )
     events = evaluate(
         videos,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..clips import EvalError
-from ..result import Result, failed, skipped
+from ..result import Result, failed, ok, skipped
 from ..weights import Missing, missing_in, need_of
 from .spec import Dimension
 from .stage import Staged
@@ -174,6 +174,27 @@ def score(
         why = told.get("error") or f"exit status {status}: {_last_line(log)}"
         return failed(f"{dimension.name}: {why} (log: {log})")
     return judged(dimension, staged, out, told)
+
+
+def still(
+    where: Environment, staged: Staged, folder: Path, *, suite: Suite, timeout_s: float, device: str
+) -> Result:
+    """Which of the staged videos the package's filter keeps: `details["still"]`, by name."""
+    out, log = folder / "still", folder / "still.txt"
+    given = ["still", "--suite", suite.name, "--videos", str(staged.folder), "--out", str(out)]
+    given += ["--caches", str(cache_folder(suite)), "--device", device]
+    status = where.run(given, log, timeout_s)
+    told = _read(out / "runner.json") or {}
+    if status is None:
+        return failed(f"the filter took more than {timeout_s / 60:g} minutes (log: {log})")
+    if status == 2 and told.get("status") == "environment":
+        return skipped(f"the filter for still videos: {told['error']}")
+    flags = told.get("still")
+    if status != 0 or not isinstance(flags, dict) or set(flags) != set(staged.links):
+        why = told.get("error") or f"exit status {status}: {_last_line(log)}"
+        return failed(f"the filter for still videos: {why} (log: {log})")
+    kept = cast("dict[str, bool]", flags)
+    return ok(sum(kept.values()) / len(kept), still=kept)
 
 
 def judged(dimension: Dimension, staged: Staged, out: Path, told: dict[str, Any]) -> Result:

@@ -26,6 +26,8 @@ package and 2 for an environment without it; `--out` then says which, in one lin
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -57,22 +59,27 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     about = commands.add_parser("about", help="which package this is, and where its prompts are")
     score = commands.add_parser("score", help="score a folder of videos in one dimension")
-    for command in (about, score):
+    still = commands.add_parser("still", help="which videos of a folder are still, by its filter")
+    for command in (about, score, still):
         command.add_argument("--suite", choices=PACKAGES, required=True)
         command.add_argument("--out", type=Path, required=True)
     score.add_argument("--dimension", required=True)
     score.add_argument("--packages", nargs="*", default=[], help="what the dimension imports")
     score.add_argument("--info", type=Path, help="VBench_full_info.json")
     score.add_argument("--images", type=Path, help="folder of images that videos begin with")
-    score.add_argument("--caches", type=Path, required=True, help="folder of weights")
-    score.add_argument("--videos", type=Path, required=True)
+    for command in (score, still):
+        command.add_argument("--caches", type=Path, required=True, help="folder of weights")
+        command.add_argument("--videos", type=Path, required=True)
+        command.add_argument("--device", default="auto")
     score.add_argument("--prompts", type=Path, help="JSON of prompts by file name")
     score.add_argument("--mode", choices=("vbench_standard", "custom_input"), required=True)
-    score.add_argument("--device", default="auto")
     asked = parser.parse_args(argv)
     told = asked.out if asked.command == "about" else asked.out / "runner.json"
     try:
-        found = _about(asked.suite) if asked.command == "about" else _score(asked)
+        if asked.command == "about":
+            found = _about(asked.suite)
+        else:
+            found = _score(asked) if asked.command == "score" else _still(asked)
     except NoEnvironment as error:
         _write(told, {"status": "environment", "error": str(error)})
         return NO_ENVIRONMENT
@@ -139,6 +146,30 @@ def _score(asked: argparse.Namespace) -> dict[str, Any]:
         "torchvision_shimmed": shimmed,
         "versions": _versions(),
     }
+
+
+def _still(asked: argparse.Namespace) -> dict[str, Any]:
+    """Which videos the package's filter for still ones keeps, by name."""
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
+    shimmed = _import_torchvision()
+    import torch
+
+    if not _is_there("vbench"):
+        raise NoEnvironment(f"{sys.executable} cannot import vbench")
+    device = asked.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    module: Any = importlib.import_module("vbench.cli.static_filter")
+    module.DEVICE = device  # it takes frames there whatever it was given
+    torch.load = functools.partial(torch.load, map_location=device)
+    options = argparse.Namespace(
+        model=str(asked.caches / "raft_model" / "models" / "raft-things.pth"),
+        small=False, mixed_precision=False, alternate_corr=False,
+    )  # fmt: skip
+    kept = module.StaticFilter(options, device)
+    names = sorted(it.name for it in asked.videos.iterdir())
+    flags = {name: bool(kept.infer(str(asked.videos / name))) for name in names}
+    return {"still": flags, "torchvision_shimmed": shimmed}
 
 
 def _is_there(name: str) -> bool:

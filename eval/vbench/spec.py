@@ -127,6 +127,11 @@ _ALL = (
     Dimension("temporal_style", "semantic", 0.0, 0.364, files=_VICLIP, custom=True),
     Dimension("overall_consistency", "semantic", 0.0, 0.364, files=_VICLIP, custom=True),
 )  # fmt: skip
+FLICKER = "temporal_flickering"
+STILL_FILES = (_RAFT,)
+"""What the filter for still videos needs."""
+STILL_SAMPLES = 25
+"""Videos of each prompt that VBench asks for where they are filtered, to score five."""
 DIMENSIONS: dict[str, Dimension] = {it.name: it for it in _ALL}
 """Of VBench."""
 

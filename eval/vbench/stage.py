@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +112,42 @@ def stage_custom(clips: Sequence[Clip], folder: Path, suite: Suite = VBENCH) -> 
     links = {f"{index:06d}{suffix}": clip for index, clip in enumerate(clips)}
     _link(links, folder)
     return Staged(folder, links, (), ())
+
+
+def without(staged: Staged, broken: Collection[Path], folder: Path, suite: Suite) -> Staged:
+    """The same without some clips, in another folder; names stay, and theirs are missing."""
+    gone = {name for name, clip in staged.links.items() if clip.path in broken}
+    if suite.whole and staged.prompts:
+        heads = {name.rpartition("-")[0] for name in gone}
+        gone = {it for it in staged.links if it.rpartition("-")[0] in heads}
+    links = {name: clip for name, clip in staged.links.items() if name not in gone}
+    _link(links, folder)
+    left = {name.rpartition("-")[0] for name in links}
+    prompts = tuple(it for it in staged.prompts if it[: suite.name_length] in left)
+    missing = (*staged.missing, *sorted(gone))
+    return Staged(folder, links, missing, staged.unused, prompts)
+
+
+def still(candidates: Staged, flags: Mapping[str, bool], folder: Path, count: int) -> Staged:
+    """Of each prompt's candidates the first `count` that `flags` says are still, numbered anew.
+
+    Candidates without prompts of their own stay under their names, as many as are still.
+    """
+    kept = {name: clip for name, clip in candidates.links.items() if flags.get(name)}
+    if not candidates.prompts:
+        _link(kept, folder)
+        return Staged(folder, kept, (), ())
+    suffix = Path(next(iter(candidates.links))).suffix
+    links: dict[str, Clip] = {}
+    missing: list[str] = []
+    heads = dict.fromkeys(it.rpartition("-")[0] for it in (*candidates.links, *candidates.missing))
+    for head in heads:
+        its = [clip for name, clip in kept.items() if name.rpartition("-")[0] == head][:count]
+        names = [f"{head}-{index}{suffix}" for index in range(count)]
+        links.update(zip(names, its, strict=False))
+        missing += names[len(its) :]
+    _link(links, folder)
+    return Staged(folder, links, tuple(missing), candidates.unused, candidates.prompts)
 
 
 def check_names(names: Sequence[str], *, ignores_case: bool) -> None:

@@ -21,8 +21,8 @@ from ..report import samplers
 from ..result import Result, skipped
 from . import client
 from . import prompts as vbench_prompts
-from .spec import Dimension
-from .stage import Staged, stage, stage_custom
+from .spec import FLICKER, STILL_FILES, STILL_SAMPLES, Dimension
+from .stage import Staged, stage, stage_custom, still, without
 from .suites import VBENCH, Suite
 from .totals import Totals
 
@@ -112,6 +112,7 @@ def evaluate(
     prompts: str | Path | None = None,
     info: str | Path | None = None,
     images: str | Path | None = None,
+    still: bool = False,
     python: str | None = None,
     device: str = "auto",
     timeout_s: float = TIMEOUT_S,
@@ -128,6 +129,8 @@ def evaluate(
             ones.
         info: the suite's list of prompts; the environment's own without it.
         images: folder of the images that videos begin with, cut to their sides (VBench-I2V).
+        still: score flickering of those videos alone that the package's filter says are still, five
+            of each prompt's up to 25.
         python: an interpreter that has the package, rather than uv's environment.
         timeout_s: for each dimension.
 
@@ -143,6 +146,8 @@ def evaluate(
         raise EvalError(f"{suite.title} compares with no images: leave --images out")
     if images is not None and not Path(images).is_dir():
         raise EvalError(f"--images {images} is no folder: give that of the cut images")
+    if still and FLICKER not in names:
+        raise EvalError(f"--static-filter is for {FLICKER}, which is not asked for: leave it out")
     clips, rejected = find([Path(it) for it in videos])
     if not clips:
         raise EvalError(rejected[0].reason if rejected else "there are no VIDEOS")
@@ -156,6 +161,7 @@ def evaluate(
         "suite": suite.title,
         "version": suite.version,
         "mode": "custom" if custom else "standard",
+        "still_videos_alone": still,
         "samples": None if custom else suite.samples,
         "prompts_from_file": prompts is not None,
         "seeds": sorted({it.seed for it in clips if it.seed is not None}),
@@ -172,7 +178,7 @@ def evaluate(
             provenance["prompts_sha256"] = listed.sha256
         run = _Run(
             suite, where, clips, listed, known_info, None if images is None else Path(images),
-            work, device, timeout_s, Cache(cache),
+            still, work, device, timeout_s, Cache(cache),
         )  # fmt: skip
         for index, dimension in enumerate(wanted):
             yield Step(index, len(wanted), dimension.name)
@@ -208,6 +214,7 @@ class _Run:
     listed: vbench_prompts.Prompts | None
     info: Path | None
     images: Path | None
+    still: bool
     work: Path
     device: str
     timeout_s: float
@@ -219,23 +226,32 @@ class _Run:
         if self.listed is None and not dimension.custom:
             return skipped(f"{dimension.name} {NOT_CUSTOM}", applies=False)
         folder = self.work / dimension.name
-        staged = self._staged(dimension, folder / "videos", self.clips)
+        if self.still and dimension.name == FLICKER:
+            staged = self._still(folder)
+            if isinstance(staged, Result):
+                return staged
+            kept = f"{len(staged.links)} of {staged.expected}"
+            note = f"{FLICKER} of still videos alone, as the package's filter says: {kept}"
+            dimension = replace(dimension, note=note)
+        else:
+            staged = self._staged(dimension, folder / "videos")
         self.used[dimension.name] = staged.links
+        if not staged.expected:
+            return skipped(f"{dimension.name}: the list of prompts has none of its")
         if not staged.links:
             why = f"none of its {staged.expected} videos is there: {staged.missing[0]!r:.80} …"
             return skipped(f"{dimension.name}: {why}")
-        without = client.without_weights(dimension, self.suite) or self._without_images(
-            dimension, staged
-        )
-        if without is not None:
-            return without
+        needs = client.without_weights(dimension, self.suite)
+        needs = needs or self._without_images(dimension, staged)
+        if needs is not None:
+            return needs
         key = self._key(dimension, staged)
         before = self.cache.get(key)
         if before is not None:
             return before
         result = self._scored(dimension, staged, folder)
         if result.status == "failed":
-            result = self._without_broken(dimension, result)
+            result = self._without_broken(dimension, staged, result)
         if result.status in ("ok", "partial"):
             self.cache.put(key, result)
         return result
@@ -250,39 +266,59 @@ class _Run:
             timeout_s=self.timeout_s, device=self.device,
         )  # fmt: skip
 
-    def _without_broken(self, dimension: Dimension, result: Result) -> Result:
+    def _without_broken(self, dimension: Dimension, staged: Staged, result: Result) -> Result:
         """The same of the videos that can be read, if it failed because others cannot.
 
         The package ends at the first of these.
         """
         broken: dict[Path, str] = {}
-        for clip in self.used[dimension.name].values():
+        for clip in staged.links.values():
             try:
                 clip.frames()
             except EvalError as error:
                 broken[clip.path] = str(error)
-        sound = [it for it in self.clips if it.path not in broken]
-        if not broken or not sound:
-            return result
         folder = self.work / f"{dimension.name}-sound"
-        staged = self._staged(dimension, folder / "videos", sound)
-        if self.listed is None:
-            staged = replace(staged, missing=tuple(it.name for it in broken))
-        if not staged.links:
+        sound = without(staged, broken, folder / "videos", self.suite)
+        if not broken or not sound.links:
             return result
-        again = self._scored(dimension, staged, folder)
+        again = self._scored(dimension, sound, folder)
         if again.status != "partial":
             return again
-        self.used[dimension.name] = staged.links
         why = f"{dimension.name}: {again.reason}; {next(iter(broken.values()))}"
         return replace(again, reason=why)
 
-    def _staged(self, dimension: Dimension, folder: Path, clips: Sequence[Clip]) -> Staged:
+    def _still(self, folder: Path) -> Staged | Result:
+        """Five still videos of each prompt, or why there are none."""
+        dimension = self.suite.dimensions[FLICKER]
+        needs = client.without_weights(replace(dimension, files=STILL_FILES), self.suite)
+        if needs is not None:
+            return needs
+        candidates = self._staged(dimension, folder / "candidates", STILL_SAMPLES)
+        if not candidates.links:
+            return candidates
+        key = ["still", *self._key(dimension, candidates)]
+        told = self.cache.get(key)
+        if told is None:
+            told = client.still(
+                self.where, candidates, folder, suite=self.suite, timeout_s=self.timeout_s,
+                device=self.device,
+            )  # fmt: skip
+            if told.status != "ok":
+                return told
+            self.cache.put(key, told)
+        flags = told.details["still"]
+        count = self.suite.samples_in(FLICKER)
+        found = still(candidates, flags, folder / "videos", count)
+        if not found.links:
+            return skipped(f"{FLICKER}: none of {len(flags)} videos is still, says the filter")
+        return found
+
+    def _staged(self, dimension: Dimension, folder: Path, count: int | None = None) -> Staged:
         if self.listed is None:
-            return stage_custom(clips, folder, self.suite)
-        count = self.suite.samples_in(dimension.name)
+            return stage_custom(self.clips, folder, self.suite)
+        count = count or self.suite.samples_in(dimension.name)
         prompts = self.listed.of([dimension.name])
-        return stage(clips, prompts, folder, suite=self.suite, samples=count)
+        return stage(self.clips, prompts, folder, suite=self.suite, samples=count)
 
     def _without_images(self, dimension: Dimension, staged: Staged) -> Result | None:
         """Why a dimension cannot be scored, if images are missing."""

@@ -98,6 +98,8 @@ def test_a_dimension_is_scored_and_a_total_is_not_made_up(info: Path, cli: Cli) 
         (("made", "--suite", "vbench", "-m", "psnr"), "goes alone"),
         (("made", "--dimension", "scene"), "need --suite vbench"),
         (("made", "--images", "empty"), "need --suite vbench"),
+        (("made", "--static-filter"), "need --suite vbench"),
+        (("made", "--suite", "vbench2", "--static-filter"), "--static-filter is for temporal_fli"),
         (("made", "--suite", "vbench", "--images", "empty"), "VBench compares with no images"),
         (("made", "--suite", "vbench-i2v", "--images", "gone"), "gone is no folder"),
         (("made", "--suite", "vbench-i2v", "--custom"), "its own prompts alone"),

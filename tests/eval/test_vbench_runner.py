@@ -163,7 +163,8 @@ def test_one_broken_video_costs_no_other(
     result = found.results["temporal_flickering"]
     assert (result.status, result.score) == ("partial", 0.75)
     assert "9 of 10 videos" in result.reason and f"{broken} cannot be read" in result.reason
-    assert str(broken) not in found.to_json()["dimensions"]["temporal_flickering"]["paths"].values()
+    paths = found.to_json()["dimensions"]["temporal_flickering"]["paths"]
+    assert {paths[it] for it in result.details["by_video"]} == {*paths.values()} - {str(broken)}
     for path in videos.iterdir():
         path.write_bytes(b"broken")
     found = run(videos, "temporal_flickering", custom=custom)[1]

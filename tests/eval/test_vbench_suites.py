@@ -228,6 +228,16 @@ def test_only_its_own_prompts(packages: Path, info: Path, images: Path, tmp_path
     assert result["i2v_subject"].reason.startswith("1 of 5 videos")
 
 
+def test_a_list_without_prompts_of_a_dimension(
+    packages: Path, info: Path, images: Path, tmp_path: Path
+) -> None:
+    videos = videos_of(tmp_path / "videos", "a cat", count=5)
+    found = run(VBENCH_I2V, videos, "i2v_background", "i2v_subject", info=info, images=images)
+    states = {name: it.status for name, it in found.results.items()}
+    assert states == {"i2v_subject": "ok", "i2v_background": "skipped"}
+    assert "the list of prompts has none" in found.results["i2v_background"].reason
+
+
 def test_rows_name_the_image(info: Path) -> None:
     known = vbench_prompts.read(info, VBENCH_I2V)
     rows = list(vbench_prompts.manifest(known, ["camera_motion"], suite=VBENCH_I2V, samples=1))
