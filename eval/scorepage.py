@@ -188,9 +188,12 @@ def _case(line: Line, held: Mapping[str, str], *, first: bool) -> str:
         frames = "".join(f'<div class="k-frame">{it}</div>' for it in held.values())
         body = f'<div class="k-below"><div>{frames}</div>{figures}</div>'
     seed = "" if line.clip.seed is None else f", seed {line.clip.seed}"
+    path = str(line.clip.path)
+    told = escape(line.clip.prompt or path)
+    if line.clip.prompt is not None:
+        told += f"<small>{escape(f'{path}{seed}')}</small>"
     return (
-        f"<details{' open' if first else ''}><summary>{escape(line.clip.prompt or line.name)}"
-        f"<small>{escape(f'{line.clip.path}{seed}')}</small></summary><form>{body}</form></details>"
+        f"<details{' open' if first else ''}><summary>{told}</summary><form>{body}</form></details>"
     )
 
 

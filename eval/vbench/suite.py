@@ -67,7 +67,11 @@ class VBenchReport:
     def failures(self) -> list[str]:
         """One line for each thing that went wrong."""
         told = [it.reason for it in self.rejected]
-        told += [it.reason for it in self.results.values() if it.status in ("failed", "partial")]
+        told += [
+            it.reason if name in it.reason else f"{name}: {it.reason}"
+            for name, it in self.results.items()
+            if it.status in ("failed", "partial")
+        ]
         told += [f"the prompts name {it}, which is not among the videos" for it in self.unmatched]
         return told
 

@@ -88,7 +88,10 @@ def test_a_dimension_is_scored_and_a_total_is_not_made_up(info: Path, cli: Cli) 
     assert "VBench of 5 videos" in Path("r.html").read_text("utf-8")
     Path("made/a cat-3.mp4").unlink()
     called = cli(*asked, "temporal_flickering")
-    assert called.status == 1 and "4 of 5 videos, the first that is missing" in called.complaint
+    assert (
+        called.status == 1
+        and "temporal_flickering: 4 of 5 videos, the first that is missing" in called.complaint
+    )
 
 
 @pytest.mark.parametrize(

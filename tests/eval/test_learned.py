@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -326,6 +327,16 @@ def test_libraries_that_are_not_there_are_told(
     assert found.status == "skipped" and "install uv" in found.reason
     with pytest.raises(EvalError, match="lpips compares with a reference"):
         run([fast], metrics=["lpips"])
+
+
+def test_the_lock_is_of_the_script() -> None:
+    header = client.RUNNER.read_text().partition("# ///\n")[0].partition("# /// script\n")[2]
+    wanted = tomllib.loads("\n".join(it.removeprefix("#")[1:] for it in header.splitlines()))
+    lock = tomllib.loads(client.LOCK.read_text())
+    named = {f"{it['name']}{it['specifier']}" for it in lock["manifest"]["requirements"]}
+    assert named == set(wanted["dependencies"])
+    locked = {it["name"]: it["version"] for it in lock["package"]}
+    assert (locked["lpips"], locked["pytorch-fid"]) == ("0.1.4", "0.3.0")
 
 
 def test_torchvision_is_not_imported_here() -> None:

@@ -322,6 +322,15 @@ def test_the_script_knows_the_suites() -> None:
     }
 
 
+def test_no_other_mode_can_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """T8: one of them reads prompts from wherever it is called."""
+    given = ["score", "--suite", "vbench", "--dimension", "scene", "--videos", str(tmp_path)]
+    given += ["--caches", str(tmp_path), "--out", str(tmp_path), "--mode", "vbench_category"]
+    with pytest.raises(SystemExit):
+        script.main(given)
+    assert "invalid choice: 'vbench_category'" in capsys.readouterr().err
+
+
 def test_custom_videos_in_dimensions_that_allow_it(packages: Path, info: Path, tmp_path: Path):
     allowed = {name for name, it in DIMENSIONS_2.items() if it.custom}
     assert allowed == {
