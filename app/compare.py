@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 PAGE = "report.html"
 REPORT = "report.json"
+ROUNDS = 4
+"""In which recipes take turns; each loads the model once for every recipe."""
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -105,10 +108,12 @@ def compare(
     batches = _prepared(tables, prompts, output, defaults, seeds, device)
     err = Console(stderr=True)
     failed = _make(batches, err, context.obj)
+    for line in failed:
+        typer.echo(f"kinora: {line}", err=True)
     found = _compare(batches, err)
     _write(output / PAGE, found)
     _show(found, output, err if as_json else stdout())
-    for line in (*failed, *found.failures()):
+    for line in found.failures():
         typer.echo(f"kinora: {line}", err=True)
     if as_json:
         print_json({**found.to_json(), "page": str(output / PAGE)})
@@ -201,22 +206,53 @@ def _check(batch: Batch, table: dict[str, Any]) -> None:
 
 
 def _make(batches: dict[str, Batch], err: Console, left: Left) -> list[str]:
-    """Make what is not there yet; a line for each recipe that not all videos were made of."""
+    """Make what is not there yet; a line for each recipe that not all videos were made of.
+
+    In rounds, every other one backwards, so that no recipe has the machine while it is cool or idle
+    and another one later. A round of a recipe is a process, so that peaks of memory are its own.
+    """
+    from dataclasses import replace
+
     from ..pipelines.batch import run
     from .batch import told_if_stopped
     from .batch_terminal import follow
 
-    failed: list[str] = []
     for label, batch in batches.items():
         told = f"{label}: {batch.before} of {batch.rows} videos are there"
         err.print(told, markup=False, highlight=False, soft_wrap=True)
-        with told_if_stopped(batch, left, err):
-            summary = follow(run(batch), err)
-        if not summary.complete:
-            first = str(summary.failures[0]) if summary.failures else summary.blocked
-            missing = batch.rows - summary.before - summary.done
-            failed.append(f"{label}: {missing} of {batch.rows} videos were not made; {first}")
-    return failed
+    made = dict.fromkeys(batches, 0)
+    reasons: dict[str, str | None] = {}
+    stopped: set[str] = set()
+    count = len(next(iter(batches.values())).table)
+    for number, rows in enumerate(rounds(count)):
+        for label in list(batches)[:: -1 if number % 2 else 1]:
+            batch = batches[label]
+            pending = [i for i in batch.pending if i in rows]
+            if not pending or label in stopped:
+                continue
+            upto = batch.before + made[label] + len(pending)
+            part = replace(batch, rows=upto, pending=pending)
+            with told_if_stopped(part, left, err):
+                summary = follow(run(part), err)
+            made[label] += summary.done
+            if summary.blocked is not None:
+                stopped.add(label)
+            if not summary.complete:
+                first = str(summary.failures[0]) if summary.failures else summary.blocked
+                reasons.setdefault(label, first)
+    return [
+        f"{label}: {batches[label].rows - batches[label].before - made[label]} of "
+        f"{batches[label].rows} videos were not made; {why}"
+        for label, why in reasons.items()
+    ]
+
+
+def rounds(count: int) -> list[range]:
+    """Rows of a manifest in rounds: at most `ROUNDS`, of two at least, since the first of a process
+    warms up and its time is left out."""
+    number = max(1, min(ROUNDS, count // 2))
+    edges = [count * k // number for k in range(number + 1)]
+    return [range(a, b) for a, b in pairwise(edges)]
 
 
 def _compare(batches: dict[str, Batch], err: Console) -> Comparison:
@@ -245,13 +281,10 @@ def _write(path: Path, found: Comparison) -> None:
     import json
 
     from ..eval.page import page
-    from ..pipelines.files import explain
+    from .reports import write_report
 
-    try:
-        path.write_text(page(found), encoding="utf-8")
-        path.with_name(REPORT).write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
-    except OSError as error:
-        raise explain(error, path) from None
+    write_report(path, page(found))
+    write_report(path.with_name(REPORT), json.dumps(found.to_json(), indent=1))
 
 
 def _show(found: Comparison, output: Path, console: Console) -> None:

@@ -55,10 +55,13 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def stdout() -> Console:
-    """Where results are drawn."""
+    """Where results are drawn; tables are not cut to 80 columns where that is a file or pipe."""
     from rich.console import Console
 
-    return Console()
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160
+    return console
 
 
 def ended(run: Callable[[], object], *, as_json: bool, hint: str, left: Left) -> int:

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from .arguments import Json
 from .ending import EXIT_FAULT, print_json, stdout
-from .vbench import Dimensions, Info, VBenchPython
+from .vbench import Dimensions, Images, Info, VBenchPython
 from .vbench import prompts as prompts_command
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def score(
         list[str] | None,
         typer.Option(
             "--suite",
-            help="fidelity, world, flicker or vbench. [default: fidelity with a reference, else "
-            "world]",
+            help="fidelity, world, flicker, learned; or one of vbench, vbench-i2v and vbench2. "
+            "[default: fidelity with a reference, else world]",
         ),
     ] = None,
     prompts: Annotated[
@@ -89,18 +89,47 @@ def score(
     workers: Annotated[
         int, typer.Option(help="Processes; 0 for one a core. [default: 0]", show_default=False)
     ] = 0,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Checkpoint of clip_score: a folder, or a name of the Hugging Face hub that is on "
+            "this disk. [default: openai/clip-vit-large-patch14]",
+        ),
+    ] = None,
+    metrics_python: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="An interpreter that has the libraries of lpips and fid. "
+            "[default: $KINORA_METRICS_PYTHON, else uv]",
+        ),
+    ] = None,
     dimensions: Dimensions = None,
     custom: Annotated[
         bool,
         typer.Option(
             "--custom",
-            help="VBench: take videos of any prompts, not its standard set of five each.",
+            help="VBench: take videos of any prompts, not its standard set.",
+        ),
+    ] = False,
+    static_filter: Annotated[
+        bool,
+        typer.Option(
+            "--static-filter",
+            help="VBench: score flickering of those videos alone that its filter finds still, of "
+            "up to 25 of each prompt.",
         ),
     ] = False,
     info: Info = None,
+    images: Images = None,
     vbench_python: VBenchPython = None,
     device: Annotated[
-        str, typer.Option(help="VBench: auto, cpu or cuda. [default: auto]", show_default=False)
+        str,
+        typer.Option(
+            help="Of VBench and of metrics by networks: auto, cpu or cuda. [default: auto]",
+            show_default=False,
+        ),
     ] = "auto",
     timeout: Annotated[
         float,
@@ -108,6 +137,13 @@ def score(
             metavar="MINUTES", help="VBench: for each dimension. [default: 240]", show_default=False
         ),
     ] = 240,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="REPORT",
+            help="Write the results, with the videos, as one page to this file. [default: none]",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score videos; `kinora eval VIDEOS` is short for it."""
@@ -115,26 +151,39 @@ def score(
 
     from ..eval.cache import default_path
     from ..eval.evaluate import evaluate
+    from ..eval.learned.spec import CLIP_MODEL, Tools
     from ..eval.report import Report
+    from ..eval.vbench.suites import VBENCHES
     from ..pipelines.errors import RequestError
+    from .reports import check_report, write_report
 
     if workers < 0:
         raise RequestError(f"--workers must be 0 or more, not {workers}")
+    if html is not None:
+        check_report(html)
     kept = None if again else cache or default_path()
-    if "vbench" in _names(suites):
-        if _names(suites) != ("vbench",) or metrics or reference:
-            raise RequestError("--suite vbench goes alone: take other metrics in another call")
+    by_package = [it for it in _names(suites) if it in VBENCHES]
+    if by_package:
+        (suite, *others) = _names(suites)
+        if others or metrics or reference:
+            raise RequestError(
+                f"--suite {by_package[0]} goes alone: take other metrics in another call"
+            )
         if not timeout > 0:
             raise RequestError(f"--timeout must be more than 0 minutes, not {timeout:g}")
         from .vbench import score_by_vbench
 
         score_by_vbench(
-            videos, as_json=as_json, dimensions=_names(dimensions), custom=custom, prompts=prompts,
-            info=info, python=vbench_python, device=device, timeout_s=60 * timeout, cache=kept,
+            suite, videos, as_json=as_json, html=html, dimensions=_names(dimensions),
+            custom=custom, still=static_filter, prompts=prompts, info=info, images=images,
+            python=vbench_python, device=device, timeout_s=60 * timeout, cache=kept,
         )  # fmt: skip
         return
-    if dimensions or custom or info or vbench_python:
-        raise RequestError("--dimension, --custom, --info and --vbench-python need --suite vbench")
+    if dimensions or custom or static_filter or info or images or vbench_python:
+        raise RequestError(
+            "--dimension, --custom, --static-filter, --info, --images and --vbench-python need "
+            "--suite vbench, vbench-i2v or vbench2"
+        )
     events = evaluate(
         videos,
         reference=reference,
@@ -143,9 +192,14 @@ def score(
         prompts=prompts,
         cache=kept,
         workers=workers,
+        tools=Tools(clip or CLIP_MODEL, metrics_python, device),
     )
     found = followed(events, Report, Console(stderr=True))
     show(found, Console(stderr=True) if as_json else stdout())
+    if html is not None:
+        from ..eval.scorepage import page
+
+        write_report(html, page(found))
     for line in found.failures():
         typer.echo(f"kinora: {line}", err=True)
     if as_json:
@@ -202,13 +256,5 @@ def show(found: Report, console: Console) -> None:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table, highlight=False)
 
-    reasons: dict[str, list[str]] = {}
-    for name, it in found.totals.items():
-        others = f"; the mean of the {it.n} is {it.partial_mean:.4f}" if it.partial_mean else ""
-        if it.reason:
-            reasons.setdefault(it.reason, []).append(f"{name}{others}")
-    told = [f"{', '.join(names)}: {why}" for why, names in reasons.items()]
-    notes = (note for it in found.totals.values() for note in it.notes)
-    told += [f"note: {note}" for note in dict.fromkeys(notes)]
-    for line in told:
+    for line in found.remarks():
         console.print(line, markup=False, highlight=False, soft_wrap=True)

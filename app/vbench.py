@@ -18,11 +18,18 @@ if TYPE_CHECKING:
 
 Dimensions = Annotated[
     list[str] | None,
-    typer.Option("--dimension", help="VBench: names, with commas between. [default: all 16]"),
+    typer.Option("--dimension", help="VBench: names, with commas between. [default: all]"),
 ]
 Info = Annotated[
     Path | None,
-    typer.Option(help="VBench: its VBench_full_info.json. [default: the environment's own]"),
+    typer.Option(help="VBench: its list of prompts. [default: the environment's own]"),
+]
+Images = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="VBench-I2V: folder of the images that videos begin with. [default: none]",
+    ),
 ]
 VBenchPython = Annotated[
     str | None,
@@ -35,11 +42,11 @@ VBenchPython = Annotated[
 
 
 def prompts(
-    suite: Annotated[str, typer.Argument(help="vbench.")],
+    suite: Annotated[str, typer.Argument(help="vbench, vbench-i2v or vbench2.")],
     dimensions: Dimensions = None,
     samples: Annotated[
-        int, typer.Option(help="Videos of each prompt. [default: 5]", show_default=False)
-    ] = 5,
+        int | None, typer.Option(help="Videos of each prompt. [default: the suite's]")
+    ] = None,
     seed: Annotated[
         int, typer.Option(help="Sample i, from 0, gets seed + i. [default: 0]", show_default=False)
     ] = 0,
@@ -54,44 +61,50 @@ def prompts(
 
     from ..eval.vbench import client
     from ..eval.vbench import prompts as known
+    from ..eval.vbench.suites import find_suite
     from ..pipelines.errors import RequestError
     from ..pipelines.files import check_new
 
-    if suite != "vbench":
-        raise RequestError(f"there are no prompts of {suite!r}: known are vbench")
-    if not 1 <= samples <= 100 or seed < 0:
+    known_suite = find_suite(suite)
+    if not 1 <= (samples or 1) <= 100 or samples == 0 or seed < 0:
         raise RequestError("--samples must be 1 to 100 and --seed 0 or more")
     names = [it for given in dimensions or () for it in given.split(",") if it]
-    wanted = known.dimensions_of(names)
+    wanted = known.dimensions_of(names, known_suite)
     if output is not None:
         check_new(output)
     if info is None:
-        where = client.environment(vbench_python)
-        if where is None:
-            raise RequestError(f"{client.NO_ENVIRONMENT}, or give --info VBench_full_info.json")
+        where = client.environment(vbench_python, known_suite)
         with tempfile.TemporaryDirectory() as folder:
-            info = Path(client.about(where, Path(folder), 3600)["info"])
-    rows = list(known.manifest(known.read(info), wanted, samples=samples, seed=seed))
+            info = client.about(where, known_suite, Path(folder), 3600)
+    listed = known.read(info, known_suite)
+    rows = list(known.manifest(listed, wanted, suite=known_suite, samples=samples, seed=seed))
     text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
     if output is None:
         typer.echo(text, nl=False)
     else:
         output.write_text(text, "utf-8")
-        typer.echo(f"{output}: {len(rows)} videos of {len(rows) // samples} prompts", err=True)
+        count = len({row["prompt"] for row in rows})
+        typer.echo(f"{output}: {len(rows)} videos of {count} prompts", err=True)
 
 
-def score_by_vbench(videos: Sequence[Path], *, as_json: bool, **options: Any) -> None:
+def score_by_vbench(
+    suite: str, videos: Sequence[Path], *, as_json: bool, html: Path | None, **options: Any
+) -> None:
     """Score, show and end with status 1 where a dimension has no whole score."""
     from rich.console import Console
 
     from ..eval.vbench.suite import evaluate
+    from ..eval.vbench.suites import VBENCHES
 
-    found = _followed(evaluate(videos, **options), Console(stderr=True))
+    events = evaluate(videos, suite=VBENCHES[suite], **options)
+    found = _followed(events, Console(stderr=True))
     show(found, Console(stderr=True) if as_json else stdout())
-    wrong = [it.reason for it in found.rejected]
-    wrong += [it.reason for it in found.results.values() if it.status in ("failed", "partial")]
-    wrong += [f"the prompts name {it}, which is not among the videos" for it in found.unmatched]
-    for line in wrong:
+    if html is not None:
+        from ..eval.scorepage import vbench_page
+        from .reports import write_report
+
+        write_report(html, vbench_page(found))
+    for line in found.failures():
         typer.echo(f"kinora: {line}", err=True)
     if as_json:
         print_json(found.to_json())
@@ -127,12 +140,5 @@ def show(found: VBenchReport, console: Console) -> None:
     for name, value in found.totals.scores.items():
         table.add_row(name, "–" if value is None else f"{100 * value:.2f}", "", "")
     console.print(table, highlight=False)
-    told = [it.reason for it in found.results.values() if it.status == "skipped"]
-    if found.totals.missing:
-        count = len(found.totals.missing)
-        told.append(f"no total: {count} of 16 dimensions have no whole score")
-    if found.unused:
-        told.append(f"{found.unused} videos belong to none of these dimensions")
-    notes = (f"note: {note}" for it in found.results.values() for note in it.notes)
-    for line in dict.fromkeys([*told, *notes]):
+    for line in found.remarks():
         console.print(line, markup=False, highlight=False, soft_wrap=True)

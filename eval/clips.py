@@ -221,7 +221,8 @@ class References:
         self.folder = folder
         self._by_identity: dict[tuple[str, int], list[Clip]] = {}
         self._by_name: dict[str, list[Clip]] = {}
-        for clip in self._all() if clips is None else clips:
+        self.clips = tuple(self._all() if clips is None else clips)
+        for clip in self.clips:
             self._by_name.setdefault(clip.path.stem, []).append(clip)
             if clip.identity is not None:
                 self._by_identity.setdefault(clip.identity, []).append(clip)

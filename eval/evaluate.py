@@ -20,11 +20,13 @@ from pathlib import Path
 
 from .cache import Cache
 from .clips import Clip, EvalError, References, find, with_prompts
+from .learned.spec import Tools
 from .registry import Metric, chosen
 from .report import Report, report
-from .result import Result, failed
+from .result import Result, Total, failed
 from .scoring import Job, Scored, content_of, score
 
+_TOOLS = Tools()
 FEW = 4  # videos that are scored before a process has started
 CRASHED = "scoring it ended its process: the file crashes its decoder, or memory ran out"
 
@@ -48,6 +50,7 @@ def evaluate(
     prompts: str | Path | None = None,
     cache: Path | None = None,
     workers: int = 1,
+    tools: Tools = _TOOLS,
 ) -> Generator[Progress | Report, None, None]:
     """Score `videos`: files, sidecars, or folders of them; yields progress and at last the report.
 
@@ -58,6 +61,7 @@ def evaluate(
         cache: file of earlier scores, read and added to; None keeps none.
         workers: processes; 0 for as many as there are cores. Above 1, a script needs its
             `if __name__ == "__main__"`.
+        tools: what metrics by networks are taken with.
 
     Raises:
         EvalError: nothing can be scored as asked: an unknown metric, no videos at all, no reference
@@ -76,10 +80,17 @@ def evaluate(
     if prompts is not None:
         clips, unmatched = with_prompts(clips, Path(prompts))
     known = Cache(cache)
+    for metric in wanted:
+        if metric.scorer in ("lpips", "set"):
+            from .learned import client
+
+            client.command(metric.name, tools)  # an interpreter that is not there is no one's score
+    sets = [it for it in wanted if it.scorer == "set"]
+    single = [it for it in wanted if it.scorer != "set"]
     scored: list[Scored] = []
     jobs: list[tuple[Job, dict[str, Result], dict[Metric, tuple[str, ...]]]] = []
     for clip in clips:
-        prepared = _prepared(clip, beside, wanted, known)
+        prepared = _prepared(clip, beside, single, known, tools)
         if isinstance(prepared, Scored):
             scored.append(prepared)
         else:
@@ -91,17 +102,34 @@ def evaluate(
     for index, found in _scored([job for job, _, _ in jobs], workers):
         job, before, parts = jobs[index]
         for metric in job.metrics:
-            known.put(parts[metric], found.results[metric.name])
-        results = {it.name: (before | found.results)[it.name] for it in wanted}
+            result = found.results[metric.name]
+            if result.status == "ok" or not metric.learned:
+                known.put(parts[metric], result)
+        results = {it.name: (before | found.results)[it.name] for it in single}
         scored.append(Scored(found.clip, found.reference, results))
         yield Progress(len(scored), len(clips), earlier, found.clip.path)
     places = {clip.path: place for place, clip in enumerate(clips)}
     scored.sort(key=lambda it: places[it.clip.path])
-    yield report(wanted, scored, rejected, unmatched)
+    of_all: dict[str, Total] = {}
+    for metric in sets:
+        from .learned.sets import measure
+
+        assert beside is not None  # `chosen` has seen to it
+        reading = measure(metric, clips, beside.clips, known, tools)
+        of, done = len(clips) + len(beside.clips), 0
+        while True:
+            try:
+                path = next(reading)
+            except StopIteration as end:
+                of_all[metric.name] = end.value
+                break
+            done += 1
+            yield Progress(done, of, 0, path)
+    yield report(wanted, scored, rejected, unmatched, of_all)
 
 
 def _prepared(
-    clip: Clip, beside: References | None, wanted: Sequence[Metric], known: Cache
+    clip: Clip, beside: References | None, wanted: Sequence[Metric], known: Cache, tools: Tools
 ) -> Scored | tuple[Job, dict[str, Result], dict[Metric, tuple[str, ...]]]:
     """What is left to be scored of a clip, what is known and what that depends on."""
     found: Clip | None = None
@@ -113,7 +141,7 @@ def _prepared(
             before = {it.name: failed(str(error)) for it in wanted if it.pairs}
     open_ = tuple(it for it in wanted if it.name not in before)
     try:
-        parts = content_of(Job(clip, found, open_))
+        parts = content_of(Job(clip, found, open_, tools))
     except EvalError as error:
         return Scored(clip, found, {it.name: failed(str(error)) for it in wanted})
     for metric, content in parts.items():
@@ -123,7 +151,7 @@ def _prepared(
     left = tuple(it for it in wanted if it.name not in before)
     if not left:
         return Scored(clip, found, {it.name: before[it.name] for it in wanted})
-    return Job(clip, found, left), before, parts
+    return Job(clip, found, left, tools), before, parts
 
 
 def _scored(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Scored]]:

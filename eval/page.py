@@ -1,28 +1,21 @@
 """A comparison as one HTML file: nothing is fetched, the videos are inside of it.
 
-Every value that came from a file is escaped. Videos without loss are packed as mp4 for the page
-alone; the scores are of the files.
+The scores are of the files, also where videos without loss are packed as mp4 for the page.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 
-from ..pipelines.media import encode
-from .clips import Clip, EvalError
 from .comparison import Case, Compared, Comparison
 from .costs import STAGES, WHOLE, Cost, gain
+from .markup import MOST_VIDEO_BYTES, document, media, note, provenance, table, warnings
 from .paired import KEPT_SHARE
-from .players import SCRIPT, STYLE, players
+from .players import players
 from .plot import Point, plot
 from .runs import record_of
 
-PAGE_STYLE = Path(__file__).with_name("page.css")
-MOST_VIDEO_BYTES = 64 * 2**20
-"""Of videos in a page; the cases beyond it, which are the better ones, name their files."""
 RULINGS = {
     "kept": "keeps 99 %",
     "below": "below 99 %",
@@ -32,7 +25,7 @@ RULINGS = {
 
 
 def page(found: Comparison, *, most_video_bytes: int = MOST_VIDEO_BYTES) -> str:
-    """The report, in UTF-8."""
+    """The report, in UTF-8. Cases beyond the bound, which are the better ones, name their files."""
     names = [it.name for it in found.recipes]
     title = f"{_listed(names)} against {found.dense}"
     made = found.provenance
@@ -41,22 +34,15 @@ def page(found: Comparison, *, most_video_bytes: int = MOST_VIDEO_BYTES) -> str:
         f"guidance {made['guidance']}; {len(found.cases)} videos of each, of {made['prompts']} "
         f"prompts with seeds {_seeds(made['seeds'])}; {made['made_on']}, {made['threads']} threads"
     )
-    lines = (*found.failures(), *found.notes())
-    reasons = "".join(f'<p class="why">{escape(line)}</p>' for line in lines)
-    style = STYLE.read_text("utf-8") + PAGE_STYLE.read_text("utf-8")
-    script = f"const side = element => {{\n{SCRIPT.read_text('utf-8')}\n}};\n"
-    script += "document.querySelectorAll('form').forEach(side);"
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{style}</style></head><body>"
-        f'<h1>{escape(title)}</h1><p class="k-facts">{escape(facts)}</p>'
-        f"<h2>Verdict</h2>{_verdicts(found)}{reasons}<h2>Speed and quality</h2>{_plotted(found)}"
+    body = (
+        f"<h2>Verdict</h2>{_verdicts(found)}{warnings((*found.failures(), *found.notes()))}"
+        f"<h2>Speed and quality</h2>{_plotted(found)}"
         f"<h2>Seconds by stage</h2>{_stages(found)}"
         f"<h2>Scores, as differences of pairs</h2>{_scores(found)}"
         f"<h2>Videos, the worst first</h2>{_cases(found, most_video_bytes)}"
-        f"<h2>Made with</h2>{_provenance(made)}<script>{script}</script></body></html>\n"
+        f"<h2>Made with</h2>{provenance(made)}"
     )
+    return document(title, facts, body)
 
 
 def row_of(found: Comparison, it: Compared) -> list[str]:
@@ -101,20 +87,20 @@ def _verdicts(found: Comparison) -> str:
     steps = f"{dense.evaluations:.3g}/{dense.steps:.3g}"
     cells = ["", "", "", "", "", "1×", "", steps, f"{dense.density:.0%}", _memory(dense)]
     rows.append([escape(found.dense), *cells])
-    note = (
+    rule = (
         f"The rule: the mean of {found.headline} is at least {KEPT_SHARE:.0%} of the dense one; "
         f"unsure where the interval of the pairs, resampled, does not lie on one side of that. "
         f"Same kernels: over the dense run whose dense calls ran by the same kernel. Steps: those "
         f"for which the denoiser was evaluated."
     )
-    return _table(["", *HEADINGS], rows) + f'<p class="k-facts">{escape(note)}</p>'
+    return table(["", *HEADINGS], rows) + note(rule)
 
 
 def _plotted(found: Comparison) -> str:
     metric = found.headline
     dense = found.dense_quality[metric]
     if dense.mean is None or dense.low is None or dense.high is None:
-        return f'<p class="k-facts">{escape(f"no plot: {metric}: {dense.reason}")}</p>'
+        return note(f"no plot: {metric}: {dense.reason}")
     points = [Point(found.dense, 1.0, dense.mean, dense.low, dense.high)]
     for it in found.recipes:
         verdict = it.quality[metric]
@@ -125,9 +111,10 @@ def _plotted(found: Comparison) -> str:
         if span is not None:  # the interval of the pairs, set upon the dense mean
             low, high = verdict.dense + span.low, verdict.dense + span.high
             points.append(Point(it.name, faster, verdict.fast, low, high))
-    note = "Bars of recipes: the 95 % interval of their paired difference from the dense mean."
     drawn = plot(points, score=metric, rule=KEPT_SHARE * dense.mean)
-    return f'{drawn}<p class="k-facts">{note}</p>'
+    return drawn + note(
+        "Bars of recipes: the 95 % interval of their paired difference from the dense mean."
+    )
 
 
 def _stages(found: Comparison) -> str:
@@ -144,8 +131,9 @@ def _stages(found: Comparison) -> str:
             for stage in (*STAGES, WHOLE)
         ]
         rows.append([escape(name), *cells, f"{cost.timed} of {cost.runs}"])
-    note = "Medians. Runs right after loading, which warm up, are left out where there are others."
-    return _table(["", *STAGES, WHOLE, "runs timed"], rows) + f'<p class="k-facts">{note}</p>'
+    return table(["", *STAGES, WHOLE, "runs timed"], rows) + note(
+        "Medians. Runs right after loading, which warm up, are left out where there are others."
+    )
 
 
 def _scores(found: Comparison) -> str:
@@ -160,38 +148,38 @@ def _scores(found: Comparison) -> str:
                 else f"{told.mean:+z.4f} <small>{told.low:+z.4f} to {told.high:+z.4f}</small>"
             )  # fmt: skip
         rows.append([escape(metric), *cells])
-    return _table(["", found.dense, *(it.name for it in found.recipes)], rows)
+    return table(["", found.dense, *(it.name for it in found.recipes)], rows)
 
 
 def _cases(found: Comparison, most_bytes: int) -> str:
     told: list[str] = []
     left = most_bytes
     for number, case in enumerate(found.cases):
-        media = {name: _media(clip) for name, clip in case.clips.items()} if left > 0 else {}
-        size = sum(len(it) for it in media.values())
+        held = {name: media(clip) for name, clip in case.clips.items()} if left > 0 else {}
+        size = sum(len(it) for it in held.values())
         if size > left:
-            media, size, left = {}, 0, 0  # none of the better ones either: the order is kept
+            held, size, left = {}, 0, 0  # none of the better ones either: the order is kept
         left -= size
-        told.append(_case(found, case, media, first=not number))
+        told.append(_case(found, case, held, first=not number))
     return "".join(told)
 
 
-def _case(found: Comparison, case: Case, media: Mapping[str, str], *, first: bool) -> str:
+def _case(found: Comparison, case: Case, held: Mapping[str, str], *, first: bool) -> str:
     prompt, seed = case.identity
     others = [name for name in case.clips if name != found.dense]
     rows = [
         [escape(name), *(_score(case, name, it) for it in (found.headline, "psnr", "ssim"))]
         for name in case.clips
     ]
-    figures = _table(["", found.headline, "PSNR", "SSIM"], rows)
+    figures = table(["", found.headline, "PSNR", "SSIM"], rows)
     request = record_of(next(iter(case.clips.values()))).request
-    if media and request.frames > 1 and others:
+    if held and request.frames > 1 and others:
         body = players(
-            list(media), list(media.values()), fps=request.fps, frames=request.frames,
+            list(held), list(held.values()), fps=request.fps, frames=request.frames,
             size=(request.width, request.height), beside=figures,
         )  # fmt: skip
-    elif media:
-        body = "".join(f'<div class="k-frame">{it}</div>' for it in media.values()) + figures
+    elif held:
+        body = "".join(f'<div class="k-frame">{it}</div>' for it in held.values()) + figures
     else:
         files = "".join(f"<p>{escape(f'{n}: {it.path}')}</p>" for n, it in case.clips.items())
         body = f'<div class="k-facts"><p>The page is full: the files are</p>{files}</div>{figures}'
@@ -199,30 +187,6 @@ def _case(found: Comparison, case: Case, media: Mapping[str, str], *, first: boo
         f"<details{' open' if first else ''}><summary>{escape(prompt)}"
         f"<small>seed {seed}</small></summary><form>{body}</form></details>"
     )
-
-
-def _media(clip: Clip) -> str:
-    """The video as an element that holds it."""
-    request = record_of(clip).request
-    facts = f'width="{request.width}" height="{request.height}"'
-    try:
-        if request.frames == 1:
-            content, kind = clip.path.read_bytes(), f"image/{clip.form}"
-            return f'<img {facts} alt="" src="{_address(content, kind)}">'
-        if clip.form in ("mp4", "webm"):
-            content, kind = clip.path.read_bytes(), f"video/{clip.form}"
-        else:
-            content, kind = encode(clip.frames(), "mp4", request.fps, ""), "video/mp4"
-    except (EvalError, OSError) as error:
-        return f'<p class="why">{escape(str(error))}</p>'
-    return (
-        f'<video {facts} src="{_address(content, kind)}" preload="auto" loop muted playsinline>'
-        f"</video>"
-    )
-
-
-def _address(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _score(case: Case, name: str, metric: str) -> str:
@@ -243,32 +207,6 @@ def _memory(cost: Cost | None) -> str:
     if cost is None or cost.memory_bytes is None:
         return "–"
     return f"{cost.memory_bytes / 1e9:.1f} GB"
-
-
-def _provenance(made: Mapping[str, object]) -> str:
-    rows = [[escape(name), escape(_plain(value))] for name, value in made.items()]
-    body = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
-    return f'<div class="wide"><table class="k-figures">{body}</table></div>'
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {it}" for name, it in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return "none" if value is None else str(value)
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """`rows` are HTML already."""
-    head = "".join(f"<th>{escape(it)}</th>" for it in headings)
-    body = "".join(
-        f"<tr><th>{row[0]}</th>{''.join(f'<td>{it}</td>' for it in row[1:])}</tr>" for row in rows
-    )
-    return (
-        f'<div class="wide"><table class="k-figures"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,8 +9,9 @@ from typing import Literal, TypeAlias
 from ..pipelines.errors import nearest
 from .clips import EvalError
 
-Scorer: TypeAlias = Literal["frames", "latents", "world", "flicker"]
-"""What is computed together: pairs of frames, pairs of latents, the judge, one clip's flicker."""
+Scorer: TypeAlias = Literal["frames", "latents", "world", "flicker", "lpips", "clip", "set"]
+"""What is computed together: pairs of frames, pairs of latents, the judge, one clip's flicker, what
+a network says of a pair or of a clip and its prompt, or of all clips and references as two sets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,12 @@ class Metric:
     @property
     def pairs(self) -> bool:
         """Whether it compares a clip with a reference."""
-        return self.scorer in ("frames", "latents")
+        return self.scorer in ("frames", "latents", "lpips", "set")
+
+    @property
+    def learned(self) -> bool:
+        """Whether it needs weights, which may be there the next time."""
+        return self.scorer in ("lpips", "clip", "set")
 
 
 def _world(name: str, what: str) -> Metric:
@@ -60,6 +66,10 @@ _ALL = (
         "vbench.temporal_flickering", "flicker", "flicker",
         "VBench's own, without its filter for still videos",
     ),
+    Metric("lpips", "learned", "lpips", "AlexNet, frames in −1 to 1, mean over frames", "less"),
+    Metric("clip_score", "learned", "clip", "100 cos of frame and prompt, mean over frames"),
+    Metric("fid", "learned", "set", "of all frames to all of the references", "less"),
+    Metric("fvd", "learned", "set", "of all videos to all references, by I3D", "less"),
 )  # fmt: skip
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 SUITES: tuple[str, ...] = tuple(dict.fromkeys(metric.suite for metric in _ALL))

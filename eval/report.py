@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,10 @@ class Report:
     def status(self) -> Status:
         """failed if nothing has a score, partial if something went wrong, else ok."""
         states = [it.status for one in self.clips for it in one.results.values()]
-        if "ok" not in states:
+        states += [self.totals[it.name].status for it in self.metrics if it.scorer == "set"]
+        if "ok" not in states and "partial" not in states:
             return "failed"
-        wrong = "failed" in states or self.rejected or self.unmatched
+        wrong = "failed" in states or "partial" in states or self.rejected or self.unmatched
         return "partial" if wrong else "ok"
 
     def failures(self) -> list[str]:
@@ -47,8 +48,22 @@ class Report:
             for result in one.results.values()
             if result.status == "failed"
         ]
+        of_all = [self.totals[it.name] for it in self.metrics if it.scorer == "set"]
+        told += [it.reason for it in of_all if it.status in ("failed", "partial")]
         told += [f"the prompts name {it}, which is not among the videos" for it in self.unmatched]
         return list(dict.fromkeys(told))
+
+    def remarks(self) -> list[str]:
+        """What must be said of totals: why they are none, by reason, and notes."""
+        reasons: dict[str, list[str]] = {}
+        for name, it in self.totals.items():
+            if it.reason:
+                mean = it.partial_mean
+                others = "" if mean is None else f"; the mean of the {it.n} is {mean:.4f}"
+                reasons.setdefault(it.reason, []).append(f"{name}{others}")
+        told = [f"{', '.join(names)}: {why}" for why, names in reasons.items()]
+        notes = (note for it in self.totals.values() for note in it.notes)
+        return told + [f"note: {note}" for note in dict.fromkeys(notes)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a machine-readable report."""
@@ -68,9 +83,16 @@ def report(
     scored: Sequence[Scored],
     rejected: Sequence[Rejected],
     unmatched: Sequence[str],
+    of_all: Mapping[str, Total] | None = None,
 ) -> Report:
-    """Sum up."""
-    totals = {it.name: total([one.results[it.name] for one in scored]) for it in metrics}
+    """Sum up; `of_all` are the totals of metrics that are of all clips together."""
+    sets = of_all or {}
+    totals = {
+        it.name: sets[it.name]
+        if it.name in sets
+        else total([one.results[it.name] for one in scored])
+        for it in metrics
+    }
     return Report(
         tuple(metrics), tuple(scored), totals, tuple(rejected), tuple(unmatched),
         _provenance(metrics, scored, totals),
@@ -88,11 +110,24 @@ def _provenance(
         "prompts": len(prompts),
         "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
         "seeds": seeds,
+        "samplers": samplers(clips),
         "forms": sorted({it.form for it in clips}),
         "coverage": {name: f"{it.n} of {it.asked}" for name, it in totals.items()},
         "versions": versions(),
-        "device": f"{platform.machine()} CPU",
+        "device": f"{platform.machine()} CPU",  # of all but metrics by networks
     }
+
+
+def samplers(clips: Sequence[Clip]) -> list[str]:
+    """How the clips with a record were made, each way once, in words."""
+    told: dict[str, None] = {}
+    for record in (it.record for it in clips if it.record is not None):
+        asked = record.request
+        told[
+            f"{asked.model}, {asked.frames} frames of {asked.width}x{asked.height}, "
+            f"{asked.steps} steps, guidance {asked.guidance:g}, {record.machine.device}"
+        ] = None
+    return list(told)
 
 
 def _clip_json(scored: Scored) -> dict[str, Any]:

@@ -55,10 +55,10 @@ def read_runs(name: str, folder: Path, videos: Sequence[Path] | None = None) -> 
     Raises:
         EvalError: no videos, one without a record, several recipes, or a prompt and seed twice.
     """
-    if not folder.is_dir():
-        raise EvalError(f"{folder} of the recipe {name} is no folder: give that of its videos")
     if videos is not None and not videos:
         raise EvalError(f"{name} has no videos in {folder}: make at least one")
+    if not folder.is_dir():
+        raise EvalError(f"{folder} of the recipe {name} is no folder: give that of its videos")
     clips, rejected = find([folder] if videos is None else videos)
     if rejected:
         raise EvalError(f"{name}: {rejected[0].reason}")
@@ -96,6 +96,13 @@ def differences(fast: Record, dense: Record) -> Iterator[str]:
             yield f"{name} {_said(one)}, dense {_said(other)}"
     if fast.model.fingerprint != dense.model.fingerprint:
         yield f"weights {fast.model.fingerprint:.19}, dense {dense.model.fingerprint:.19}"
+    one, other = fast.model, dense.model
+    if None not in (one.scheduler, other.scheduler):  # earlier records do not tell
+        if one.scheduler != other.scheduler:
+            yield f"scheduler {one.scheduler}, dense {other.scheduler}"
+        elif one.scheduler_sha256 != other.scheduler_sha256:
+            settings = [str(it.scheduler_sha256)[:12] for it in (one, other)]
+            yield f"{one.scheduler} with settings {settings[0]}…, dense {settings[1]}…"
     if fast.model.vae_dtype != dense.model.vae_dtype:
         yield f"decoder in {fast.model.vae_dtype}, dense in {dense.model.vae_dtype}"
     if fast.machine.device != dense.machine.device:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .clips import Clip, EvalError, sha256_of
+from .learned.spec import Tools
 from .registry import Metric
 from .result import Result, failed
 
@@ -21,6 +22,7 @@ class Job:
     clip: Clip
     reference: Clip | None
     metrics: tuple[Metric, ...]
+    tools: Tools = field(default_factory=Tools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +47,25 @@ def content_of(job: Job) -> dict[Metric, tuple[str, ...]]:
     if job.reference is not None and any(it.scorer == "latents" for it in job.metrics):
         files = (job.clip.latents, job.reference.latents)
         latents = tuple("" if it is None else sha256_of(it) for it in files)
+    depends = {
+        "frames": (video, beside),
+        "latents": latents,
+        "world": (video, job.clip.prompt or ""),
+        "flicker": (video,),
+    }
+    scorers = {it.scorer for it in job.metrics}
+    if "lpips" in scorers:
+        from .learned import client
+
+        depends["lpips"] = (video, beside, client.identity("lpips", job.tools))
+    if "clip" in scorers:
+        from .learned import measure
+
+        checkpoint = measure.clip_identity(job.tools)
+        depends["clip"] = (video, job.clip.prompt or "", checkpoint)
     parts: dict[Metric, tuple[str, ...]] = {}
     for metric in job.metrics:
-        mine = {
-            "frames": (video, beside),
-            "latents": latents,
-            "world": (video, job.clip.prompt or ""),
-            "flicker": (video,),
-        }[metric.scorer]
+        mine = depends[metric.scorer]
         parts[metric] = (metric.name, str(metric.version), *mine)
     return parts
 
@@ -66,13 +79,13 @@ def score(job: Job) -> Scored:
     }
     results = scored.results
     frames = None
-    if {"frames", "world"} & names.keys():
+    if {"frames", "world", "lpips", "clip"} & names.keys():
         try:
             frames = job.clip.frames()
         except EvalError as error:
             return Scored(job.clip, job.reference, _all(job.metrics, str(error)))
-    if "frames" in names and frames is not None:
-        results |= _against(job, frames, names["frames"])
+    if frames is not None and (pairs := names.get("frames", ()) + names.get("lpips", ())):
+        results |= _against(job, frames, pairs)
     if "latents" in names and job.reference is not None:
         from . import latents
 
@@ -81,6 +94,11 @@ def score(job: Job) -> Scored:
         from . import worldsuite
 
         results |= worldsuite.measure(job.clip, frames, names["world"])
+    for name in names.get("clip", ()):
+        from .learned import measure
+
+        if frames is not None:
+            results[name] = measure.clip_score(job.clip, frames, job.tools)
     for name in names.get("flicker", ()):
         from . import flicker
 
@@ -104,7 +122,15 @@ def _against(job: Job, made: Frames, names: Sequence[str]) -> dict[str, Result]:
         why = f"{job.clip.path} has {told[0]}, its reference {job.reference.path} {told[1]}"
         return dict.fromkeys(names, failed(why))
     notes = lossy(job.clip, job.reference)
-    return {name: fidelity.compare(made, reference, name, *notes) for name in names}
+    found: dict[str, Result] = {}
+    for name in names:
+        if name == "lpips":
+            from .learned import measure
+
+            found[name] = measure.lpips(made, reference, job.tools, *notes)
+        else:
+            found[name] = fidelity.compare(made, reference, name, *notes)
+    return found
 
 
 def lossy(clip: Clip, reference: Clip) -> tuple[str, ...]:

@@ -74,6 +74,9 @@ def _decode(path: Path, wanted: dict[str, Any], channel: Channel) -> Run:
 
         vae_dtype = saved.record.model.vae_dtype
         made_with = sidecar.model(card, fingerprint(weights.files), vae_dtype)
+        before = saved.record.model  # whose scheduler has done its work
+        scheduler = {name: getattr(before, name) for name in ("scheduler", "scheduler_sha256")}
+        made_with = made_with.model_copy(update=scheduler)
         here = sidecar.machine(place.device)
         changed = sidecar.differences(saved.record, made_with, here)
         if changed:

@@ -334,7 +334,9 @@ class _Job:
         )
 
     def _model(self) -> sidecar.ModelRecord:
-        return sidecar.model(self.card, self.loaded.fingerprint, self.loaded.place.vae_dtype)
+        loaded = self.loaded
+        scheduler = getattr(loaded.pipe, "scheduler", None)
+        return sidecar.model(self.card, loaded.fingerprint, loaded.place.vae_dtype, scheduler)
 
     def _machine(self) -> sidecar.Machine:
         return sidecar.machine(self.loaded.place.device)

@@ -7,6 +7,7 @@ that is needed to make its video again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import re
@@ -42,13 +43,19 @@ class _Part(BaseModel):
 
 
 class ModelRecord(_Part):
-    """Which weights made it; `fingerprint` is `folder.fingerprint`."""
+    """Which weights made it, and which scheduler.
+
+    `fingerprint` is `folder.fingerprint`; `scheduler` is a class of diffusers, `scheduler_sha256`
+    hashes its settings. Earlier records have neither.
+    """
 
     name: str
     pipeline: str
     repo: str | None
     fingerprint: str
     vae_dtype: Precision
+    scheduler: str | None = None
+    scheduler_sha256: str | None = None
 
 
 class Machine(_Part):
@@ -119,15 +126,26 @@ class Record(_Part):
         return json.dumps(self.model_dump(by_alias=True), indent=indent, ensure_ascii=False)
 
 
-def model(card: Card, fingerprint: str, vae_dtype: Precision) -> ModelRecord:
-    """Describe the weights of `card`."""
+def model(
+    card: Card, fingerprint: str, vae_dtype: Precision, scheduler: object = None
+) -> ModelRecord:
+    """Describe the weights of `card`, and the scheduler of its pipeline."""
     return ModelRecord(
         name=card.name,
         pipeline=card.pipeline,
         repo=card.repo,
         fingerprint=fingerprint,
         vae_dtype=vae_dtype,
+        scheduler=None if scheduler is None else type(scheduler).__name__,
+        scheduler_sha256=None if scheduler is None else _settings_sha256(scheduler),
     )
+
+
+def _settings_sha256(scheduler: Any) -> str:
+    """Of a scheduler's settings, without what diffusers notes of itself."""
+    settings = {name: it for name, it in scheduler.config.items() if not name.startswith("_")}
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def machine(device: str) -> Machine:
@@ -219,6 +237,11 @@ def differences(original: Record, model: ModelRecord, here: Machine) -> list[str
     changed: list[str] = []
     if original.model.fingerprint != model.fingerprint:
         changed.append("the model's weights")
+    before, now = original.model, model
+    if None not in (before.scheduler, now.scheduler) and (
+        (before.scheduler, before.scheduler_sha256) != (now.scheduler, now.scheduler_sha256)
+    ):
+        changed.append("the scheduler or its settings")
     for package, version in original.machine.versions.items():
         if here.versions.get(package) != version:
             changed.append(f"{package} {version} → {here.versions.get(package)}")

@@ -30,6 +30,7 @@ LIBRARIES = {
     },
     "pipelines/batch": {"pyarrow"},
     "eval": {"torch", "numpy", "cv2", "av"},
+    "eval/learned": {"transformers"},
     "app/bench": {"triton"},
     "app": {"typer", "rich", "gradio", "fastapi", "uvicorn", "torch", "numpy", "PIL"},
 }

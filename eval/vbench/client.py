@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..clips import EvalError
-from ..result import Result, failed, skipped
-from .spec import Dimension, WeightFile
+from ..result import Result, failed, ok, skipped
+from ..weights import Missing, missing_in, need_of
+from .spec import Dimension
 from .stage import Staged
+from .suites import Suite
 
 RUNNER = Path(__file__).with_name("runner.py")
 LOCK = RUNNER.with_name(f"{RUNNER.name}.lock")
 PYTHON_VARIABLE = "KINORA_VBENCH_PYTHON"
-NO_ENVIRONMENT = (
-    "there is no environment for VBench: install uv (pip install uv), or name an interpreter that "
-    f"has vbench 0.1.5 with --vbench-python or {PYTHON_VARIABLE}"
-)
 DROPS = ("color",)
 """Dimensions that leave videos out by their definition: of those in which nothing has a colour."""
 
@@ -45,7 +43,7 @@ class Environment:
             child = subprocess.Popen(
                 [*self.command, *arguments],
                 stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                start_new_session=True,
+                start_new_session=True, env=_alone(),
             )  # fmt: skip
             try:
                 return child.wait(timeout_s)
@@ -58,76 +56,78 @@ class Environment:
                 child.wait()
 
 
-def environment(python: str | None) -> Environment | None:
-    """The interpreter that the user names, by argument or variable, else uv, else None.
+def _alone() -> dict[str, str]:
+    """Our environment without what would make the package one of several processes.
 
-    Raises `EvalError` for an interpreter that is not there.
+    Those average by video, one alone by frame: other numbers under one name.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: it for name, it in os.environ.items() if name not in names}
+
+
+def environment(python: str | None, suite: Suite) -> Environment:
+    """The interpreter that the user names, by argument or variable, else uv.
+
+    Raises `EvalError` for an interpreter that is not there, and where there is neither.
     """
     named = python or os.environ.get(PYTHON_VARIABLE)
     if named:
         found = shutil.which(os.path.expanduser(named))
         if found is None:
-            raise EvalError(f"{named} is no interpreter: give the path of a Python that has vbench")
+            package = suite.package
+            raise EvalError(f"{named} is no interpreter: give the path of a Python with {package}")
         return Environment((found, str(RUNNER)), f"python {Path(found).absolute()}")
+    wanted = f"name an interpreter that has it with --vbench-python or {PYTHON_VARIABLE}"
+    if suite.supplied:
+        raise EvalError(
+            f"there is no environment for {suite.title}, and none can be made here (it pins CUDA "
+            f"11.8 and torch 2.5): {wanted}"
+        )
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv is None:
-        return None
+        raise EvalError(
+            f"there is no environment for {suite.title}: install uv (pip install uv), or {wanted}"
+        )
     lock = hashlib.sha256(LOCK.read_bytes()).hexdigest()
     command = (uv, "run", "--no-project", "--script", "--locked", str(RUNNER))
     return Environment(command, f"lock {lock}")
 
 
-def about(where: Environment, folder: Path, timeout_s: float) -> dict[str, Any]:
-    """Versions there, and the path of the prompts. Raises `EvalError` if it does not run."""
+def about(where: Environment, suite: Suite, folder: Path, timeout_s: float) -> Path:
+    """The path of the prompts there. Raises `EvalError` if it does not run, or has none."""
     told = folder / "about.json"
-    status = where.run(["about", "--out", str(told)], folder / "about.log", timeout_s)
-    content = _read(told)
-    if status == 0 and content is not None:
-        return content
-    why = "it took too long" if status is None else _last_line(folder / "about.log")
-    raise EvalError(f"VBench's environment does not start: {(content or {}).get('error', why)}")
+    given = ["about", "--suite", suite.name, "--out", str(told)]
+    status = where.run(given, folder / "about.log", timeout_s)
+    content = _read(told) or {}
+    if status != 0 or "info" not in content:
+        why = "it took too long" if status is None else _last_line(folder / "about.log")
+        title = suite.title
+        raise EvalError(f"{title}'s environment does not start: {content.get('error', why)}")
+    if content["info"] is None:
+        raise EvalError(
+            f"{suite.title}'s package has no list of prompts: give --info {suite.listed} "
+            f"(curl -fLO {suite.list_url})"
+        )
+    return Path(content["info"])
 
 
-def cache_folder() -> Path:
+def cache_folder(suite: Suite) -> Path:
     """Where the package looks for weights."""
-    return Path(os.environ.get("VBENCH_CACHE_DIR") or "~/.cache/vbench").expanduser()
+    variable, default = suite.caches
+    return Path(os.environ.get(variable) or default).expanduser().absolute()
 
 
-def missing_weights(dimension: Dimension) -> list[dict[str, str | None]]:
+def missing_weights(dimension: Dimension, suite: Suite) -> list[Missing]:
     """Files that are not there, each with address, size, licence and the command that gets it."""
-    base = cache_folder()
-    return [_missing(it, base) for it in dimension.files if not (base / it.path).exists()]
+    return missing_in(cache_folder(suite), dimension.files)
 
 
-def _missing(file: WeightFile, base: Path) -> dict[str, str | None]:
-    path = base / file.path
-    command = f"curl -fL --create-dirs -o {path} {file.url}"
-    if file.path.endswith(".py"):
-        command = f"git clone {file.url} {path.parent}"
-    elif file.url.endswith(".zip"):
-        folder = path.parent.parent
-        archive = folder / "models.zip"
-        command = f"curl -fL --create-dirs -o {archive} {file.url} && unzip -d {folder} {archive}"
-    return {
-        "file": str(path),
-        "address": file.url,
-        "size": file.size,
-        "licence": file.licence,
-        "command": command,
-    }
-
-
-def without_weights(dimension: Dimension) -> Result | None:
+def without_weights(dimension: Dimension, suite: Suite) -> Result | None:
     """Why a dimension cannot be scored, if weights are missing."""
-    missing = missing_weights(dimension)
+    missing = missing_weights(dimension, suite)
     if not missing:
         return None
-    lines = [
-        f"{it['file']} ({it['size'] or 'size not known'}, licence {it['licence'] or 'not known'}; "
-        f"{it['command']})"
-        for it in missing
-    ]
-    why = f"{dimension.name} needs {', and '.join(lines)}"
+    why = need_of(dimension.name, missing)
     return Result("skipped", reason=why, details={"missing_weights": missing})
 
 
@@ -137,7 +137,9 @@ def score(
     staged: Staged,
     folder: Path,
     *,
+    suite: Suite,
     info: Path | None,
+    images: Path | None = None,
     timeout_s: float,
     device: str = "auto",
 ) -> Result:
@@ -146,8 +148,9 @@ def score(
     What goes wrong is a result, with the last line that the package wrote and the log's path.
     """
     out, log = folder / "out", folder / "log.txt"
-    given = ["score", "--dimension", dimension.name, "--videos", str(staged.folder)]
-    given += ["--out", str(out), "--device", device]
+    given = ["score", "--suite", suite.name, "--dimension", dimension.name]
+    given += ["--videos", str(staged.folder), "--out", str(out), "--device", device]
+    given += ["--caches", str(cache_folder(suite))]
     given += ["--mode", "custom_input" if info is None else "vbench_standard"]
     if info is None:
         prompts = {name: clip.prompt for name, clip in staged.links.items()}
@@ -157,6 +160,8 @@ def score(
             given += ["--prompts", str(file)]
     else:
         given += ["--info", str(info)]
+    if images is not None:
+        given += ["--images", str(images)]
     if dimension.packages:
         given += ["--packages", *dimension.packages]
     status = where.run(given, log, timeout_s)
@@ -171,6 +176,27 @@ def score(
     return judged(dimension, staged, out, told)
 
 
+def still(
+    where: Environment, staged: Staged, folder: Path, *, suite: Suite, timeout_s: float, device: str
+) -> Result:
+    """Which of the staged videos the package's filter keeps: `details["still"]`, by name."""
+    out, log = folder / "still", folder / "still.txt"
+    given = ["still", "--suite", suite.name, "--videos", str(staged.folder), "--out", str(out)]
+    given += ["--caches", str(cache_folder(suite)), "--device", device]
+    status = where.run(given, log, timeout_s)
+    told = _read(out / "runner.json") or {}
+    if status is None:
+        return failed(f"the filter took more than {timeout_s / 60:g} minutes (log: {log})")
+    if status == 2 and told.get("status") == "environment":
+        return skipped(f"the filter for still videos: {told['error']}")
+    flags = told.get("still")
+    if status != 0 or not isinstance(flags, dict) or set(flags) != set(staged.links):
+        why = told.get("error") or f"exit status {status}: {_last_line(log)}"
+        return failed(f"the filter for still videos: {why} (log: {log})")
+    kept = cast("dict[str, bool]", flags)
+    return ok(sum(kept.values()) / len(kept), still=kept)
+
+
 def judged(dimension: Dimension, staged: Staged, out: Path, told: dict[str, Any]) -> Result:
     """What the files in `out` say, if they hold together.
 
@@ -180,22 +206,26 @@ def judged(dimension: Dimension, staged: Staged, out: Path, told: dict[str, Any]
     name = dimension.name
     try:
         text = (out / f"{name}_eval_results.json").read_text()
-        content: Any = json.loads(text, parse_constant=_not_finite)
-        score, rows = float(content[name][0]), cast("list[dict[str, Any]]", content[name][1])
+        content: Any = json.loads(text)
+        # Of camera_motion the means by kind stand between; those of kinds without videos are NaN.
+        score, rows = float(content[name][0]), cast("list[dict[str, Any]]", content[name][-1])
+        _check_finite([score, rows])
         videos = {Path(str(row["video_path"])).name: row["video_results"] for row in rows}
     except OSError:
         return failed(f"{name}: VBench left no results")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         return failed(f"{name}: VBench's results are none: {' '.join(str(error).split())[:200]}")
-    if not math.isfinite(score):
-        return failed(f"{name}: VBench's score is {score}")
     strangers = sorted(set(videos) - set(staged.links))
     if strangers:
         return failed(f"{name}: VBench scored {strangers[0]!r:.80}, which it was not given")
     if not videos:
         return failed(f"{name}: VBench scored no video")
+    scored = len(videos)
+    if dimension.by_prompt:  # rows are named by the first of a prompt's videos
+        heads = {it.rpartition("-")[0] for it in videos}
+        scored = sum(it.rpartition("-")[0] in heads for it in staged.links)
     details = {
-        "videos": len(videos),
+        "videos": scored,
         "expected": staged.expected,
         "by_video": dict(sorted(videos.items())),
         **{key: told[key] for key in told if key != "status"},
@@ -203,7 +233,7 @@ def judged(dimension: Dimension, staged: Staged, out: Path, told: dict[str, Any]
     notes = [dimension.note] if dimension.note else []
     if told.get("torchvision_shimmed"):
         notes.append("VBench ran beside a torchvision whose compiled operators are missing")
-    unread = len(staged.links) - len(videos)
+    unread = len(staged.links) - scored
     if unread and name in DROPS:
         notes.append(f"{name} leaves out {unread} videos in which it saw no coloured object")
         unread = 0
@@ -214,8 +244,15 @@ def judged(dimension: Dimension, staged: Staged, out: Path, told: dict[str, Any]
     return Result("ok", score, notes=tuple(notes), details=details)
 
 
-def _not_finite(constant: str) -> float:
-    raise ValueError(f"a score is {constant}")
+def _check_finite(value: Any) -> None:
+    """Raises `ValueError` for a value, or one in it, that is no number."""
+    if isinstance(value, dict):
+        value = list(cast("dict[str, Any]", value).values())
+    if isinstance(value, list):
+        for it in cast("list[Any]", value):
+            _check_finite(it)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"a score is {json.dumps(value)}")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

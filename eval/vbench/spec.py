@@ -1,42 +1,32 @@
 """What VBench consists of: dimensions, ranges, weights of scores, and files of weights.
 
 Ranges and weights are those of the leaderboard (`scripts/constant.py` of Vchitect/VBench), file
-names those that package 0.1.5 looks for under `VBENCH_CACHE_DIR`. Where a published address is dead
-or has moved, the one that the repository's head uses stands here.
+names those that the packages look for under their caches (those that they read from torch's are
+linked there). Where a published address is dead or has moved, the one that the repository's head
+uses stands here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
-VERSION = "0.1.5"
-SAMPLES = 5
-"""Videos of each prompt that the package looks for, named `PROMPT-0` to `PROMPT-4`."""
+from ..weights import WeightFile
+
 _USED = "https://huggingface.co/OpenGVLab/VBench_Used_Models/resolve/main"
 _CLIP = "https://openaipublic.azureedge.net/clip/models"
 
 
 @dataclass(frozen=True, slots=True)
-class WeightFile:
-    """One file, its path under VBench's cache; `size` and `licence` are None where not known."""
-
-    path: str
-    url: str
-    size: str | None
-    licence: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Dimension:
-    """One of the 16: its group, range and weight in the total, and what it needs.
+    """One dimension: its group, range and weight in the total, and what it needs.
 
     `custom` says whether it means anything of videos of other prompts. `note` is what must be said
-    beside its score.
+    beside its score. `images` says whether it compares with the images that videos were made from;
+    `by_prompt` whether it scores all videos of a prompt as one. Without a weight it is in no total.
     """
 
     name: str
-    group: Literal["quality", "semantic"]
+    group: str
     low: float = 0.0
     high: float = 1.0
     weight: float = 1.0
@@ -44,6 +34,8 @@ class Dimension:
     packages: tuple[str, ...] = ()
     custom: bool = False
     note: str = ""
+    images: bool = False
+    by_prompt: bool = False
 
 
 _VIT_B = WeightFile(
@@ -135,4 +127,103 @@ _ALL = (
     Dimension("temporal_style", "semantic", 0.0, 0.364, files=_VICLIP, custom=True),
     Dimension("overall_consistency", "semantic", 0.0, 0.364, files=_VICLIP, custom=True),
 )  # fmt: skip
+FLICKER = "temporal_flickering"
+STILL_FILES = (_RAFT,)
+"""What the filter for still videos needs."""
+STILL_SAMPLES = 25
+"""Videos of each prompt that VBench asks for where they are filtered, to score five."""
 DIMENSIONS: dict[str, Dimension] = {it.name: it for it in _ALL}
+"""Of VBench."""
+
+_COTRACKER = (
+    WeightFile(
+        "cotracker_model/cotracker2.pth",
+        "https://huggingface.co/facebook/cotracker/resolve/main/cotracker2.pth",
+        "about 180 MB", "CC BY-NC 4.0",
+    ),
+    WeightFile(
+        "cotracker_model/facebookresearch_co-tracker_main/hubconf.py",
+        "https://github.com/facebookresearch/co-tracker", "under 100 MB", "CC BY-NC 4.0",
+    ),
+)  # fmt: skip
+_DREAMSIM = WeightFile(
+    "dreamsim_model/ensemble_lora/adapter_config.json",
+    "https://github.com/ssundaram21/dreamsim/releases/download/v0.2.0-checkpoints/"
+    "dreamsim_ensemble_checkpoint.zip",
+    "about 1.3 GB", "MIT",
+)  # fmt: skip
+_SHARED = ("subject_consistency", "background_consistency", "motion_smoothness",
+           "dynamic_degree", "aesthetic_quality", "imaging_quality")  # fmt: skip
+
+_ALL_I2V = (
+    Dimension("i2v_subject", "i2v", 0.1462, files=(_DINO, _DINO_CODE), images=True),
+    Dimension(
+        "i2v_background", "i2v", 0.2615, files=(_DREAMSIM, _DINO, _DINO_CODE),
+        packages=("dreamsim",), images=True,
+    ),
+    Dimension(
+        "camera_motion", "i2v", weight=0.1, files=_COTRACKER,
+        packages=("vbench2_beta_i2v.third_party.cotracker",),
+    ),
+    *(replace(DIMENSIONS[name], custom=False) for name in _SHARED),
+    replace(DIMENSIONS["temporal_flickering"], weight=0.0, custom=False),
+)  # fmt: skip
+I2V_DIMENSIONS: dict[str, Dimension] = {it.name: it for it in _ALL_I2V}
+"""Of VBench-I2V, which leaves flickering out of its totals."""
+
+_HUB = "https://huggingface.co"
+_DRIVE = "https://drive.google.com/uc?export=download&id="
+_LLAVA = WeightFile(
+    "lmms-lab/LLaVA-Video-7B-Qwen2/config.json", f"{_HUB}/lmms-lab/LLaVA-Video-7B-Qwen2",
+    "about 16 GB", "Apache-2.0",
+)  # fmt: skip
+_QWEN = WeightFile(
+    "Qwen/Qwen2.5-7B-Instruct/config.json", f"{_HUB}/Qwen/Qwen2.5-7B-Instruct",
+    "about 15 GB", "Apache-2.0",
+)  # fmt: skip
+_ARCFACE = WeightFile(
+    "arcface/resnet18_110.pth", f"{_DRIVE}1m387vGTQ4GW4I4PQfBsCC-Y9aEp6zjvy", None, None
+)
+_INSTANCES = WeightFile(
+    "instance_anomaly_detector/model/config.json",
+    "https://drive.google.com/drive/folders/106rnzZvH-VUKkz8dMPFflD6tqtbSgXwh", None, None,
+)  # fmt: skip
+_ANATOMY = (
+    WeightFile(
+        "YOLO-World/yolo_world_v2_xl_obj365v1_goldg_cc3mlite_pretrain-5daf1395.pth",
+        f"{_DRIVE}1qo-K1kum7yiEwIlN1TWDvABXX6qriUen", None, "GPL-3.0",
+    ),
+    *(
+        WeightFile(f"anomaly_detector/{part}.pth", f"{_DRIVE}{key}", None, None)
+        for part, key in (
+            ("human", "1mlSURYOi_vN9ST1wzEhJaVO6-ZoES8UT"),
+            ("face", "1e2qTjrtsYlkWLql0qj8DqaNZ09KuV8Qo"),
+            ("hand", "1j3QeAcAtdLe5BFgK-c33UaHV6-iUto0i"),
+        )
+    ),
+)  # fmt: skip
+_ASK = (_LLAVA,)
+_ASK_TWO = (_LLAVA, _QWEN)
+
+_ALL_2 = (
+    Dimension("Diversity", "creativity", by_prompt=True),
+    Dimension("Composition", "creativity", files=_ASK),
+    Dimension("Motion_Rationality", "commonsense", files=_ASK),
+    Dimension("Instance_Preservation", "commonsense", files=(_INSTANCES,)),
+    Dimension("Dynamic_Spatial_Relationship", "controllability", files=_ASK),
+    Dimension("Dynamic_Attribute", "controllability", files=_ASK),
+    Dimension("Motion_Order_Understanding", "controllability", files=_ASK_TWO),
+    Dimension("Human_Interaction", "controllability", files=_ASK_TWO),
+    Dimension("Complex_Landscape", "controllability", files=_ASK_TWO),
+    Dimension("Complex_Plot", "controllability", files=_ASK_TWO),
+    Dimension("Camera_Motion", "controllability", files=_COTRACKER),
+    Dimension("Human_Anatomy", "human_fidelity", files=_ANATOMY, custom=True),
+    Dimension("Human_Identity", "human_fidelity", files=(_ARCFACE,), custom=True),
+    Dimension("Human_Clothes", "human_fidelity", files=_ASK, custom=True),
+    Dimension("Mechanics", "physics", files=_ASK),
+    Dimension("Thermotics", "physics", files=_ASK),
+    Dimension("Material", "physics", files=_ASK),
+    Dimension("Multi-View_Consistency", "physics", files=(_RAFT, *_COTRACKER), custom=True),
+)
+DIMENSIONS_2: dict[str, Dimension] = {it.name: it for it in _ALL_2}
+"""Of VBench-2.0, all of equal weight within their group, and groups of equal weight."""

@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..clips import Clip, EvalError
-from .spec import SAMPLES
+from .suites import VBENCH, Suite
 
 LONGEST_NAME_BYTES = 255
-READABLE = (".mp4", ".gif")
-"""What the package reads as a video; of a png it takes the first frame."""
 _NUMBER = re.compile(r"(.*)-(\d+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
     """Links by name, with the clips that they lead to. `missing` are names that have none;
-    `unused` are clips whose prompt is not asked for, or beyond the samples."""
+    `unused` are clips whose prompt is not asked for, or beyond the samples, or that are given only
+    together with others which are missing; `prompts` are those of the links."""
 
     folder: Path
     links: dict[str, Clip]
     missing: tuple[str, ...]
     unused: tuple[Clip, ...]
+    prompts: tuple[str, ...] = ()
 
     @property
     def expected(self) -> int:
@@ -39,26 +39,35 @@ class Staged:
 
 
 def stage(
-    clips: Sequence[Clip], prompts: Sequence[str], folder: Path, *, samples: int = SAMPLES
+    clips: Sequence[Clip],
+    prompts: Sequence[str],
+    folder: Path,
+    *,
+    suite: Suite = VBENCH,
+    samples: int | None = None,
 ) -> Staged:
     """Link videos of `prompts` into `folder`, those of one prompt numbered by their seeds.
 
     A video that carries no record and has no prompt in a file is taken by its name, `PROMPT-i`.
+    `samples` are the suite's if not given.
 
     Raises:
         EvalError: a video that the package cannot read, several kinds of files, one seed or number
             twice, a name that is too long or falls together with another.
     """
-    suffix = _suffix(clips)
-    wanted = dict.fromkeys(prompts)
+    count = suite.samples if samples is None else samples
+    suffix = _suffix(clips, suite)
+    wanted = _stems(prompts, suite)
     samples_of: dict[str, dict[int, Clip]] = {}
     unused: list[Clip] = []
     for clip in clips:
         prompt, number = _prompt_and_number(clip)
-        if prompt not in wanted:
+        stem = prompt[: suite.name_length]
+        # A name may hold less than the prompt does; a record never.
+        if stem not in wanted or (clip.prompt is not None and prompt != wanted[stem]):
             unused.append(clip)
             continue
-        taken = samples_of.setdefault(prompt, {})
+        taken = samples_of.setdefault(stem, {})
         if number in taken:
             raise EvalError(
                 f"{clip.path} and {taken[number].path} are both number {number} of {prompt!r:.80}: "
@@ -67,26 +76,78 @@ def stage(
         taken[number] = clip
     links: dict[str, Clip] = {}
     missing: list[str] = []
-    for prompt in wanted:
-        in_order = [clip for _, clip in sorted(samples_of.get(prompt, {}).items())]
-        unused += in_order[samples:]
-        for index in range(samples):
-            name = f"{prompt}-{index}{suffix}"
-            if index < len(in_order):
-                links[name] = in_order[index]
-            else:
-                missing.append(name)
+    for stem in wanted:
+        in_order = [clip for _, clip in sorted(samples_of.get(stem, {}).items())]
+        unused += in_order[count:]
+        names = [f"{stem}-{index}{suffix}" for index in range(count)]
+        if suite.whole and len(in_order) < count:
+            missing += names
+            unused += in_order
+            continue
+        links.update(zip(names, in_order, strict=False))
+        missing += names[len(in_order) :]
     check_names(list(links), ignores_case=_ignores_case(folder))
     _link(links, folder)
-    return Staged(folder, links, tuple(missing), tuple(unused))
+    given = {name.rpartition("-")[0] for name in links}
+    complete = tuple(wanted[it] for it in wanted if it in given)
+    return Staged(folder, links, tuple(missing), tuple(unused), complete)
 
 
-def stage_custom(clips: Sequence[Clip], folder: Path) -> Staged:
+def _stems(prompts: Sequence[str], suite: Suite) -> dict[str, str]:
+    """Prompts by what names of their videos begin with. Raises `EvalError` where two are one."""
+    found: dict[str, str] = {}
+    for prompt in prompts:
+        other = found.setdefault(prompt[: suite.name_length], prompt)
+        if other != prompt:
+            raise EvalError(
+                f"two prompts of {suite.title} have the same first {suite.name_length} characters, "
+                f"which its names are: {prompt!r:.80}"
+            )
+    return found
+
+
+def stage_custom(clips: Sequence[Clip], folder: Path, suite: Suite = VBENCH) -> Staged:
     """Link videos of any prompts, by number."""
-    suffix = _suffix(clips)
+    suffix = _suffix(clips, suite)
     links = {f"{index:06d}{suffix}": clip for index, clip in enumerate(clips)}
     _link(links, folder)
     return Staged(folder, links, (), ())
+
+
+def without(staged: Staged, broken: Collection[Path], folder: Path, suite: Suite) -> Staged:
+    """The same without some clips, in another folder; names stay, and theirs are missing."""
+    gone = {name for name, clip in staged.links.items() if clip.path in broken}
+    if suite.whole and staged.prompts:
+        heads = {name.rpartition("-")[0] for name in gone}
+        gone = {it for it in staged.links if it.rpartition("-")[0] in heads}
+    links = {name: clip for name, clip in staged.links.items() if name not in gone}
+    _link(links, folder)
+    left = {name.rpartition("-")[0] for name in links}
+    prompts = tuple(it for it in staged.prompts if it[: suite.name_length] in left)
+    missing = (*staged.missing, *sorted(gone))
+    return Staged(folder, links, missing, staged.unused, prompts)
+
+
+def still(candidates: Staged, flags: Mapping[str, bool], folder: Path, count: int) -> Staged:
+    """Of each prompt's candidates the first `count` that `flags` says are still, numbered anew.
+
+    Candidates without prompts of their own stay under their names, as many as are still.
+    """
+    kept = {name: clip for name, clip in candidates.links.items() if flags.get(name)}
+    if not candidates.prompts:
+        _link(kept, folder)
+        return Staged(folder, kept, (), ())
+    suffix = Path(next(iter(candidates.links))).suffix
+    links: dict[str, Clip] = {}
+    missing: list[str] = []
+    heads = dict.fromkeys(it.rpartition("-")[0] for it in (*candidates.links, *candidates.missing))
+    for head in heads:
+        its = [clip for name, clip in kept.items() if name.rpartition("-")[0] == head][:count]
+        names = [f"{head}-{index}{suffix}" for index in range(count)]
+        links.update(zip(names, its, strict=False))
+        missing += names[len(its) :]
+    _link(links, folder)
+    return Staged(folder, links, tuple(missing), candidates.unused, candidates.prompts)
 
 
 def check_names(names: Sequence[str], *, ignores_case: bool) -> None:
@@ -108,18 +169,20 @@ def check_names(names: Sequence[str], *, ignores_case: bool) -> None:
             )
 
 
-def _suffix(clips: Sequence[Clip]) -> str:
+def _suffix(clips: Sequence[Clip], suite: Suite) -> str:
+    """Of all clips; of a png the packages would read the first frame."""
     found = sorted({clip.path.suffix.lower() for clip in clips})
     for suffix in found:
-        if suffix not in READABLE:
+        if suffix not in suite.kinds:
             clip = next(it for it in clips if it.path.suffix.lower() == suffix)
             raise EvalError(
-                f"VBench reads {' and '.join(READABLE)}, not {clip.path}: generate with --format "
-                "mp4, or `kinora decode` kept latents again"
+                f"{suite.title} reads {' and '.join(suite.kinds)}, not {clip.path}: generate with "
+                "--format mp4, or `kinora decode` kept latents again"
             )
     if len(found) > 1:
-        raise EvalError(f"VBench takes one kind of file at a time, not {' and '.join(found)}")
-    return found[0] if found else READABLE[0]
+        told = " and ".join(found)
+        raise EvalError(f"{suite.title} takes one kind of file at a time, not {told}")
+    return found[0] if found else suite.kinds[0]
 
 
 def _prompt_and_number(clip: Clip) -> tuple[str, int]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kinora.app.compare import chosen
+from kinora.app.compare import chosen, rounds
+from kinora.pipelines.batch import Batch
+from kinora.pipelines.batch.report import Failure, Summary
 
 Cli = Callable[..., Any]
 SMALL = ("--size", "64x64", "--frames", "5", "--steps", "12")
@@ -45,6 +47,34 @@ def test_it_makes_compares_and_goes_on_where_it_was(cli: Cli):
     third = cli(*asked, "--seeds", "1", *SMALL, "--json")
     assert "skipping: 1 of 1 videos are there" in third.err
     assert third.last["provenance"]["seeds"] == [1], "other videos in the folder are not meant"
+
+
+def test_recipes_take_turns_and_the_order_turns_too(cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    ran: list[tuple[str, list[int]]] = []
+
+    def run(batch: Batch) -> Iterator[Summary]:
+        name = batch.store.path.name
+        ran.append((name, batch.pending))
+        lost = int(name == "skipping" and 3 in batch.pending)
+        yield Summary(batch.rows, batch.before, 0, done=len(batch.pending) - lost, failed=lost,
+                      failures=[Failure(1, "torn", "x")] * lost)  # fmt: skip
+
+    monkeypatch.setattr("kinora.pipelines.batch.run", run)
+    asked = ("compare", "--recipes", "skipping.toml", "--prompts", "prompts.txt", "-o", "out")
+    called = cli(*asked, "--seeds", "0-7", *SMALL)
+    pairs = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    names = ["dense", "skipping", "skipping", "dense"] * 2
+    assert ran == [(name, pairs[k // 2]) for k, name in enumerate(names)]
+    assert "kinora: skipping: 1 of 8 videos were not made; line 1, x: torn" in called.err
+    assert called.status == 2 and "dense has no videos" in called.err
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 100])
+def test_rounds_hold_every_row_once_and_two_at_least(count: int):
+    found = rounds(count)
+    assert [it for part in found for it in part] == list(range(count))
+    assert all(len(it) >= min(2, count) for it in found) and len(found) <= 4
+    assert len(found) == 4 or count < 8
 
 
 def test_dense_runs_are_made_by_each_kernel():

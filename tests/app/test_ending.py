@@ -16,11 +16,19 @@ from typing import Any
 
 import pytest
 
+from kinora.app.ending import stdout
 from kinora.pipelines.errors import GenerationError
 
 Cli = Callable[..., Any]
 KINORA = (sys.executable, "-m", "kinora.app")
 SMALL = ("--size", "32x32", "--frames", "5", "--steps", "2")
+
+
+def test_tables_are_not_cut_in_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert stdout().width == 160
+    monkeypatch.setenv("COLUMNS", "90")
+    assert stdout().width == 90
 
 
 def test_a_fault_is_one_line_and_a_traceback_on_demand(

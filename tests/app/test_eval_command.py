@@ -73,6 +73,31 @@ def test_one_broken_video_is_told_and_the_rest_is_scored(made: None, cli: Cli):
     assert "the mean of the 2 is" in called.out
 
 
+def test_metrics_by_networks_without_weights_are_skipped(
+    made: None, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    Path("nothing").mkdir()
+    asked = ("eval", "fast", "--reference", "dense", "--suite", "learned", "--clip", "nothing")
+    called = cli(*asked, "-m", "psnr")
+    assert called.status == 0, called.err
+    rows = {line.split()[0]: line.split() for line in called.out.splitlines() if line.strip()}
+    assert [rows[it][-1] for it in ("psnr", "lpips", "clip_score", "fid", "fvd")] == [
+        "ok", *["skipped"] * 4
+    ]  # fmt: skip
+    assert called.out.count("curl -fL") == 3 and "hf download nothing" in called.out
+
+
+def test_a_report_is_one_page(made: None, cli: Cli):
+    called = cli("eval", "fast", "--reference", "dense", "--html", "report.html", "--json")
+    assert called.status == 0, called.err
+    html = Path("report.html").read_text("utf-8")
+    mean = called.last["totals"]["psnr"]["mean"]
+    assert html.count("<video") == 4 and f"{mean:.4f}" in html
+    assert cli("eval", "dense", "--html", "report.html").status == 0
+    assert "world.all_correct" in Path("report.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -86,11 +111,17 @@ def test_one_broken_video_is_told_and_the_rest_is_scored(made: None, cli: Cli):
         (("a.mp4", "--prompts", "other.json"), "none for 'a.mp4'"),
         (("a.mp4", "--workers", "-1"), "--workers must be 0 or more"),
         (("a.mp4", "--cache", "empty"), "cannot keep scores"),
+        (("a.mp4", "-m", "fid"), "fid compares with a reference"),
+        (("a.mp4", "-m", "fid", "--reference", ".", "--metrics-python", "no"), "no interpreter"),
+        (("a.mp4", "--html", "a.mp4"), "--html a.mp4 is no name for a page: end it with .html"),
+        (("a.mp4", "--html", "gone/a.html"), "there is no folder"),
+        (("a.mp4", "--html", "page.html"), "page.html is a folder"),
         ((), "Missing argument"),
     ],
 )
 def test_what_is_refused(cli: Cli, arguments: tuple[str, ...], told: str):
     Path("empty").mkdir()
+    Path("page.html").mkdir()
     Path("notes.txt").write_text("hello")
     Path("a.mp4").write_bytes(b"no video")
     Path("other.json").write_text(json.dumps({"b.mp4": "a red ring"}))

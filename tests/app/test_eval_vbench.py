@@ -84,9 +84,14 @@ def test_a_dimension_is_scored_and_a_total_is_not_made_up(info: Path, cli: Cli) 
     assert called.status == 1 and called.last["dimensions"]["scene"]["status"] == "skipped"
     (weights,) = called.last["dimensions"]["scene"]["details"]["missing_weights"]
     assert weights["size"] == "about 4.5 GB" and weights["command"].startswith("curl ")
+    assert cli(*asked, "temporal_flickering", "--html", "r.html").status == 0
+    assert "VBench of 5 videos" in Path("r.html").read_text("utf-8")
     Path("made/a cat-3.mp4").unlink()
     called = cli(*asked, "temporal_flickering")
-    assert called.status == 1 and "4 of 5 videos, the first that is missing" in called.complaint
+    assert (
+        called.status == 1
+        and "temporal_flickering: 4 of 5 videos, the first that is missing" in called.complaint
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,6 +100,18 @@ def test_a_dimension_is_scored_and_a_total_is_not_made_up(info: Path, cli: Cli) 
         (("made", "--suite", "vbench", "--dimension", "sceen"), "did you mean scene?"),
         (("made", "--suite", "vbench", "-m", "psnr"), "goes alone"),
         (("made", "--dimension", "scene"), "need --suite vbench"),
+        (("made", "--images", "empty"), "need --suite vbench"),
+        (("made", "--static-filter"), "need --suite vbench"),
+        (("made", "--suite", "vbench2", "--static-filter"), "--static-filter is for temporal_fli"),
+        (("made", "--suite", "vbench", "--images", "empty"), "VBench compares with no images"),
+        (("made", "--suite", "vbench-i2v", "--images", "gone"), "gone is no folder"),
+        (("made", "--suite", "vbench-i2v", "--custom"), "its own prompts alone"),
+        (("made", "--suite", "vbench-i2v"), "cannot import vbench2_beta_i2v"),
+        (("made", "--suite", "vbench2"), "cannot import vbench2"),
+        (("made", "--suite", "vbench2", "--dimension", "color"), "VBench-2.0 has no dimension"),
+        (("made", "--suite", "vbench2,vbench"), "--suite vbench2 goes alone"),
+        (("prompts", "vbench2", "--vbench-python", "gone"), "a Python with vbench2"),
+        (("prompts", "vbench-i2v", "--info", "info.json"), "prompts than those of VBench-I2V"),
         (("made", "--suite", "vbench", "--timeout", "0"), "must be more than 0 minutes"),
         (("empty", "--suite", "vbench"), "empty holds no video"),
         (("made", "--suite", "vbench", "--vbench-python", "gone"), "gone is no interpreter"),
@@ -107,6 +124,7 @@ def test_what_is_refused(info: Path, cli: Cli, arguments: tuple[str, ...], told:
     Path("empty").mkdir()
     Path("made").mkdir()
     Path("made/a cat-0.mp4").write_text("0")
+    Path("info.json").write_bytes(info.read_bytes())
     called = cli("eval", *arguments)
     assert called.status == 2 and told in called.complaint, called.err
 
@@ -120,3 +138,6 @@ def test_without_uv_or_an_interpreter_there_is_one_line(
     for arguments in (("a.mp4", "--suite", "vbench"), ("prompts", "vbench")):
         called = cli("eval", *arguments)
         assert called.status == 2 and "install uv" in called.complaint
+    called = cli("eval", "a.mp4", "--suite", "vbench2")
+    assert called.status == 2 and "no environment for VBench-2.0" in called.complaint
+    assert "name an interpreter" in called.complaint and "uv" not in called.complaint

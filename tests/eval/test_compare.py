@@ -33,6 +33,11 @@ def attention(density: float = 1.0, **kernels: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def model(**told: str) -> dict[str, Any]:
+    return {"name": "kinora-tiny", "pipeline": "WanPipeline", "repo": None,
+            "fingerprint": "sha256:0", "vae_dtype": "float32", **told}  # fmt: skip
+
+
 def receipt(recipe: dict[str, Any], denoise_s: float, load_s: float = 0.0, **told: Any) -> Any:
     return {
         "recipe": recipe, "strict": False, "steps": 30, "attention": None,
@@ -160,14 +165,26 @@ def test_runs_whose_dense_kernels_differ_are_refused(make: Make):
                        "fingerprint": "sha256:1", "vae_dtype": "float32"}},
             "weights sha256:1, dense sha256:0",
         ),
+        ({"model": model(scheduler="Euler", scheduler_sha256="0")}, "scheduler Euler, dense UniPC"),
+        (
+            {"model": model(scheduler="UniPC", scheduler_sha256="1")},
+            "UniPC with settings 1…, dense 0…",
+        ),
     ],
 )  # fmt: skip
 def test_runs_that_differ_in_more_than_the_recipe_are_refused(
     make: Make, change: dict[str, Any], told: str
 ):
-    found = compared(dense=make("dense", {}), fast=make("fast", {}, **change))
+    scheduled = {"model": model(scheduler="UniPC", scheduler_sha256="0")}
+    found = compared(dense=make("dense", {}, **scheduled), fast=make("fast", {}, **change))
     (one,) = found.recipes
     assert one.ruling == "refused" and told in one.reason and not one.quality[HEADLINE].kept
+
+
+def test_earlier_records_that_name_no_scheduler_are_compared(make: Make):
+    scheduled = {"model": model(scheduler="UniPC", scheduler_sha256="0")}
+    (one,) = compared(dense=make("dense", {}), fast=make("fast", {}, **scheduled)).recipes
+    assert one.ruling == "kept"
 
 
 def test_a_run_without_its_fellow_is_refused_either_way(make: Make):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import torch
 from kinora.eval.clips import EvalError, find
 from kinora.eval.flicker import measure
 from kinora.eval.vbench import client, prompts
-from kinora.eval.vbench.spec import DIMENSIONS
+from kinora.eval.vbench.spec import DIMENSIONS, FLICKER, STILL_FILES
 from kinora.eval.vbench.stage import check_names
 from kinora.eval.vbench.suite import VBenchReport, evaluate
+from kinora.eval.vbench.suites import VBENCH_I2V
 from kinora.eval.vbench.totals import t2v
 from kinora.eval.world.corruptions import VIDEO_CORRUPTIONS
 from kinora.pipelines.media import encode
@@ -64,6 +66,48 @@ def test_native_flicker_is_the_packages(truth: list[tuple[Any, Any]], tmp_path: 
         clips, _ = find([folder])
         ours = {f"{index:06d}.{kind}": measure(clip).score for index, clip in enumerate(clips)}
         assert len(set(ours.values())) == 6 and theirs == pytest.approx(ours, abs=1e-6)
+
+
+def test_vbench_i2v_by_the_same_package(truth: list[tuple[Any, Any]], tmp_path: Path) -> None:
+    for index in range(5):
+        video = encode(truth[index][1], "mp4", 16, "")
+        (tmp_path / f"a cat-{index}.mp4").write_bytes(video)
+    info = tmp_path / VBENCH_I2V.listed
+    info.write_text(json.dumps([{"prompt_en": "a cat", "dimension": ["temporal_flickering"]}]))
+    names = ["temporal_flickering", "camera_motion", "i2v_subject"]
+    results = last([tmp_path], suite=VBENCH_I2V, dimensions=names, info=info).results
+    clips, _ = find([tmp_path])
+    ours = {it.path.name: measure(it).score for it in clips}
+    theirs = results["temporal_flickering"].details["by_video"]
+    assert results["temporal_flickering"].status == "ok" and len(theirs) == 5
+    assert theirs == pytest.approx(ours, abs=1e-6)
+    assert results["camera_motion"].status == results["i2v_subject"].status == "skipped"
+
+
+RAFT = """
+import argparse, sys, torch
+from vbench.third_party.RAFT.core.raft import RAFT
+torch.manual_seed(0)
+options = argparse.Namespace(small=False, mixed_precision=False, alternate_corr=False)
+torch.save(torch.nn.DataParallel(RAFT(options)).state_dict(), sys.argv[1])
+"""
+
+
+def test_its_filter_for_still_videos_runs(
+    truth: list[tuple[Any, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file,) = STILL_FILES
+    path = tmp_path / "weights" / file.path
+    path.parent.mkdir(parents=True)
+    subprocess.run([sys.executable, "-c", RAFT, str(path)], check=True)
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "weights"))
+    (tmp_path / "videos").mkdir()
+    for index in range(2):
+        video = encode(truth[index][1][:3], "mp4", 16, "")
+        (tmp_path / "videos" / f"{index}.mp4").write_bytes(video)
+    found = last([tmp_path / "videos"], dimensions=[FLICKER], custom=True, still=True)
+    result = found.results[FLICKER]  # random weights see motion or none: either is an answer
+    assert result.status == "ok" or "none of 2 videos is still" in result.reason, result.reason
 
 
 def test_two_of_375_videos_are_no_whole_score(

@@ -6,9 +6,11 @@ import json
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -16,7 +18,9 @@ from kinora.eval.clips import EvalError
 from kinora.eval.vbench import client
 from kinora.eval.vbench.spec import DIMENSIONS
 from kinora.eval.vbench.suite import Step, VBenchReport, evaluate
+from kinora.eval.vbench.suites import VBENCH
 
+Film = Callable[..., Path]
 PACKAGE = """
 import json, os, subprocess, sys, time
 from pathlib import Path
@@ -48,6 +52,10 @@ class VBench:
             sys.exit("cannot go on")
         if behaviour == "raise":
             raise ValueError("no\\nweights")
+        if behaviour == "broken" and any(
+            b"broken" in Path(videos_path, it).read_bytes() for it in names
+        ):
+            raise ValueError("cannot read a video")
         if behaviour == "silent":
             return
         result = {
@@ -117,7 +125,10 @@ def calls(package: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in package.read_text().splitlines()]
 
 
-def test_a_complete_set_is_scored(package: Path, videos: Path) -> None:
+def test_a_complete_set_is_scored(
+    package: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
     steps, found = run(videos, "temporal_flickering")
     result = found.results["temporal_flickering"]
     assert (result.status, result.score, found.ok) == ("ok", 0.75, True)
@@ -132,6 +143,32 @@ def test_a_complete_set_is_scored(package: Path, videos: Path) -> None:
     # T3: a total is none with 15 dimensions missing.
     assert found.totals.scores == {"quality": None, "semantic": None, "total": None}
     json.dumps(found.to_json(), allow_nan=False)
+    told = found.provenance
+    assert told["coverage"] == {"temporal_flickering": "10 of 10"} and told["device"] == "cpu"
+    assert {"suite", "version", "prompts_sha256", "seeds", "samplers", "forms", "environment",
+            "versions"} <= set(told)  # fmt: skip
+
+
+@pytest.mark.parametrize("custom", [False, True])
+def test_one_broken_video_costs_no_other(
+    package: Path, videos: Path, film: Film, monkeypatch: pytest.MonkeyPatch, custom: bool
+) -> None:
+    monkeypatch.setenv("BEHAVIOUR", "broken")
+    frames = np.zeros((2, 16, 16, 3), np.uint8)
+    for number, path in enumerate(sorted(videos.iterdir())):
+        film(path, frames, path.stem[:-2], number, sidecar=False)
+    broken = videos / "a dog-1.mp4"
+    broken.write_bytes(b"broken")
+    found = run(videos, "temporal_flickering", custom=custom)[1]
+    result = found.results["temporal_flickering"]
+    assert (result.status, result.score) == ("partial", 0.75)
+    assert "9 of 10 videos" in result.reason and f"{broken} cannot be read" in result.reason
+    paths = found.to_json()["dimensions"]["temporal_flickering"]["paths"]
+    assert {paths[it] for it in result.details["by_video"]} == {*paths.values()} - {str(broken)}
+    for path in videos.iterdir():
+        path.write_bytes(b"broken")
+    found = run(videos, "temporal_flickering", custom=custom)[1]
+    assert "cannot read a video" in found.results["temporal_flickering"].reason
 
 
 def test_videos_that_are_not_there_never_score_as_complete(package: Path, videos: Path) -> None:
@@ -224,16 +261,16 @@ def test_missing_weights_are_told_before_the_package_can_load_any(
 ) -> None:
     """T5: with addresses that work. Every file is named until all are there."""
     files = DIMENSIONS[name].files
-    missing = client.missing_weights(DIMENSIONS[name])
+    missing = client.missing_weights(DIMENSIONS[name], VBENCH)
     assert [it["address"] for it in missing] == [it.url for it in files]
-    result = client.without_weights(DIMENSIONS[name])
+    result = client.without_weights(DIMENSIONS[name], VBENCH)
     assert result is not None and result.status == "skipped"
     for it in missing:
         assert it["file"] and it["file"].startswith(str(tmp_path / "weights"))
         assert it["command"] and it["command"] in result.reason
         assert not (it["address"] or "").startswith("https://datarelease.blob")  # dead
     weights(tmp_path, name)
-    assert client.without_weights(DIMENSIONS[name]) is None
+    assert client.without_weights(DIMENSIONS[name], VBENCH) is None
     assert not calls(package)
 
 
@@ -332,8 +369,8 @@ def test_without_an_environment_there_is_one_line(
     uv = tmp_path / "uv"
     uv.write_text("#!/bin/sh\n")
     uv.chmod(0o755)
-    found = client.environment(None)
-    assert found is not None and found.command[:4] == (str(uv), "run", "--no-project", "--script")
+    found = client.environment(None, VBENCH)
+    assert found.command[:4] == (str(uv), "run", "--no-project", "--script")
     assert "--locked" in found.command and found.identity.startswith("lock ")
 
 

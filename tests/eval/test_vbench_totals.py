@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from kinora.eval.vbench.spec import DIMENSIONS
-from kinora.eval.vbench.totals import VBENCH2, i2v, t2v, vbench2
+from kinora.eval.vbench.spec import DIMENSIONS, DIMENSIONS_2, I2V_DIMENSIONS
+from kinora.eval.vbench.totals import i2v, t2v, vbench2
 
 ORDER = (
     *("subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness"),
@@ -73,8 +73,10 @@ def test_i2v_and_vbench2() -> None:
     assert i2v({**raw, "camera_motion": 0.0}).scores["i2v"] == pytest.approx(2 / 2.1)
     assert i2v({**raw, "dynamic_degree": 0.0}).scores["quality"] == pytest.approx(5 / 5.5)
     assert i2v({**raw, "camera_motion": None}).scores["total"] is None
-    assert sum(map(len, VBENCH2.values())) == 18
-    whole: dict[str, float | None] = {name: 0.5 for it in VBENCH2.values() for name in it}
+    assert set(I2V_DIMENSIONS) == {*names, "temporal_flickering"}  # which is in no total
+    assert i2v({**raw, "temporal_flickering": 0.0}).scores["total"] == pytest.approx(1.0)
+    assert len(DIMENSIONS_2) == 18
+    whole: dict[str, float | None] = dict.fromkeys(DIMENSIONS_2, 0.5)
     whole |= {"Diversity": 1.0}
     # Categories weigh alike, however many dimensions they have.
     assert vbench2(whole).scores["total"] == pytest.approx((0.75 + 4 * 0.5) / 5)
