@@ -135,7 +135,7 @@ def test_a_status_that_cannot_be_written_ends_the_batch(place: Place) -> None:
     assert isinstance(summary, Summary) and summary.blocked is not None
     assert "status.jsonl" in summary.blocked or "not writable" in summary.blocked
     (place.output / "status.jsonl").rmdir()
-    assert place.prepare().before == 1, "the video itself is done"
+    assert place.prepare().before >= 1, "the video itself is done"
 
 
 def test_closing_stops_within_a_step_and_leaves_nothing(place: Place) -> None:

@@ -31,8 +31,10 @@ def test_two_ranks_make_all_rows_once(wan_folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert status(tmp_path / "out").done == 3
-    counts = sorted(it for it in done.stdout.splitlines() if " rows: " in it)
-    assert counts == ["1 rows: 1 done", "2 rows: 2 done"]
+    counts = sorted(
+        it for it in done.stdout.splitlines() if ": " in it and it.split()[1].startswith("row")
+    )
+    assert counts == ["1 row: 1 done", "2 rows: 2 done"]
     # One rank's failure is that of both, told when both have made what they can.
     manifest.write_text(
         manifest.read_text() + '{"prompt": "a", "recipe": "balanced", "strict": true}'
@@ -91,8 +93,10 @@ def test_pairs_of_ranks_make_what_one_process_makes(
     )
     assert done.returncode == 0, done.stderr
     assert made(shared) == made(alone) and len(made(alone)) == 3
-    counts = sorted(it for it in done.stdout.splitlines() if " rows: " in it)
-    each = [["3 rows: 3 done"], ["1 rows: 1 done", "2 rows: 2 done"]]
+    counts = sorted(
+        it for it in done.stdout.splitlines() if ": " in it and it.split()[1].startswith("row")
+    )
+    each = [["3 rows: 3 done"], ["1 row: 1 done", "2 rows: 2 done"]]
     assert counts == each[pairs - 1], "one of each pair tells"
     records = [json.loads(it.read_text()) for it in shared.glob("*.json")]
     assert all(it["receipt"]["processes"] == 2 for it in records)
