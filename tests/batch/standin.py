@@ -15,13 +15,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import resource
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
 
-from kinora.pipelines.batch.making import Report
+from kinora.pipelines.batch.making import Report, Studio
 from kinora.pipelines.errors import Cancelled, GenerationError
 from kinora.pipelines.events import Progress
 from kinora.pipelines.files import LATENTS_SUFFIX, Destination, publish
@@ -105,3 +106,11 @@ class Dumb(StandIn):
 
     def __init__(self) -> None:
         sys.exit("no licence")
+
+
+class Cramped(Studio):
+    """Makes real videos on a disk that is full, as it were: of files no longer than 3000 bytes."""
+
+    def __init__(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+        super().__init__()

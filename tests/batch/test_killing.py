@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -16,7 +15,9 @@ import psutil
 import pytest
 from killing import actors_of, run_killed, workers_of
 from placing import Place
+from standin import Cramped
 
+from kinora.pipelines.batch.making import Studio
 from kinora.pipelines.batch.report import status
 from kinora.pipelines.batch.store import Store
 
@@ -54,27 +55,18 @@ def test_workers_end_themselves_when_the_parent_is_killed(place: Place) -> None:
     assert place.strays() == [], "the last one takes the drafts with it"
 
 
-def test_a_full_disk_and_then_room_again(wan_folder: Path, tmp_path: Path) -> None:
-    """Of files no longer than 3000 bytes: the sidecar of a real video is."""
-    manifest = tmp_path / "prompts.txt"
-    manifest.write_text("a red circle\na blue square\n")
-    command = [*KINORA, "batch", str(manifest), "--output", str(tmp_path / "out"), "--model",
-               str(wan_folder), "--size", "32x32", "--frames", "5", "--steps", "2", "--device",
-               "cpu", "--json"]  # fmt: skip
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
-
-    full = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
-    assert full.returncode == 1, full.stderr
-    told = json.loads(full.stdout.splitlines()[-1])
-    assert "the disk is full" in told["blocked"] and told["left"] == 2
-    left = {it.name for it in (tmp_path / "out").iterdir()}
+def test_a_full_disk_and_then_room_again(wan_folder: Path, place: Place) -> None:
+    """The sidecar of a real video finds no room."""
+    place.write("a red circle", "a blue square")
+    defaults = {"model": str(wan_folder), "width": 32, "height": 32, "frames": 5, "steps": 2}
+    full = place.run(make=Cramped, defaults=defaults)
+    assert full.blocked is not None and "the disk is full" in full.blocked
+    assert (full.done, full.failed, full.left) == (0, 0, 2)
+    left = {it.name for it in place.output.iterdir()}
     kept = {it for it in left if it.endswith(".latents.safetensors")}
     assert left - kept == {"rows.jsonl"}, "latents are no draft: they can be decoded"
-    whole = subprocess.run(command, capture_output=True, text=True)
-    assert whole.returncode == 0, whole.stderr
-    names = sorted(it.suffix for it in (tmp_path / "out").iterdir())
+    assert place.run(make=Studio, defaults=defaults).complete
+    names = sorted(it.suffix for it in place.output.iterdir())
     assert names == [".json", ".json", ".jsonl", ".jsonl", ".mp4", ".mp4"]
 
 
