@@ -107,7 +107,7 @@ def test_kills_over_forty_rows_of_the_embedded_model(
     suffixes = [it.suffix for it in killed.iterdir()]
     assert sorted(set(suffixes)) == [".json", ".jsonl", ".mp4"] and len(suffixes) == 82
     done = [it["id"] for it in Store(killed).statuses() if it["status"] == "done"]
-    assert len(set(done)) == len(done), "no row is made twice"
+    assert len(set(done)) == len(done), "no row is said to be done twice"
 
 
 @pytest.mark.slow
