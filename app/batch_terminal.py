@@ -81,7 +81,7 @@ def show_summary(summary: Summary, batch: Batch, console: Console) -> None:
         "left": summary.left,
     }
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-    _line(f"{summary.rows + summary.refused:,} rows: {told or 'nothing'}", console)
+    _line(f"{_rows(summary.rows + summary.refused)}: {told or 'nothing'}", console)
     if summary.done:
         workers = f"{summary.workers} {'worker' if summary.workers == 1 else 'workers'}"
         _line(
@@ -111,12 +111,12 @@ def show_summary(summary: Summary, batch: Batch, console: Console) -> None:
 
 def show_status(status: Status, console: Console) -> None:
     """Counts, and why rows failed."""
-    _line(f"{status.path}: {status.rows:,} rows of {status.manifest}", console)
+    _line(f"{status.path}: {_rows(status.rows)} of {status.manifest}", console)
     _line(f"{status.done:,} done, {status.failed:,} failed, {status.left:,} left", console)
     if status.others:
         _line(f"{status.others:,} videos are of rows that the manifest has no more", console)
     if status.refused:
-        _line(f"{status.refused:,} rows of the manifest cannot run", console)
+        _line(f"{_rows(status.refused)} of the manifest cannot run", console)
     _failures(status.failures, len(status.failures), console)
 
 
@@ -143,7 +143,7 @@ def foretold(batch: Batch) -> dict[str, Any]:
 def show_foretold(batch: Batch, console: Console) -> None:
     """The same in words."""
     before = f", {batch.before:,} done before" if batch.before else ""
-    _line(f"{batch.store.path}: {batch.rows:,} rows{before}; would make", console)
+    _line(f"{batch.store.path}: {_rows(batch.rows)}{before}; would make", console)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
     for group, count in batch.groups():
         table.add_row(Text(f"{count:,}", justify="right"), Text(words(group)))
@@ -164,6 +164,10 @@ def duration(seconds: float) -> str:
     if minutes < 120:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} {'row' if count == 1 else 'rows'}"
 
 
 def _line(text: str, console: Console) -> None:

@@ -93,6 +93,7 @@ def attempt(
         return ended("stopped", latents=rescue(staging, folder, row.name))
     except KinoraError as error:
         told, kept = _kept(error, folder, row.name)
+        told = told.replace(str(staging), str(folder))
         # All rows are written to this one folder: what is wrong with it is not the row's fault.
         blocked = isinstance(error, OutputError)
         return ended("failed", kind=type(error).__name__, reason=told, latents=kept,
@@ -119,13 +120,17 @@ def attempt(
 
 
 def _kept(error: KinoraError, folder: Path, name: str) -> tuple[str, str | None]:
-    """The error in words and, where latents were kept, the name to which they are moved."""
+    """The error in words and, where latents were kept, the name to which they are moved.
+
+    Latents that cannot be moved there are not left elsewhere: the row will be made again.
+    """
     if error.latents is None or not error.latents.is_file():
         return str(error), None
     try:
         placed = publish({LATENTS_SUFFIX: error.latents}, folder, name)[LATENTS_SUFFIX]
     except OutputError:
-        return str(error), None
+        error.latents.unlink(missing_ok=True)
+        return str(error.__cause__ or error), None
     return str(error).replace(str(error.latents), str(placed)), placed.name
 
 

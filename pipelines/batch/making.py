@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
 import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from ..errors import KinoraError
+from ..errors import Cancelled, KinoraError
 from ..events import Notice, Progress
 from ..files import Destination
 from ..models import Shelf
@@ -18,6 +19,8 @@ from ..together import processes
 from .replica import Leader, Place
 
 Report = Callable[[Progress | Notice], None]
+# After such an error every later call of the process fails too, other than for want of memory.
+_BREAKS = re.compile(r"(?:(?:CUDA|HIP) error|Triton Error \[(?:CUDA|HIP)\]): (?!out of memory)")
 
 
 class Maker(Protocol):
@@ -45,6 +48,51 @@ class Make(Protocol):
         ...
 
 
+class Fragile:
+    """A maker whose process ends once its accelerator is broken.
+
+    Rows that come after the one that broke it, or are beside it, are stopped: no fault of theirs.
+    """
+
+    def __init__(self, maker: Maker) -> None:
+        self._maker = maker
+        self._broken = False
+        self._lock = threading.Lock()
+
+    def make(
+        self, request: Request, destination: Destination, stop: threading.Event, report: Report
+    ) -> Run:
+        """As the maker does."""
+        if self._broken:
+            raise Cancelled
+        try:
+            return self._maker.make(request, destination, stop, report)
+        except Exception as error:
+            with self._lock:
+                if self._broken:
+                    raise Cancelled from error
+                self._broken = breaks(error)
+            raise
+
+    def recovers(self) -> bool:
+        """Whether this process can go on."""
+        self._broken = self._broken or not self._maker.recovers()
+        return not self._broken
+
+
+def breaks(error: BaseException) -> bool:
+    """Whether an error, or what caused it, says that the accelerator answers this process no more.
+
+    An illegal address or a failed assertion on a GPU is a `RuntimeError` of that message.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, RuntimeError) and _BREAKS.match(str(cause)):
+            return True
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return False
+
+
 class Studio:
     """Makes rows by `generate`; the model stays loaded from one to the next."""
 
@@ -52,6 +100,7 @@ class Studio:
         self._shelf = Shelf()
         self._lock = threading.Lock()
         self._leader: Leader | None = None
+        self._devices = set[str]()
         self._unfinished = 0
         """Rows that other processes make too, and may wait in."""
 
@@ -62,6 +111,7 @@ class Studio:
         from ..generate import generate
 
         leader = self._leading(request)
+        self._devices.add(request.device)
 
         def share() -> None:
             if leader is not None:
@@ -103,7 +153,8 @@ class Studio:
         if not torch.cuda.is_initialized():
             return True
         try:
-            torch.cuda.synchronize()
+            for device in self._devices:  # this thread's own is the first GPU, whichever is in use
+                torch.cuda.synchronize(device if device.startswith("cuda") else None)
             torch.cuda.empty_cache()
         except RuntimeError:  # such as an illegal address, after which every call fails
             return False

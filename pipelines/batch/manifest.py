@@ -81,12 +81,19 @@ def _json_lines(path: Path) -> Iterator[Entry | Refused]:
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
-            yield Refused(line, f"it is no JSON ({error})")
+            yield Refused(line, f"it is no JSON ({_wrong(error)})")
             continue
         if isinstance(content, dict):
             yield Entry(line, cast("dict[str, Any]", content))
         else:
             yield Refused(line, f"it is no JSON object but {text[:60]}")
+
+
+def _wrong(error: Exception) -> str:
+    """What is no JSON, and where; its line is that of the manifest."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}: character {error.pos + 1}"
+    return str(error)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str | Refused]]:
@@ -142,7 +149,7 @@ def _cells(line: int, names: list[str], cells: list[str]) -> Entry | Refused:
         try:
             fields["recipe"] = json.loads(fields["recipe"])
         except (ValueError, RecursionError) as error:
-            return Refused(line, f"recipe is no JSON ({error})")
+            return Refused(line, f"recipe is no JSON ({_wrong(error)})")
     return Entry(line, fields)
 
 

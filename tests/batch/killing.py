@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,33 +37,58 @@ def workers_of(process: int) -> list[psutil.Process]:
     return found
 
 
+def actors_of(process: int) -> list[psutil.Process]:
+    """The worker processes of a cluster of Ray that `process` has started."""
+    found: list[psutil.Process] = []
+    with suppress(psutil.Error):
+        for child in psutil.Process(process).children(recursive=True):
+            with suppress(psutil.Error):
+                if "ray::Actor" in " ".join(child.cmdline()):
+                    found.append(child)
+    return found
+
+
 def gone(processes: Sequence[psutil.Process], seconds: float) -> bool:
     """Whether all have ended by then."""
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
 def run_killed(
-    command: Sequence[str], kills: int, waits_s: tuple[float, float], seed: int, log: Path
+    command: Sequence[str],
+    kills: int,
+    waits_s: tuple[float, float],
+    seed: int,
+    log: Path,
+    *,
+    workers: Callable[[int], list[psutil.Process]] = workers_of,
+    parents: Container[int] | None = None,
 ) -> Kills:
-    """Kill parent or worker at random moments, `kills` times; then let it end, with status 0."""
+    """Kill parent or worker at random moments, `kills` times; then let it end, with status 0.
+
+    `workers` finds those of a parent. `parents` are the numbers of the kills, from 0, that are of
+    parents; None: two of five are.
+    """
     dice, made = random.Random(seed), Kills()
     while True:
         with log.open("ab") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
             while made.all < kills and process.poll() is None:
                 time.sleep(dice.uniform(*waits_s))
-                workers = workers_of(process.pid)
+                there = workers(process.pid)
                 if process.poll() is not None:
                     break
-                if not workers and dice.random() < 0.7:
+                if not there and (parents is not None or dice.random() < 0.7):
                     continue  # it starts: seldom killed there, or little else would be
-                if workers and dice.random() < 0.6:
-                    dice.choice(workers).kill()
-                    made.workers += 1
-                else:
+                at_random = not there or dice.random() < 0.4
+                at_parent = at_random if parents is None else made.all in parents
+                if at_parent:
                     process.kill()
                     made.parents += 1
                     process.wait()
-                    assert gone(workers, 40), "workers end themselves when their parent is killed"
+                    assert gone(there, 40), "workers end themselves when their parent is killed"
+                else:
+                    with suppress(psutil.NoSuchProcess):
+                        dice.choice(there).kill()
+                        made.workers += 1
             status = process.wait()
         if status >= 0:
             assert status == 0, log.read_text()

@@ -12,6 +12,7 @@ from standin import StandIn
 from kinora.pipelines.batch import Batch, Options, prepare, run
 from kinora.pipelines.batch.attempt import Ended
 from kinora.pipelines.batch.report import Standing, Summary
+from kinora.pipelines.events import Notice
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Place:
     output: Path
     standings: list[Standing] = field(default_factory=list[Standing])
     ended: list[Ended] = field(default_factory=list[Ended])
+    notices: list[Notice] = field(default_factory=list[Notice])
 
     def write(self, *prompts: str) -> None:
         """Make the manifest one of these prompts."""
@@ -38,6 +40,7 @@ class Place:
         """Run it to its end."""
         self.standings.clear()
         self.ended.clear()
+        self.notices.clear()
         for event in run(self.prepare(**options), make=make):
             if isinstance(event, Summary):
                 return event
@@ -45,6 +48,8 @@ class Place:
                 self.standings.append(event)
             elif isinstance(event, Ended):
                 self.ended.append(event)
+            else:
+                self.notices.append(event)
         raise AssertionError("no summary")
 
     def made(self) -> dict[str, bytes]:

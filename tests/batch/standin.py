@@ -2,8 +2,10 @@
 
     sleep SECONDS       takes that long, looking out for a stop
     boom, nan, disk     raises: a bug, no finite numbers, a full disk
+    memory              raises: the accelerator has no more
+    sticky              raises what breaks its accelerator: so does every later row of the process
     segv, kill          its process crashes
-    flaky               fails at the first attempt
+    flaky               fails at the first attempt, `sticky once` too
 
 Workers import this module by its plain name, from the folder that `standin` puts on their path.
 """
@@ -13,13 +15,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import resource
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
 
-from kinora.pipelines.batch.making import Report
+from kinora.pipelines.batch.making import Report, Studio
 from kinora.pipelines.errors import Cancelled, GenerationError
 from kinora.pipelines.events import Progress
 from kinora.pipelines.files import LATENTS_SUFFIX, Destination, publish
@@ -32,6 +35,7 @@ class StandIn:
 
     def __init__(self) -> None:
         self._model = threading.Lock()
+        self._broken = False
 
     def make(
         self, request: Request, destination: Destination, stop: threading.Event, report: Report
@@ -62,6 +66,13 @@ class StandIn:
                 raise Cancelled
 
     def _fail(self, words: list[str], folder: Path, destination: Destination) -> None:
+        if self._broken or ("sticky" in words and not _flaked(words, "once", folder)):
+            self._broken = True
+            raised = RuntimeError("CUDA error: an illegal memory access was encountered\nCompile …")
+            raise GenerationError(f"stand-in failed while denoising: {raised}") from raised
+        if "memory" in words:
+            raised = RuntimeError("CUDA error: out of memory")
+            raise GenerationError(f"stand-in failed while denoising: {raised}") from raised
         if "boom" in words:
             raise ZeroDivisionError("by\nzero")
         if "nan" in words:
@@ -77,10 +88,17 @@ class StandIn:
         if "kill" in words:
             os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(60)
-        mark = folder.parent / "flaked"
-        if "flaky" in words and not mark.exists():
-            mark.touch()
+        if "flaky" in words and not _flaked(words, "flaky", folder):
             raise GenerationError("flaked")
+
+
+def _flaked(words: list[str], word: str, folder: Path) -> bool:
+    """Whether a row with that word has been here already."""
+    mark = folder.parent / "flaked"
+    flaked = mark.exists()
+    if word in words:
+        mark.touch()
+    return flaked and word in words
 
 
 class Dumb(StandIn):
@@ -88,3 +106,11 @@ class Dumb(StandIn):
 
     def __init__(self) -> None:
         sys.exit("no licence")
+
+
+class Cramped(Studio):
+    """Makes real videos on a disk that is full, as it were: of files no longer than 3000 bytes."""
+
+    def __init__(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+        super().__init__()

@@ -88,6 +88,7 @@ def test_what_no_run_could_do_is_refused_before_it_is_a_job(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("prompt", "kind", "reason"),
     [
+        ("sticky", "GenerationError", "CUDA error: an illegal memory access"),
         ("boom", "ZeroDivisionError", "by zero"),
         ("nan", "GenerationError", "gave NaN"),
         ("segv", "WorkerCrash", "SIGSEGV (a last word)"),

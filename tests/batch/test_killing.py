@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -13,13 +13,19 @@ from typing import Any
 
 import psutil
 import pytest
-from killing import run_killed, workers_of
+from killing import actors_of, run_killed, workers_of
 from placing import Place
+from standin import Cramped
 
+from kinora.pipelines.batch.making import Studio
 from kinora.pipelines.batch.report import status
+from kinora.pipelines.batch.store import Store
 
 HERE = Path(__file__).parent
 KINORA = (sys.executable, "-m", "kinora.app")
+with_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed"
+)
 
 
 def test_kills_of_parents_and_workers_change_nothing(place: Place) -> None:
@@ -49,54 +55,59 @@ def test_workers_end_themselves_when_the_parent_is_killed(place: Place) -> None:
     assert place.strays() == [], "the last one takes the drafts with it"
 
 
-def test_a_full_disk_and_then_room_again(wan_folder: Path, tmp_path: Path) -> None:
-    """Of files no longer than 3000 bytes: the sidecar of a real video is."""
-    manifest = tmp_path / "prompts.txt"
-    manifest.write_text("a red circle\na blue square\n")
-    command = [*KINORA, "batch", str(manifest), "--output", str(tmp_path / "out"), "--model",
-               str(wan_folder), "--size", "32x32", "--frames", "5", "--steps", "2", "--device",
-               "cpu", "--json"]  # fmt: skip
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
-
-    full = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
-    assert full.returncode == 1, full.stderr
-    told = json.loads(full.stdout.splitlines()[-1])
-    assert "the disk is full" in told["blocked"] and told["left"] == 2
-    left = {it.name for it in (tmp_path / "out").iterdir()}
+def test_a_full_disk_and_then_room_again(wan_folder: Path, place: Place) -> None:
+    """The sidecar of a real video finds no room."""
+    place.write("a red circle", "a blue square")
+    defaults = {"model": str(wan_folder), "width": 32, "height": 32, "frames": 5, "steps": 2}
+    full = place.run(make=Cramped, defaults=defaults)
+    assert full.blocked is not None and "the disk is full" in full.blocked
+    assert (full.done, full.failed, full.left) == (0, 0, 2)
+    left = {it.name for it in place.output.iterdir()}
     kept = {it for it in left if it.endswith(".latents.safetensors")}
     assert left - kept == {"rows.jsonl"}, "latents are no draft: they can be decoded"
-    whole = subprocess.run(command, capture_output=True, text=True)
-    assert whole.returncode == 0, whole.stderr
-    names = sorted(it.suffix for it in (tmp_path / "out").iterdir())
+    assert place.run(make=Studio, defaults=defaults).complete
+    names = sorted(it.suffix for it in place.output.iterdir())
     assert names == [".json", ".json", ".jsonl", ".jsonl", ".mp4", ".mp4"]
 
 
 @pytest.mark.slow
-def test_fifty_kills_over_forty_rows_of_the_embedded_model(tmp_path: Path) -> None:
-    manifest = tmp_path / "prompts.txt"
+@pytest.mark.parametrize(
+    ("engine", "kills"),
+    [("local", 50), pytest.param("ray", 20, marks=with_ray)],
+    ids=["fifty-local", "twenty-ray"],
+)
+def test_kills_over_forty_rows_of_the_embedded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, kills: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as an actor of Ray with one CPU has it
+    manifest, killed = tmp_path / "prompts.txt", tmp_path / "killed"
     colours = ("red", "blue", "green", "yellow")
     manifest.write_text("".join(f"a {it} circle moving left\n" for it in colours))
 
-    def command(output: str) -> list[str]:
+    def command(output: Path, *more: str) -> list[str]:
         return [*KINORA, "batch", str(manifest), "--seeds", "0-9", "--size", "64x64", "--frames",
                 "9", "--steps", "4", "--device", "cpu", "--workers", "2", "--retries", "1000",
-                "--output", str(tmp_path / output)]  # fmt: skip
+                "--output", str(output), *more]  # fmt: skip
 
-    def hashes(output: str) -> dict[str, str]:
-        records = [json.loads(it.read_text()) for it in (tmp_path / output).glob("*.json")]
+    def hashes(output: Path) -> dict[str, str]:
+        records = [json.loads(it.read_text()) for it in output.glob("*.json")]
         return {f"{it['request']['prompt']} {it['request']['seed']}": it["frames_sha256"]
                 for it in records}  # fmt: skip
 
-    subprocess.run(command("whole"), check=True, capture_output=True)
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     began = time.monotonic()
-    kills = run_killed(command("killed"), 50, (1.0, 12.0), seed=0, log=tmp_path / "log")
-    took_s = time.monotonic() - began
-    print(f"{kills} in {took_s:.0f} s")
-    assert len(hashes("whole")) == 40 and hashes("killed") == hashes("whole")
-    suffixes = [it.suffix for it in (tmp_path / "killed").iterdir()]
+    # A cluster that is started takes seconds: few kills are of the parent, which starts it.
+    how: dict[str, Any] = {} if engine == "local" else {"workers": actors_of, "parents": {5, 13}}
+    again = command(killed, "--engine", engine)
+    made = run_killed(again, kills, (1.0, 12.0), seed=0, log=tmp_path / "log", **how)
+    print(f"{made} in {time.monotonic() - began:.0f} s")
+    assert made.parents and made.workers
+    assert len(hashes(tmp_path / "whole")) == 40
+    assert hashes(killed) == hashes(tmp_path / "whole")
+    suffixes = [it.suffix for it in killed.iterdir()]
     assert sorted(set(suffixes)) == [".json", ".jsonl", ".mp4"] and len(suffixes) == 82
+    done = [it["id"] for it in Store(killed).statuses() if it["status"] == "done"]
+    assert len(set(done)) == len(done), "no row is said to be done twice"
 
 
 @pytest.mark.slow

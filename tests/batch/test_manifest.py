@@ -78,7 +78,7 @@ def test_a_prompt_list_is_a_prompt_a_line(write: Write) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("{", "it is no JSON"),
+        ('{"prompt": "a"', "it is no JSON (Expecting ',' delimiter: character 15)"),
         ("[1]", "it is no JSON object but [1]"),
         ("[" * 100_000, "it is no JSON"),
         ("{}", "prompt is missing"),

@@ -69,6 +69,16 @@ def test_rows_that_fail_crash_and_flake(place: Place) -> None:
 
 @with_ray
 @pytest.mark.usefixtures("cluster")
+def test_a_broken_accelerator_fails_no_later_row(place: Place) -> None:
+    place.write("a", "sticky once b", "c", "d", "e")
+    summary = place.run(engine="ray")
+    assert summary.complete and (summary.done, summary.retried) == (5, 1)
+    told = "worker 0 is started again: the worker ended: its accelerator answers no more"
+    assert [it.text for it in place.notices] == [told]
+
+
+@with_ray
+@pytest.mark.usefixtures("cluster")
 def test_as_without_ray_and_again_there_is_nothing_left(place: Place) -> None:
     place.write(*(f"row {i}" for i in range(6)))
     assert place.run(engine="ray", workers=3).done == 6

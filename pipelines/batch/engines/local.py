@@ -205,7 +205,7 @@ class _Worker:
 
     def feed(self) -> None:
         """Ask it for as many rows as it can have at a time."""
-        while self.ready and (turn := self.turns.take()) is not None:
+        while self.ready and not self.ill and (turn := self.turns.take()) is not None:
             self.tell(Asked(turn.index, turn.row, turn.attempt))
 
     def drop(self) -> None:
@@ -243,7 +243,7 @@ class _Worker:
         elif isinstance(message, Told):
             yield Step(message.index, self.number, message.progress)
         elif isinstance(message, Answer):
-            self.ill = not message.healthy
+            self.ill = self.ill or not message.healthy  # the other row may yet end well
             self.dropped.discard(message.index)
             yield self.turns.heard(message.index, message.ended)
         else:
@@ -253,7 +253,7 @@ class _Worker:
         """It has ended: whose fault was it? Starts the next one."""
         self.process.join()
         status = self.process.exitcode
-        why = _why(status, self.log)
+        why = "its accelerator answers no more" if self.ill else _why(status, self.log)
         self._close()
         self.dropped.clear()
         if not self.ready and self.starts >= (_STARTS if status >= 0 else _KILLED_STARTS):

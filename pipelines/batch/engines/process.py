@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -17,7 +16,7 @@ from typing import Any
 from ...events import Notice, Progress
 from .. import logs
 from ..attempt import Ended, attempt
-from ..making import Make, Maker
+from ..making import Fragile, Make, Maker
 from ..rows import Row
 from ..store import Drafts, Store
 from .held import LANES
@@ -105,7 +104,7 @@ class _Worker:
         """Until nobody asks any more; whether there is still somebody who could."""
         with ThreadPoolExecutor(LANES) as lanes:
             try:
-                self._maker = self._desk.make()
+                self._maker = Fragile(self._desk.make())
                 self._send(Ready())
                 while (asked := self._connection.recv()) != END:
                     if asked == STOP:
@@ -141,8 +140,7 @@ class _Worker:
         healthy = ended.status != "failed" or self._maker.recovers()
         self._send(Answer(asked.index, ended, healthy))
         if not healthy:
-            shutil.rmtree(desk.own, ignore_errors=True)
-            os._exit(1)
+            os._exit(1)  # drafts are left: another row may be among them
 
     def _send(self, message: Any) -> None:
         try:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import Cancelled, GenerationError, OutputError, RequestError
 from ...events import Notice, Progress
 from ..attempt import Ended, attempt
-from ..making import Maker
+from ..making import Fragile, Maker
 from ..rows import Row
 from ..store import Drafts
 from .engine import Job, Places, Step
@@ -257,7 +257,7 @@ class Actor:
                 f"{desk.folder} is not there on every machine of the cluster ({error.strerror}): "
                 f"choose an --output on a disk that they share"
             ) from None
-        self._maker: Maker = desk.make()
+        self._maker: Maker = Fragile(desk.make())
         self._telling = threading.Lock()
         self._told: dict[int, Progress] = {}
         self._notices: list[str] = []
@@ -279,10 +279,7 @@ class Actor:
         ended = attempt(self._maker, Row.from_json(row), number, place, self._stop, report)
         with self._telling:
             self._told.pop(index, None)
-        healthy = ended.status != "failed" or self._maker.recovers()
-        if not healthy:
-            shutil.rmtree(self._own, ignore_errors=True)
-        return ended, healthy
+        return ended, ended.status != "failed" or self._maker.recovers()
 
     def told(self) -> tuple[list[tuple[int, Progress]], list[str]]:
         """How far its rows are, and notices since it was asked last."""
