@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from ...pipelines.errors import KinoraError
 from ...pipelines.jobs import Jobs
+from . import later
 from .guard import TOKEN, UPLOAD_BYTES, Access, Guard
 
 HOST = "127.0.0.1"
@@ -27,6 +28,8 @@ DEFAULT_PORT = 7860
 _TRIED = 100
 _CONNECTIONS = 1000
 _LIBRARIES = ("gradio", "fastapi", "uvicorn")
+# Half of the start: predictions alone need torch, and gradio's tables pandas.
+LATER = ("torch", "pandas")
 
 
 class PageError(KinoraError):
@@ -39,6 +42,7 @@ def serve(output: str, port: int | None, *, host: str, browser: bool) -> None:
     With `port` None it is the default one, or the next that is free. Raises `KinoraError`.
     """
     access = Access.to(host, os.environ.get(TOKEN) or None)
+    later.defer(*LATER)
     folder = Path(os.path.abspath(os.path.expanduser(output)))
     if folder.exists() and not folder.is_dir():
         raise PageError(f"--output {output} is a file: give a folder, the page names its files")
@@ -53,7 +57,9 @@ def serve(output: str, port: int | None, *, host: str, browser: bool) -> None:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         jobs.start()
         taken = listener.getsockname()[1]
-        with served(application(jobs, access), listener) as thread:
+        with later.uncollected():
+            app = application(jobs, access)
+        with served(app, listener) as thread:
             address = f"http://{f'[{host}]' if ':' in host else host}:{taken}"
             if port is None and taken != DEFAULT_PORT:
                 print(f"port {DEFAULT_PORT} is taken: using {taken}")
