@@ -33,7 +33,15 @@ _COOKIE = "kinora"
 # What the page asks for. Gradio offers much more: files by path, calls by name, a proxy.
 _PATHS = ("/", "/config", "/favicon.ico", "/manifest.json", "/pwa_icon", "/theme.css", _UPLOAD)
 _UNDER = (
-    *("/v1/", "/gallery/", "/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/"),
+    *(
+        "/v1/",
+        "/gallery/",
+        "/evaluations/",
+        "/assets/",
+        "/static/",
+        "/svelte/",
+        "/gradio_api/heartbeat/",
+    ),
     *("/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/run/"),
     *("/gradio_api/reset", "/gradio_api/info", "/gradio_api/startup-events"),
     *("/gradio_api/theme.css", "/gradio_api/upload_progress"),

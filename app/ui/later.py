@@ -40,7 +40,6 @@ def uncollected() -> Generator[None, None, None]:
     try:
         yield
     finally:
-        gc.freeze()
         if was:
             gc.enable()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib.util
 import logging
 import os
@@ -59,6 +60,7 @@ def serve(output: str, port: int | None, *, host: str, browser: bool) -> None:
         taken = listener.getsockname()[1]
         with later.uncollected():
             app = application(jobs, access)
+            gc.freeze()  # what stays is not looked through again
         with served(app, listener) as thread:
             address = f"http://{f'[{host}]' if ':' in host else host}:{taken}"
             if port is None and taken != DEFAULT_PORT:
@@ -124,7 +126,7 @@ def application(jobs: Jobs, access: Access) -> Guard:
     from fastapi import FastAPI
 
     from ...eval import players
-    from . import api, page
+    from . import api, evaluate, page
     from . import gallery as galleries
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -132,6 +134,7 @@ def application(jobs: Jobs, access: Access) -> Guard:
     gallery = galleries.Gallery(jobs.folder)
     galleries.add(app, gallery)
     shown = page.Page(jobs, gallery, named_only=access.token is not None)
+    evaluate.add(app, shown.reports)
     blocks = shown.blocks.queue(api_open=False)
     mounted = gr.mount_gradio_app(
         app,
