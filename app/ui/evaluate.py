@@ -25,7 +25,6 @@ from .history import BRIEF, OWN, Fields, Update
 from .scoring import SUITES, Scoring, ScoringError
 from .seen import recipe_name
 
-EMPTY = '<div class="k-frame k-empty">The scores appear here.</div>'
 MOST = 500
 """Videos of one evaluation."""
 _KEPT = 20
@@ -112,7 +111,7 @@ class Evaluate:
                 self._start = gr.Button("Evaluate", variant="primary", elem_id="k-evaluate")
                 self._stop = gr.Button("Cancel", interactive=False, elem_id="k-evaluate-cancel")
             self._status = gr.HTML(view.status(()), elem_id="k-evaluate-status")
-            self._result = gr.HTML(EMPTY, elem_id="k-evaluated")
+            self._result = gr.HTML(elem_id="k-evaluated")
             with gr.Row(elem_id="k-evaluate-filters"):
                 every = [("all", "")]
                 self._model = gr.Dropdown(every, value="", label="Model", elem_id="k-eval-model")

@@ -30,6 +30,7 @@ UPLOAD_BYTES = 512 * 2**20
 BODY_BYTES = 2 * 2**20
 _UPLOAD = "/gradio_api/upload"
 _COOKIE = "kinora"
+_LONGEST_PATH = 1000
 # What the page asks for. Gradio offers much more: files by path, calls by name, a proxy.
 _PATHS = ("/", "/config", "/favicon.ico", "/manifest.json", "/pwa_icon", "/theme.css", _UPLOAD)
 _UNDER = (
@@ -180,7 +181,7 @@ def refusal(path: str, headers: Mapping[bytes, bytes], access: Access) -> tuple[
         return 403, foreign
     if not access.admits(headers):
         return 401, _NO_TOKEN
-    if path not in _PATHS and not path.startswith(_UNDER):
+    if (path not in _PATHS and not path.startswith(_UNDER)) or len(path) > _LONGEST_PATH:
         return 404, "there is nothing here"
     length = headers.get(b"content-length", b"0")
     if not length.isdigit():

@@ -23,7 +23,7 @@ def shown(report: Mapping[str, Any], names: Mapping[str, str]) -> str:
         rows.append(
             [f"{_plain(name)}{told}", _number(mean), _span(it), over, _state(it["status"])]
         )  # fmt: skip
-    parts = [_table(("metric", "mean", "95 % of means", "videos", "status"), rows)]
+    parts = [_table(("metric", "mean", "95 % interval", "videos", "status"), rows)]
     parts.append(_reasons(report["totals"], report.get("rejected", ())))
     parts.append(_videos(report["clips"], names))
     return f'<div class="k-scores">{"".join(parts)}</div>'
