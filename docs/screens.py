@@ -82,7 +82,9 @@ def shoot(tab: Any, folder: Path, name: str) -> None:
     picture("compare")
     show("gallery")
     tab.wait_for_selector("#k-gallery .k-card")
-    tab.wait_for_load_state("networkidle")
+    tab.wait_for_function(
+        "[...document.querySelectorAll('#k-gallery img')].slice(0, 4).every(it => it.naturalWidth)"
+    )
     picture("gallery")
     tab.click("#k-gallery .k-card")
     tab.wait_for_selector("#k-opened .k-times")

@@ -280,7 +280,8 @@ def choices(items: Sequence[Item], model: str, recipe: str) -> str:
     more = len(chosen) - SHOWN
     note = f'<p class="k-facts">and {more:,} older ones: choose by model and recipe</p>'
     return (
-        '<p class="k-acts"><button type="button" data-all>All, or none</button></p>'
+        '<p class="k-acts"><button type="button" data-all>All, or none</button> '
+        '<span class="k-facts">Tick what is to be scored.</span></p>'
         f'<div class="k-gallery">{cards}</div>{note if more > 0 else ""}'
     )
 

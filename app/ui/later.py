@@ -7,6 +7,8 @@ import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any
@@ -30,6 +32,33 @@ def defer(*names: str) -> None:
         spec.loader_state = _Loading()
         module.__class__ = _Later
         sys.modules[name] = module
+
+
+def without_stubs() -> None:
+    """Have gradio write no stubs for editors, from templates, whenever it is imported.
+
+    It takes a quarter of that time. Where gradio does so no more, nothing is changed.
+    """
+    if "gradio" not in sys.modules:
+        sys.meta_path.insert(0, _WithoutStubs())
+
+
+class _WithoutStubs(MetaPathFinder):
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if fullname != "gradio.component_meta":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_without(module: ModuleType) -> None:
+                run(module)
+                if hasattr(module, "create_or_modify_pyi"):
+                    vars(module)["create_or_modify_pyi"] = lambda *_: None
+
+            vars(spec.loader)["exec_module"] = run_without
+        return spec
 
 
 @contextmanager

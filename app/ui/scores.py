@@ -17,11 +17,10 @@ def shown(report: Mapping[str, Any], names: Mapping[str, str]) -> str:
     known = report["provenance"]["metrics"]
     rows: list[list[str]] = []
     for name, it in report["totals"].items():
-        mean = it["mean"] if it["mean"] is not None else it["partial_mean"]
         told = f"<small>{escape(known[name]['what'])}</small>"
         over = f"{it['n']} of {it['asked']}" if it["asked"] else _NONE
         rows.append(
-            [f"{_plain(name)}{told}", _number(mean), _span(it), over, _state(it["status"])]
+            [f"{_plain(name)}{told}", _number(it["mean"]), _span(it), over, _state(it["status"])]
         )  # fmt: skip
     parts = [_table(("metric", "mean", "95 % interval", "videos", "status"), rows)]
     parts.append(_reasons(report["totals"], report.get("rejected", ())))
@@ -54,7 +53,7 @@ def _reasons(results: Mapping[str, Any], rejected: Sequence[Mapping[str, str]]) 
         notes |= dict.fromkeys(it.get("notes", ()))
     every = [*map(_plain, results)]
     lines = [
-        f"<b>{'all' if names == every and every[1:] else ', '.join(names)}</b>: {escape(why)}"
+        f"<b>{'all' if names == every and every[1:] else _few(names)}</b>: {escape(why)}"
         for why, names in found.items()
     ]
     lines += [f"left out: {escape(it['reason'])}" for it in rejected]
@@ -92,6 +91,11 @@ def _plain(name: str) -> str:
     return escape(name.removeprefix("world.").replace("_", " "))
 
 
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 5 else ""
+    return ", ".join(names[:4] if more else names) + more
+
+
 def _number(value: float | None) -> str:
     return _NONE if value is None else f"{value:.4g}"
 
@@ -102,6 +106,8 @@ def _percent(value: float | None) -> str:
 
 def _span(total: Mapping[str, Any]) -> str:
     low, high = total["low"], total["high"]
+    if total["partial_mean"] is not None:  # which is not the mean
+        return f"{_number(total['partial_mean'])} of those {total['n']}"
     return "" if low is None or high is None else f"{low:.4g} to {high:.4g}"
 
 

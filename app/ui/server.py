@@ -44,6 +44,7 @@ def serve(output: str, port: int | None, *, host: str, browser: bool) -> None:
     """
     access = Access.to(host, os.environ.get(TOKEN) or None)
     later.defer(*LATER)
+    later.without_stubs()
     folder = Path(os.path.abspath(os.path.expanduser(output)))
     if folder.exists() and not folder.is_dir():
         raise PageError(f"--output {output} is a file: give a folder, the page names its files")

@@ -230,3 +230,15 @@ def test_a_report_by_vbench_is_a_table_of_dimensions() -> None:
     html = scores.shown({"dimensions": results, "totals": totals, "rejected": []}, {})
     assert "imaging quality</th><td>51.23" in html and "No total: two are missing" in html
     assert "color &lt;asks&gt; its own prompts" in html and 'data-state="failed"' in html
+
+
+def test_a_mean_of_some_is_not_shown_as_the_mean() -> None:
+    names = ("psnr", "ssim", "ms_ssim", "relative_l1", "cosine", "latent_cosine")
+    part: dict[str, Any] = {"status": "partial", "n": 2, "asked": 3, "mean": None, "low": None}
+    part |= {"high": None, "partial_mean": 0.25, "reason": "one is <gone>", "notes": []}
+    known = {name: {"version": 1, "what": "x"} for name in (*names, "other")}
+    totals = {**dict.fromkeys(names, part), "other": {**part, "reason": "another"}}
+    report = {"provenance": {"metrics": known}, "totals": totals, "clips": [], "rejected": []}
+    html = scores.shown(report, {})
+    assert "<td>–</td><td>0.25 of those 2</td><td>2 of 3</td>" in html
+    assert "<b>psnr, ssim, ms ssim, relative l1 and 2 more</b>: one is &lt;gone&gt;" in html

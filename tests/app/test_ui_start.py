@@ -15,11 +15,15 @@ import os, sys, tempfile
 from kinora.app.ui import later, server
 from kinora.app.ui.guard import Access
 from kinora.pipelines.jobs import Jobs
+before = len(sys.meta_path)
 later.defer(*server.LATER)
+later.without_stubs()
 server.application(Jobs(tempfile.mkdtemp()), Access(None))
 heavy = ("torch._C", "pandas.core", "diffusers", "transformers")
 print("loaded:", [name for name in heavy if name in sys.modules])
 import torch
+import gradio.component_meta as meta
+print("stubs:", meta.create_or_modify_pyi.__name__, len(sys.meta_path) == before)
 print("then:", torch.ones(2).sum().item(), type(torch).__name__)
 os._exit(0)
 """
@@ -34,7 +38,11 @@ def run(script: str, *, path: Path | None = None) -> str:
 
 
 def test_the_page_stands_before_torch_is_imported() -> None:
-    assert run(_PAGE).splitlines() == ["loaded: []", "then: 2.0 module"]
+    assert run(_PAGE).splitlines() == [
+        "loaded: []",
+        "stubs: <lambda> True",
+        "then: 2.0 module",
+    ]
 
 
 _THREADS = """
