@@ -119,8 +119,9 @@ class Evaluate:
             self._choices = gr.HTML(elem_id="k-choices", js_on_load=_TICKING)
             self._chosen = gr.Textbox(visible=False)
 
-    def wire(self) -> None:
-        """Connect the components."""
+    def wire(self, blocks: gr.Blocks) -> None:
+        """Connect the components, which are of `blocks`."""
+        blocks.unload(self.leave)
         browsed = [self._model, self._recipe, self._reference, self._choices]
         filters = [self._model, self._recipe, self._reference]
         self.tab.select(self.browse, filters, browsed, **BRIEF)
@@ -210,12 +211,20 @@ class Evaluate:
 
     def cancel(self, asker: gr.Request) -> Update:
         """Have what this page asked for end."""
-        asked = self._asked.get(asker.session_hash)
+        self._stop_of(asker.session_hash)
+        return {self._stop: gr.Button(interactive=False)}
+
+    def leave(self, asker: gr.Request) -> None:
+        """End what a page asked for that was closed."""
+        self._stop_of(asker.session_hash)
+        self._asked.pop(asker.session_hash, None)
+
+    def _stop_of(self, asker: str | None) -> None:
+        asked = self._asked.get(asker)
         if asked is not None:
             asked.cancelled = True
             if asked.scoring is not None:
-                asked.scoring.stop()
-        return {self._stop: gr.Button(interactive=False)}
+                threading.Thread(target=asked.scoring.end, daemon=True).start()
 
     def _items(self, chosen: str) -> list[Item]:
         """What was ticked; it may come from anybody. Raises `RequestError`."""

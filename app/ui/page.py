@@ -79,7 +79,7 @@ class Page:
                 shelf = lay_out_history()
             self._wire()
             compare.wire(set(self._panel.inputs()))
-            evaluate.wire()
+            evaluate.wire(self.blocks)
             elsewhere = [generate_tab, compare.tab, evaluate.tab]
             History(self, jobs, gallery, shelf).wire(elsewhere, self._tabs)
 

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 from ...pipelines.errors import KinoraError
 
 SUITES = ("world", "fidelity", "flicker", "vbench")
-_ENDING_S = 5.0  # for what it has started to end with it
+_ENDING_S = 2.0  # for what it has started to end with it; then videos are left half scored
 
 
 class ScoringError(KinoraError):
@@ -70,20 +70,20 @@ class Scoring:
             why = f"ended with status {status}: {' '.join(words[-1:])[:300]}"
         raise ScoringError(f"the process of the evaluation {why}")
 
-    def stop(self) -> None:
-        """Have it end; `told` raises then."""
+    def end(self) -> None:
+        """End it and what it has started, from any thread; `told` raises then."""
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGINT)
-
-    def close(self) -> None:
-        """End it and what it has started."""
-        self.stop()
         try:
             self._process.wait(_ENDING_S)
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+    def close(self) -> None:
+        """End it, and listen no more."""
+        self.end()
         for pipe in (self._process.stdin, self._process.stdout, self._words):
             with suppress(BrokenPipeError):
                 if pipe is not None:
@@ -149,7 +149,7 @@ def _end_with_the_page() -> None:
     sys.stdin.buffer.read()
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(_ENDING_S)
-    os._exit(130)
+    os.killpg(0, signal.SIGKILL)  # its group is its own
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
@@ -107,3 +109,34 @@ def test_a_deep_link_to_a_file_is_nothing(page: Page, server: Server) -> None:
     for path in ("/gradio_api/file=/etc/passwd", "/evaluations/../../etc/passwd", "/file/x"):
         answers[path] = page.tab.request.get(server.address + path).status
     assert set(answers.values()) == {404}
+
+
+def test_a_closed_page_ends_its_evaluation(
+    page: Page, server: Server, chromium: Any, films: Path
+) -> None:
+    for seed in range(6):
+        long: dict[str, Any] = {
+            "prompt": "another long one",
+            "seed": seed,
+            "size": 256,
+            "frames": 81,
+        }
+        film(films, f"closed-{seed}", **long, level=seed)
+        film(films, f"closed-fast-{seed}", **long, recipe=BALANCED, level=60)
+
+    def scoring() -> list[int]:
+        below = psutil.Process(server.process.pid).children()
+        return [it.pid for it in below if "kinora.app.ui.scoring" in it.cmdline()]
+
+    other = Page(chromium, server)
+    other.show("evaluate")
+    other.until(lambda: other.count("#k-choices .k-card") >= 12)
+    tick(other, "another long one")
+    other.choose("suite", "Nearness")
+    other.until(lambda: other.find("#k-reference").is_visible())
+    other.press("evaluate")
+    other.until(scoring)
+    began = time.monotonic()
+    other.tab.close()
+    page.until(lambda: not scoring())
+    assert time.monotonic() - began < 20

@@ -190,7 +190,7 @@ def test_a_process_that_is_killed_is_told_and_the_next_works(folder: Path) -> No
 
 
 def test_it_ends_when_it_is_cancelled_or_its_page_is_gone(folder: Path) -> None:
-    for end in ("stop", "close", "eof"):
+    for end in ("end", "close", "eof"):
         scoring = Scoring("world", [folder / "dense-0.mp4"], [], folder)
         process = scoring._process  # pyright: ignore[reportPrivateUsage]
         if end == "eof":
