@@ -5,7 +5,7 @@ PARTS  := app pipelines accel kernels eval
 PROMPT ?= a red circle moving left over a black background
 export PROMPT
 
-.PHONY: generate test test-slow test-vbench check format typing clean
+.PHONY: generate test test-slow test-vbench screens check format typing clean
 .DELETE_ON_ERROR:
 
 generate: $(VENV)/.installed  ## write a video of PROMPT="…"
@@ -19,6 +19,9 @@ test-slow: $(VENV)/.test-installed  ## the slow tests too
 
 test-vbench: $(VENV)/.test-installed  ## the tests that install the VBench package
 	$(BIN)/python -m pytest tests/eval/test_vbench_package.py
+
+screens: $(VENV)/.test-installed  ## pictures of the page in every width and scheme, to look at
+	$(BIN)/python docs/screens.py build/screens
 
 check: $(VENV)/.dev-installed typing  ## lint, format and types
 	$(BIN)/ruff check .

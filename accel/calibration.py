@@ -165,14 +165,14 @@ class Tally:
     keep: float
     balance: float = 0.5
     sample: float = 0.25
-    orders: dict[int, torch.Tensor] = field(default_factory=dict[int, torch.Tensor])
-    incoherence: dict[int, torch.Tensor] = field(default_factory=dict[int, torch.Tensor])
+    orders: dict[int, torch.Tensor] = field(default_factory=dict[int, "torch.Tensor"])
+    incoherence: dict[int, torch.Tensor] = field(default_factory=dict[int, "torch.Tensor"])
     masks: dict[tuple[int, int], torch.Tensor] = field(
-        default_factory=dict[tuple[int, int], torch.Tensor]
+        default_factory=dict[tuple[int, int], "torch.Tensor"]
     )
     recalls: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
     _mass: dict[tuple[int, int], torch.Tensor] = field(
-        default_factory=dict[tuple[int, int], torch.Tensor]
+        default_factory=dict[tuple[int, int], "torch.Tensor"]
     )
 
     def observe(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> None:

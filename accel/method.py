@@ -19,7 +19,7 @@ from .site import Site
 
 Plan = BlockPlan | KeyMerge
 """What a method makes of a call that is not dense: tiles to keep, or keys that become one."""
-Planner = Callable[[torch.Tensor, torch.Tensor, Site], Plan | None]
+Planner = Callable[["torch.Tensor", "torch.Tensor", Site], Plan | None]
 """`plan` for the calls of one run."""
 
 

@@ -9,8 +9,6 @@ from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
 DenseKernel = Literal["sdpa", "cudnn", "flash", "efficient", "flex", "xformers", "sage"]
 DENSE_KERNELS: tuple[DenseKernel, ...] = get_args(DenseKernel)
@@ -20,7 +18,6 @@ libraries of their own."""
 
 _PACKAGES = {"xformers": "xformers", "sage": "sageattention"}
 _CUDA_ONLY = ("cudnn", "efficient", "xformers", "sage")
-_HALF = (torch.float16, torch.bfloat16)
 _LARGEST_HEADS = {"flash": 256, "sage": 128}
 
 
@@ -40,7 +37,8 @@ def refuses(
     package = _PACKAGES.get(name)
     if package and find_spec(package) is None:
         return f"{package} is not installed"
-    if dtype not in _HALF and (name in ("cudnn", "sage") or (name, device) == ("flash", "cuda")):
+    half = dtype in (torch.float16, torch.bfloat16)
+    if not half and (name in ("cudnn", "sage") or (name, device) == ("flash", "cuda")):
         return f"it takes float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
     if name == "flex" and dtype == torch.float64:
         return "it takes no float64"
@@ -122,17 +120,21 @@ def dense_attention(
     if mask is not None and kernel != "sdpa":
         raise ValueError(f"the dense kernel {kernel} takes no mask, only sdpa does")
     if kernel == "sdpa":
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=scale
+        )
     return _CALLS[kernel](q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
 
 
-Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+Call = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", float], "torch.Tensor"]
 
 
-def _of_torch(backend: SDPBackend) -> Call:
+def _of_torch(backend: str) -> Call:
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-        with sdpa_kernel(backend):
-            return scaled_dot_product_attention(q, k, v, scale=scale)
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        with sdpa_kernel(getattr(SDPBackend, backend)):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
 
     return call
 
@@ -162,9 +164,9 @@ def _sage(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> to
 
 
 _CALLS: dict[DenseKernel, Call] = {
-    "cudnn": _of_torch(SDPBackend.CUDNN_ATTENTION),
-    "flash": _of_torch(SDPBackend.FLASH_ATTENTION),
-    "efficient": _of_torch(SDPBackend.EFFICIENT_ATTENTION),
+    "cudnn": _of_torch("CUDNN_ATTENTION"),
+    "flash": _of_torch("FLASH_ATTENTION"),
+    "efficient": _of_torch("EFFICIENT_ATTENTION"),
     "flex": _flex,
     "xformers": _xformers,
     "sage": _sage,

@@ -22,8 +22,6 @@ MEANS_ELEMENTS = 2**12
 SCORES_BYTES = 2**28
 """Scores that are alive at a time where there are more than `FUSED_COLUMNS`."""
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
 
 def takes(
     backend: str | None,
@@ -49,7 +47,8 @@ def _refuses(tensors: tuple[torch.Tensor, ...], columns: int, device: str) -> st
         return f"it is for CUDA devices, the tensors are on {device}"
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "it has no backward pass; torch has"
-    if any(x.dtype not in _DTYPES for x in tensors):
+    known = (torch.float16, torch.bfloat16, torch.float32)
+    if any(x.dtype not in known for x in tensors):
         return f"it takes float16, bfloat16, float32, not {tensors[0].dtype}"
     if columns > MOST_COLUMNS:
         return f"it takes up to {MOST_COLUMNS} tiles, not {columns}"

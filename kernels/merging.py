@@ -10,7 +10,6 @@ import os
 from dataclasses import dataclass, replace
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from .problem import Problem
 
@@ -165,7 +164,9 @@ def merged_attention(
     if not merge.alike:
         sizes = merge.sizes().to(torch.promote_types(q.dtype, torch.float32))
         bias = sizes.log().to(q.dtype)[:, :, None]
-    return scaled_dot_product_attention(q, merge.of(k), merge.of(v), attn_mask=bias, scale=scale)
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, merge.of(k), merge.of(v), attn_mask=bias, scale=scale
+    )
 
 
 def efficiency(problem: Problem) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from .plan import BlockPlan, tile_lengths, tiles_of
 from .precision import Precision
@@ -85,6 +84,8 @@ def attend(
     if size >= plan.queries:
         out, lse = chunk(queries, 0)
         return out, lse if shift is None else lse + shift
+    from torch.utils.checkpoint import checkpoint
+
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []
     for start in range(0, plan.queries, size):
         given = queries[:, :, start : start + size], start

@@ -26,6 +26,7 @@ EXAMPLE_PROMPT = "a red circle moving left over a black background"
 MAX_VIDEOS = 1000
 MAX_STEPS = 1000  # schedulers are trained with as many noise levels
 MAX_SEED = 2**63 - 1
+LONGEST_TEXT = 20_000  # characters; text encoders read some hundred words
 MIN_FPS, MAX_FPS = 0.1, 240
 
 
@@ -189,6 +190,11 @@ def _names_a_folder(output: str) -> bool:
 
 def _check_text(request: Request, card: Card) -> None:
     texts = {"prompt": request.prompt, "negative prompt": request.negative_prompt or ""}
+    for what, text in texts.items():
+        if len(text) > LONGEST_TEXT:
+            raise RequestError(
+                f"the {what} has {len(text):,} characters: {LONGEST_TEXT:,} are the most"
+            )
     for what, text in {**texts, "output": request.output, "model's path": card.name}.items():
         try:
             text.encode()

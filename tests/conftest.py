@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +246,29 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "flux": flux,
     "sdxl": sdxl,
 }
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Generator[Any, None, None]:
+    """Chromium without a window, driven by Playwright, whose loop other modules do without."""
+    driven = "the browser is driven by Playwright: pip install playwright"
+    playwright = pytest.importorskip("playwright.sync_api", reason=driven)
+    found = next((path for path in map(shutil.which, BROWSERS) if path), None)
+    if found is None:
+        pytest.skip("there is no Chromium to drive: apt-get install -y chromium")
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=found, args=list(FLAGS))
+        try:
+            yield browser
+        finally:
+            browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
-from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -47,7 +47,7 @@ def add(app: FastAPI, jobs: Jobs) -> None:
 class _Api:
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
-        self.router = APIRouter(prefix="/v1")
+        self.router = APIRouter(prefix="/v1", dependencies=[Depends(_known)])
         add = self.router.add_api_route
         add("/videos", self.create, methods=["POST"])
         add("/videos", self.list, methods=["GET"])
@@ -190,13 +190,31 @@ async def _fields(asker: Request) -> dict[str, Any]:
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         return await _form(asker)
     try:
-        content = json.loads(await asker.body())
+        content = json.loads(await asker.body(), object_pairs_hook=_once)
     except (ValueError, RecursionError):
         fail(400, "the body must be a JSON object or a form", None)
     if not isinstance(content, dict):
         fail(400, "the body must be a JSON object or a form", None)
-    given = cast("dict[str, Any]", content)
-    return {name: it for name, it in given.items() if it is not None}
+    return cast("dict[str, Any]", content)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose names must differ."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(it for it in names if names.count(it) > 1)[:40]
+        fail(400, f"{twice} is given twice", twice)
+    return found
+
+
+def _known(asker: Request) -> None:
+    """Refuse parameters of the address that its route does not take."""
+    known = [it.alias for it in asker.scope["route"].dependant.query_params]
+    for name in asker.query_params:
+        if name not in known:
+            told = f"choose from {', '.join(known)}" if known else "there are none here"
+            fail(400, f"{name[:40]!r} is no parameter: {told}", name[:40])
 
 
 async def _form(asker: Request) -> dict[str, Any]:

@@ -47,6 +47,11 @@ class Gallery:
         self._thumbnails: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._items: dict[str, Item] = {}
 
+    @property
+    def folder(self) -> Path:
+        """The folder."""
+        return self._folder
+
     def items(self) -> list[Item]:
         """All of them, read anew where something has changed."""
         with self._lock:

@@ -30,10 +30,19 @@ UPLOAD_BYTES = 512 * 2**20
 BODY_BYTES = 2 * 2**20
 _UPLOAD = "/gradio_api/upload"
 _COOKIE = "kinora"
+_LONGEST_PATH = 1000
 # What the page asks for. Gradio offers much more: files by path, calls by name, a proxy.
 _PATHS = ("/", "/config", "/favicon.ico", "/manifest.json", "/pwa_icon", "/theme.css", _UPLOAD)
 _UNDER = (
-    *("/v1/", "/gallery/", "/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/"),
+    *(
+        "/v1/",
+        "/gallery/",
+        "/evaluations/",
+        "/assets/",
+        "/static/",
+        "/svelte/",
+        "/gradio_api/heartbeat/",
+    ),
     *("/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/run/"),
     *("/gradio_api/reset", "/gradio_api/info", "/gradio_api/startup-events"),
     *("/gradio_api/theme.css", "/gradio_api/upload_progress"),
@@ -172,7 +181,7 @@ def refusal(path: str, headers: Mapping[bytes, bytes], access: Access) -> tuple[
         return 403, foreign
     if not access.admits(headers):
         return 401, _NO_TOKEN
-    if path not in _PATHS and not path.startswith(_UNDER):
+    if (path not in _PATHS and not path.startswith(_UNDER)) or len(path) > _LONGEST_PATH:
         return 404, "there is nothing here"
     length = headers.get(b"content-length", b"0")
     if not length.isdigit():

@@ -24,6 +24,7 @@ from ...pipelines.request import DEFAULT_MODEL, DENSE, EXAMPLE_PROMPT, Request
 from ...pipelines.sidecar import Record
 from . import controls, form, view, wire
 from .compare import Compare
+from .evaluate import Evaluate, Reports
 from .gallery import Gallery
 from .history import BRIEF, OWN, History, Update, Values
 from .layout import lay_out, lay_out_history
@@ -67,16 +68,20 @@ class Page:
         self._named_only = named_only
         self._kept = jobs.folder / HIDDEN / "recipes"
         self._asked: dict[str | None, list[str]] = {}
+        self.reports = Reports()
         with gr.Blocks(title="Kinora", analytics_enabled=False) as self.blocks:
             gr.HTML("<h1>Kinora</h1>", elem_id="k-name")
             with gr.Tabs(elem_id="k-tabs") as self._tabs:
                 with gr.Tab("Generate", id="generate") as generate_tab:
                     self._panel = lay_out()
                 compare = Compare(self, jobs)
+                evaluate = Evaluate(self, gallery, self.reports)
                 shelf = lay_out_history()
             self._wire()
             compare.wire(set(self._panel.inputs()))
-            History(self, jobs, gallery, shelf).wire([generate_tab, compare.tab], self._tabs)
+            evaluate.wire(self.blocks)
+            elsewhere = [generate_tab, compare.tab, evaluate.tab]
+            History(self, jobs, gallery, shelf).wire(elsewhere, self._tabs)
 
     def _wire(self) -> None:
         panel = self._panel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib.util
 import logging
 import os
@@ -20,6 +21,7 @@ from urllib.parse import quote
 
 from ...pipelines.errors import KinoraError
 from ...pipelines.jobs import Jobs
+from . import later
 from .guard import TOKEN, UPLOAD_BYTES, Access, Guard
 
 HOST = "127.0.0.1"
@@ -27,6 +29,8 @@ DEFAULT_PORT = 7860
 _TRIED = 100
 _CONNECTIONS = 1000
 _LIBRARIES = ("gradio", "fastapi", "uvicorn")
+# Half of the start: predictions alone need torch, and gradio's tables pandas.
+LATER = ("torch", "pandas")
 
 
 class PageError(KinoraError):
@@ -39,6 +43,8 @@ def serve(output: str, port: int | None, *, host: str, browser: bool) -> None:
     With `port` None it is the default one, or the next that is free. Raises `KinoraError`.
     """
     access = Access.to(host, os.environ.get(TOKEN) or None)
+    later.defer(*LATER)
+    later.without_stubs()
     folder = Path(os.path.abspath(os.path.expanduser(output)))
     if folder.exists() and not folder.is_dir():
         raise PageError(f"--output {output} is a file: give a folder, the page names its files")
@@ -53,7 +59,10 @@ def serve(output: str, port: int | None, *, host: str, browser: bool) -> None:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         jobs.start()
         taken = listener.getsockname()[1]
-        with served(application(jobs, access), listener) as thread:
+        with later.uncollected():
+            app = application(jobs, access)
+            gc.freeze()  # what stays is not looked through again
+        with served(app, listener) as thread:
             address = f"http://{f'[{host}]' if ':' in host else host}:{taken}"
             if port is None and taken != DEFAULT_PORT:
                 print(f"port {DEFAULT_PORT} is taken: using {taken}")
@@ -118,7 +127,7 @@ def application(jobs: Jobs, access: Access) -> Guard:
     from fastapi import FastAPI
 
     from ...eval import players
-    from . import api, page
+    from . import api, evaluate, page
     from . import gallery as galleries
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -126,6 +135,7 @@ def application(jobs: Jobs, access: Access) -> Guard:
     gallery = galleries.Gallery(jobs.folder)
     galleries.add(app, gallery)
     shown = page.Page(jobs, gallery, named_only=access.token is not None)
+    evaluate.add(app, shown.reports)
     blocks = shown.blocks.queue(api_open=False)
     mounted = gr.mount_gradio_app(
         app,

@@ -38,7 +38,7 @@ _ID = re.compile(r"video_([0-9a-f]{16})")
 def video_request(given: Mapping[str, Any]) -> Request:
     """What `POST /v1/videos` asks for. Raises `KinoraError`."""
     _check_names(given, VIDEO_FIELDS)
-    fields = dict(given)
+    fields = {name: it for name, it in given.items() if it is not None}  # null is the default
     card = _card(fields)
     if "size" in fields:
         if {"width", "height"} & set(fields):
@@ -55,10 +55,10 @@ def image_requests(given: Mapping[str, Any]) -> list[Request]:
     """What `POST /v1/images/generations` asks for, one for each image. Raises `KinoraError`."""
     _check_names(given, IMAGE_FIELDS)
     fields = {name: it for name, it in given.items() if name not in ("n", "response_format")}
-    wanted = given.get("response_format", "b64_json")
+    wanted = given.get("response_format") or "b64_json"
     if wanted not in ("b64_json", "url"):
         raise RequestError(f"response_format must be b64_json or url, not {str(wanted)[:40]!r}")
-    number = str(given.get("n", 1))
+    number = str(1 if given.get("n") is None else given["n"])
     if not re.fullmatch("[0-9]{1,3}", number) or not 1 <= int(number) <= MOST_IMAGES:
         raise RequestError(f"n must be 1 to {MOST_IMAGES}, not {number[:40]}")
     first = video_request({**fields, "frames": 1, "format": "png"})

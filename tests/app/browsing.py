@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import re
+import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-
-PATIENCE_S = 30
+PATIENCE_S = 60
+FOREVER = {"width": 128, "height": 128, "frames": 33, "steps": 1000}
+SMALL = {"width": 32, "height": 32, "frames": 5, "steps": 2}
 LISTS = ("model", "recipe", "recipe-1", "recipe-2", "format", "device")
+# What a browser does with a file that is let go over the page.
+_DROP = """
+([selector, name, bytes]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([new Uint8Array(bytes)], name));
+  const fire = kind => document.querySelector(selector).dispatchEvent(
+    new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true}));
+  ['dragenter', 'dragover', 'drop'].forEach(fire);
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -39,14 +50,49 @@ class Server:
         return path
 
 
+@contextmanager
+def serving(output: Path, env: Mapping[str, str] | None = None) -> Generator[Server, None, None]:
+    """The command, on a free port; ended by Ctrl-C."""
+    command = [sys.executable, "-m", "kinora.app", "ui", "--port", "0", "--output", str(output)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        first = process.stdout.readline()
+        try:
+            assert first.startswith("http://127.0.0.1:"), first or process.stderr.read()
+            yield Server(process, first.split()[0], output)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+            said = process.stderr.read().splitlines()
+            assert said[-1:] == ["stopped"], said
+        finally:
+            process.kill()
+
+
 class Page:
     """One tab with the page in it."""
 
-    def __init__(self, driver: Any, server: Server) -> None:
-        self.driver = driver
-        driver.get(server.address)
+    def __init__(self, browser: Any, server: Server, **options: Any) -> None:
+        self.tab = browser.new_page(**{"viewport": {"width": 1280, "height": 1400}, **options})
+        self.asked: set[str | None] = set()
+        """Whom the page has asked for something."""
+        self.faults: list[str] = []
+        """Errors of its scripts, and what its content policy forbade."""
+        self.tab.on("request", self._asks)
+        self.tab.on("pageerror", lambda it: self.faults.append(str(it)))
+        self.tab.on("console", lambda it: self._says(it.type, it.text))
+        self.tab.goto(server.address)
         # Its first prediction is there: the page is alive.
         self.until(lambda: "tokens" in self.text("prediction"))
+
+    def _asks(self, request: Any) -> None:
+        if not request.url.startswith(("data:", "blob:")):
+            self.asked.add(urlsplit(request.url).hostname)
+
+    def _says(self, kind: str, text: str) -> None:
+        if kind == "error":
+            self.faults.append(text)
 
     def until(self, condition: Callable[[], object]) -> None:
         """Wait for something; what it looks at may be drawn anew meanwhile."""
@@ -58,74 +104,75 @@ class Page:
             except Exception:
                 if time.monotonic() > end:
                     raise
-            shown = "the page shows: " + self.driver.find_element(By.TAG_NAME, "body").text
-            assert time.monotonic() < end, shown
-            time.sleep(0.05)
+            assert time.monotonic() < end, f"the page shows: {self.tab.inner_text('body')}"
+            self.tab.wait_for_timeout(50)
 
     def find(self, selector: str) -> Any:
         """The first element there."""
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
+        return self.tab.locator(selector).first
+
+    def count(self, selector: str) -> int:
+        """How many there are."""
+        return self.tab.locator(selector).count()
 
     def text(self, name: str) -> str:
         """The text of a part."""
-        return self.find(f"#k-{name}").text
+        return self.tab.inner_text(f"#k-{name}", timeout=2000).strip()
 
-    def phase(self) -> str:
+    def phase(self, name: str = "status") -> str:
         """What the page says of the run."""
-        return self.find("#k-status [data-phase]").get_attribute("data-phase")
+        return self.tab.get_attribute(f"#k-{name} [data-phase]", "data-phase", timeout=2000)
 
     def fill(self, **fields: object) -> None:
         """Type values into fields."""
         for name, value in fields.items():
+            if name in LISTS:
+                self.choose(name, str(value))
+                continue
             field = self.find(f"#k-{name} input, #k-{name} textarea")
-            field.click()
-            field.send_keys(Keys.CONTROL, "a")
-            field.send_keys(Keys.DELETE, str(value), Keys.ENTER if name in LISTS else Keys.TAB)
+            field.fill(str(value))
+            field.press("Tab")
 
     def choose(self, name: str, value: str) -> None:
-        """Pick an entry of a list."""
+        """Type an entry of a list, or something else where that is allowed."""
         field = self.find(f"#k-{name} input")
         field.click()
-        field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(value, Keys.ENTER)
+        for key in ("Control+a", "Delete"):
+            field.press(key)
+        field.press_sequentially(value)
+        field.press("Enter")
 
     def open_advanced(self) -> None:
         """Show the fields that are not for every day."""
         self.find("#k-advanced > button").click()
-        self.until(lambda: self.find("#k-strict input").is_displayed())
+        self.until(lambda: self.find("#k-strict input").is_visible())
 
     def press(self, name: str) -> None:
         """Press a button once it can be pressed."""
-        self.until(lambda: self.find(f"#k-{name}").is_enabled())
-        self.find(f"#k-{name}").click()
+        self.find(f"#k-{name}").click(timeout=1000 * PATIENCE_S)
 
-    def tab(self, name: str) -> None:
+    def show(self, name: str) -> None:
         """Open a tab."""
         self.find(f"#k-tabs button[data-tab-id={name}]").click()
 
-    def jobs(self, status: str) -> list[Any]:
-        """The jobs that are listed as that."""
-        return self.driver.find_elements(By.CSS_SELECTOR, f"#k-jobs li[data-status={status}]")
+    def jobs(self, status: str) -> int:
+        """How many jobs are listed as that."""
+        return self.count(f"#k-jobs li[data-status={status}]")
+
+    def act(self, status: str, act: str) -> None:
+        """Press a button of the first job that is listed as that."""
+        self.find(f"#k-jobs li[data-status={status}] [data-act={act}]").click()
 
     def drop(self, path: Path) -> None:
-        """Give a file to restore from."""
-        self.find("#k-dropped input[type=file]").send_keys(str(path))
+        """Let go a file over the field that settings are restored from."""
+        where = "#k-dropped button"
+        self.tab.evaluate(_DROP, [where, path.name, list(path.read_bytes())])
 
     def value(self, name: str) -> str:
         """What stands in a field."""
-        return self.find(f"#k-{name} input, #k-{name} textarea").get_attribute("value")
+        return self.find(f"#k-{name} input, #k-{name} textarea").input_value()
 
     def generate(self, *phases: str) -> None:
         """Press Generate, and wait for what comes of it."""
         self.press("generate")
         self.until(lambda: self.phase() in phases)
-
-    def hosts(self) -> set[str | None]:
-        """Whom the pages have asked for something since the last call."""
-        messages = [
-            json.loads(it["message"])["message"] for it in self.driver.get_log("performance")
-        ]
-        sent = [it["params"] for it in messages if it["method"] == "Network.requestWillBeSent"]
-        # Other documents are the browser's own; `data:` and `blob:` ask nobody.
-        sent = [it["request"]["url"] for it in sent if it["documentURL"].startswith("http")]
-        return {urlsplit(url).hostname for url in sent if not url.startswith(("data:", "blob:"))}

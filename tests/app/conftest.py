@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import pytest
 from kinora.app.cli import main
 
 sys.path.insert(0, str(Path(__file__).parent))  # for modules that tests share
+
+from browsing import SMALL, Page, Server, serving
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,24 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_
         return Called(status, streams.out, streams.err)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def server(
+    chromium: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[Server, None, None]:
+    """The command with an empty folder."""
+    with serving(tmp_path_factory.mktemp("ui") / "made") as server:
+        yield server
+
+
+@pytest.fixture
+def page(server: Server, chromium: Any, wan_folder: Path) -> Generator[Page, None, None]:
+    """A fresh page, set to a small run of the tiny Wan pipeline."""
+    page = Page(chromium, server)
+    page.fill(model=wan_folder)
+    page.until(lambda: page.value("steps") == "50")
+    page.fill(**SMALL)
+    yield page
+    assert not page.faults
+    page.tab.close()

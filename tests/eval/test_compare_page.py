@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from selenium import webdriver
 
 from kinora.eval.compare import compare
 from kinora.eval.comparison import Comparison
@@ -87,49 +84,32 @@ def test_a_single_point_has_a_place_and_none_is_refused():
         plot([], score="x", rule=None)
 
 
-@pytest.mark.skipif(
-    not (shutil.which("chromium") and shutil.which("chromedriver")),
-    reason="needs chromium and chromedriver",
-)
 def test_in_a_browser_the_videos_of_a_case_are_in_step_and_those_of_others_stay(
-    found: Comparison, tmp_path: Path
+    found: Comparison, tmp_path: Path, chromium: Any
 ):
     (tmp_path / "report.html").write_text(page(found), encoding="utf-8")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which("chromium"))
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage",
-                 f"--user-data-dir={tmp_path / 'profile'}"):  # fmt: skip
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(str(shutil.which("chromedriver")))
-    driver = webdriver.Chrome(options, service)
-
-    def until(script: str) -> None:
-        end = time.monotonic() + 30
-        while not driver.execute_script(f"return {script}"):
-            assert time.monotonic() < end, script
-            time.sleep(0.05)
-
-    try:
-        driver.get((tmp_path / "report.html").as_uri())
-        driver.execute_script(
-            "window.cases = [...document.forms].map(it => [...it.querySelectorAll('video')]);"
-            "document.querySelectorAll('details').forEach(it => it.open = true);"
-        )
-        until("cases.flat().every(it => it.readyState >= 2)")
-        driver.execute_script(
-            "const it = document.forms[0].elements.frame; it.value = 2;"
-            "it.dispatchEvent(new Event('input', {bubbles: true}));"
-        )
-        until("cases[0].every(it => Math.abs(it.currentTime - 2.5 / 16) < 1e-3)")
-        assert driver.execute_script("return cases[1].every(it => it.currentTime === 0)")
-        driver.execute_script("[...document.forms[0].elements.how][1].click()")
-        assert driver.execute_script("return document.forms[1].elements.how.value") == "wipe"
-        driver.execute_script(
-            "window.ink = document.querySelector('canvas').getContext('2d');"
-            "window.seen = () => ink.getImageData(0, 0, 64, 64).data.filter((_, k) => k % 4 < 3);"
-        )
-        until("Math.max(...seen()) > 100")
-        assert not driver.get_log("browser")
-    finally:
-        driver.quit()
+    said: list[str] = []
+    tab = chromium.new_page()
+    tab.on("console", lambda it: said.append(it.text))
+    tab.on("pageerror", lambda it: said.append(str(it)))
+    tab.goto((tmp_path / "report.html").as_uri())
+    tab.evaluate("""() => {
+        window.cases = [...document.forms].map(it => [...it.querySelectorAll('video')]);
+        document.querySelectorAll('details').forEach(it => it.open = true);
+    }""")
+    tab.wait_for_function("cases.flat().every(it => it.readyState >= 2)")
+    tab.evaluate("""() => {
+        const it = document.forms[0].elements.frame; it.value = 2;
+        it.dispatchEvent(new Event('input', {bubbles: true}));
+    }""")
+    tab.wait_for_function("cases[0].every(it => Math.abs(it.currentTime - 2.5 / 16) < 1e-3)")
+    assert tab.evaluate("cases[1].every(it => it.currentTime === 0)")
+    tab.evaluate("[...document.forms[0].elements.how][1].click()")
+    assert tab.evaluate("document.forms[1].elements.how.value") == "wipe"
+    tab.evaluate("""() => {
+        window.ink = document.querySelector('canvas').getContext('2d');
+        window.seen = () => ink.getImageData(0, 0, 64, 64).data.filter((_, k) => k % 4 < 3);
+    }""")
+    tab.wait_for_function("Math.max(...seen()) > 100")
+    assert not said
+    tab.close()

@@ -1,0 +1,340 @@
+"""What hostile and clumsy clients send to the whole application, the page's own routes included."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
+
+from filming import film
+from jobserver import Served, stand_in
+
+from kinora.app.ui import guard, server
+from kinora.app.ui.gallery import Gallery
+from kinora.app.ui.guard import Access
+from kinora.pipelines.jobs import Jobs
+
+TOKEN = "a secret of many letters"
+SECRET = "nobody may read this"
+PATHS = (
+    *("../secret.txt", "../../../../../../../../etc/passwd", "/etc/passwd", "....//secret.txt"),
+    *("..\\secret.txt", "C:\\secret.txt", "secret.txt\x00.mp4", "file:///etc/passwd"),
+    *("link.txt", ".kinora-jobs/jobs.sqlite", "~/secret.txt", "%2e%2e%2fsecret.txt", "a" * 3000),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one video, beside a file that is nobody's, which a link in it leads to."""
+    made = tmp_path_factory.mktemp("hostile") / "made"
+    film(made, "one")
+    film(made, "large", content=b"x" * 2**23)
+    secret = made.parent / "secret.txt"
+    secret.write_text(SECRET)
+    (made / "link.txt").symlink_to(secret)
+    (made / "linked.mp4").symlink_to(secret)
+    (made / "linked.json").write_text((made / "one.json").read_text())
+    return made
+
+
+def application(
+    folder: Path, scratch: Path, token: str | None = None
+) -> Generator[Served, None, None]:
+    """The page and the jobs, as `kinora ui` serves them."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    new = asyncio.new_event_loop
+
+    def made() -> asyncio.AbstractEventLoop:
+        loops.append(new())
+        return loops[-1]
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(asyncio, "new_event_loop", made)  # gradio leaves one open
+    patch.setenv("GRADIO_TEMP_DIR", str(scratch))
+    try:
+        with closing(Jobs(folder, make=stand_in())) as jobs, server.listening(0) as listener:
+            jobs.start()
+            with server.served(server.application(jobs, Access(token)), listener):
+                yield Served(jobs, f"http://127.0.0.1:{listener.getsockname()[1]}")
+    finally:
+        patch.undo()
+        for it in loops:
+            it.close()
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The application for this machine."""
+    yield from application(folder, tmp_path_factory.mktemp("scratch"))
+
+
+def routes(served: Served) -> list[tuple[str, str]]:
+    """Method and path of every route that takes a name, with {} for it, that the guard lets by."""
+    fixed = [
+        *(("GET", f"/v1/videos/{{}}{it}") for it in ("", "/content", "/events")),
+        *(("POST", f"/v1/videos/{{}}/{it}") for it in ("cancel", "retry")),
+        ("DELETE", "/v1/videos/{}"),
+        *(("GET", f"/gallery/{{}}/{it}") for it in ("media", "sidecar", "thumbnail")),
+        ("GET", "/evaluations/{}"),
+        *(("GET", f"/{it}/{{}}") for it in ("assets", "static", "svelte")),
+        *(("GET", f"/gradio_api/{it}") for it in ("upload_progress?upload_id={}", "file={}")),
+        *(("GET", f"/gradio_api/{it}") for it in ("file/{}", "proxy={}", "stream/{}/a/b")),
+        *(("GET", f"/{it}") for it in ("file={}", "custom_component/{}/x/y/z", "theme.css?a={}")),
+        ("POST", "/gradio_api/run/{}"),
+        ("POST", "/gradio_api/call/{}"),
+        ("GET", "/gradio_api/queue/data?session_hash={}"),
+    ]
+    return fixed
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_route_leads_to_a_file_by_its_path(served: Served, path: str) -> None:
+    for method, route in routes(served):
+        if "queue/data" in route or "upload_progress" in route:
+            continue  # streams that say nothing of files
+        for spelled in (quote(path, safe=""), quote(path, safe="/.~:\\")):
+            connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+            connection.request(method, route.format(spelled), headers={"host": "localhost"})
+            answer = connection.getresponse()
+            body = answer.read()
+            connection.close()
+            assert SECRET.encode() not in body and b"root:" not in body, (method, route)
+            assert b"SQLite format" not in body and b"Traceback" not in body, (method, route)
+            harmless = "theme.css" in route
+            assert harmless or answer.status in (307, 400, 403, 404, 405, 422), (method, route)
+
+
+def test_every_route_of_the_application_asks_for_the_token(folder: Path, tmp_path: Path) -> None:
+    for served in application(tmp_path / "made", tmp_path / "scratch", TOKEN):
+        for method, route in routes(served):
+            answer = served.ask(route.format("x"), method=method)
+            assert answer.status == 401 and "the token is missing" in answer.complaint, route
+        for route in ("/", "/config", "/theme.css", "/manifest.json", "/gradio_api/info"):
+            assert served.ask(route).status == 401, route
+        assert served.ask("/config", authorization=f"Bearer {TOKEN}").status == 200
+
+
+def page_of(served: Served) -> dict[str, Any]:
+    """The configuration of the page."""
+    return served.ask("/config").json
+
+
+def test_files_that_a_client_names_are_neither_read_nor_removed(
+    served: Served, folder: Path
+) -> None:
+    """The field that takes dropped files is told a path, as if that had been uploaded."""
+    config = page_of(served)
+    (dropped,) = [it["id"] for it in config["components"] if it["type"] == "file"]
+    asked = [it for it in config["dependencies"] if dropped in it["inputs"]]
+    assert asked
+    victim = folder / "one.json"
+    for path in (str(victim), "/etc/passwd", str(folder.parent / "secret.txt")):
+        for call in asked:
+            data = [{"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "a.json"}]
+            data += [None] * (len(call["inputs"]) - 1)
+            body = {"data": data, "fn_index": call["id"], "session_hash": "s"}
+            for route in ("/gradio_api/run/predict", "/gradio_api/queue/join"):
+                answer = served.ask(route, body)
+                assert SECRET.encode() not in answer.body and b"root:" not in answer.body
+    assert victim.is_file() and (folder.parent / "secret.txt").read_text() == SECRET
+
+
+JUNK = (
+    *(b"", b"{", b"[]", b"null", b"3", b"\xff\xfe", b"[" * 20_000, b'{"data": 1}'),
+    *(b'{"data": [], "fn_index": -1}', b'{"data": [], "fn_index": 100000}'),
+    *(b'{"data": [], "fn_index": "x", "session_hash": {}}', b'{"data": [1], "fn_index": 0}'),
+    b'{"data": [null], "fn_index": 1, "session_hash": "../../x", "event_data": {"a": [[[]]]}}',
+    b'{"data": [], "fn_index": 2, "trigger_id": 1e400}',
+)
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_junk_for_the_page_ends_nothing(served: Served, junk: bytes) -> None:
+    for route in ("/gradio_api/run/predict", "/gradio_api/queue/join", "/gradio_api/reset"):
+        answer = served.ask(route, junk)
+        assert b"Traceback" not in answer.body and b"/app/ui/" not in answer.body, answer
+    assert served.ask("/v1/videos").status == 200
+    assert served.ask("/config").status == 200
+
+
+def upload(served: Served, body: bytes, kind: str) -> Any:
+    """Send a body to where dropped files go."""
+    return served.ask("/gradio_api/upload?upload_id=x", body, method="POST", content_type=kind)
+
+
+def form(name: str, content: bytes) -> bytes:
+    """A form with one file."""
+    head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    return head.encode("utf-8", "surrogateescape") + content + b"\r\n--b--\r\n"
+
+
+FORM = "multipart/form-data; boundary=b"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"", FORM),
+        (b"--b", FORM),
+        (b"--b\r\n\r\n", FORM),
+        (b"\x00" * 1000, FORM),
+        (form("a.mp4", b"x")[:-10], FORM),
+        (b"x", "multipart/form-data"),
+        (b"x", "multipart/form-data; boundary=" + "b" * 5000),
+        (b"{}", "application/json"),
+        (b"x", "text/\xff"),
+    ],
+)
+def test_a_malformed_upload_is_refused(served: Served, body: bytes, kind: str) -> None:
+    answer = upload(served, body, kind)
+    assert answer.status >= 400 or answer.json == [], "no file is in it"
+    assert b"Traceback" not in answer.body
+    assert served.ask("/config").status == 200
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../../../x.mp4", "/etc/cron.d/x.mp4", "..", "", "a" * 4000 + ".mp4", "con\x01trol.mp4"),
+        *("<img src=x onerror=alert(1)>.mp4", "x.mp4\\..\\..\\y", "\u202egpm.4", "-rf.mp4"),
+    ],
+)
+def test_a_hostile_file_name_stays_in_the_scratch_folder(
+    served: Served, folder: Path, name: str
+) -> None:
+    before = {it for it in folder.parent.rglob("*") if ".kinora-jobs" not in it.parts}
+    answer = upload(served, form(name, b"x"), FORM)
+    assert b"Traceback" not in answer.body
+    if answer.status == 200:
+        for path in answer.json:
+            assert ".." not in Path(path).parts and "scratch" in path
+    assert {it for it in folder.parent.rglob("*") if ".kinora-jobs" not in it.parts} == before
+
+
+def test_an_oversized_upload_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "UPLOAD_BYTES", 2**20)
+    assert upload(served, form("a.mp4", b"x" * 2**19), FORM).status == 200
+    with socket.create_connection(("127.0.0.1", served.port), timeout=30) as client:
+        lines = ("POST /gradio_api/upload HTTP/1.1", "Host: localhost", f"Content-Type: {FORM}")
+        client.sendall(
+            "".join(f"{it}\r\n" for it in (*lines, "Transfer-Encoding: chunked")).encode()
+        )
+        client.sendall(b"\r\n")
+        first = form("a.mp4", b"")[:-9]
+        client.sendall(b"%x\r\n%s\r\n" % (len(first), first))
+        for _ in range(32):
+            try:
+                client.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+            except OSError:
+                break
+        assert client.recv(100).startswith(b"HTTP/1.1 413 ")
+    assert served.ask("/config").status == 200
+
+
+def test_who_reads_slowly_holds_up_nobody(served: Served, folder: Path) -> None:
+    (id,) = (it.id for it in Gallery(folder).items() if it.path.stem == "large")
+    slow = [socket.create_connection(("127.0.0.1", served.port), timeout=30) for _ in range(100)]
+    try:
+        for client in slow:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            client.sendall(f"GET /gallery/{id}/media HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        times: list[float] = []
+        for _ in range(20):
+            began = time.perf_counter()
+            assert served.ask("/v1/videos").status == 200
+            times.append(time.perf_counter() - began)
+        print(f"a list beside 100 that do not read their 8 MiB: at most {1000 * max(times):.0f} ms")
+        assert max(times) < 2
+    finally:
+        for client in slow:
+            client.close()
+
+
+def test_the_page_is_served_to_many_at_once(served: Served) -> None:
+    ready, seen = threading.Barrier(100), list[int]()
+
+    def ask() -> None:
+        ready.wait()
+        seen.append(served.ask("/").status)
+
+    began = time.perf_counter()
+    threads = [threading.Thread(target=ask) for _ in range(100)]
+    for it in threads:
+        it.start()
+    for it in threads:
+        it.join()
+    print(f"100 pages at once: {time.perf_counter() - began:.1f} s")
+    assert seen == [200] * 100
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        ({"prompt": "a", "frmaes": None}, "'frmaes' is no field"),
+        (b'{"prompt": "a", "seed": 1, "seed": 2}', "seed is given twice"),
+        (b'{"prompt": "a", "guidance": NaN}', "nan"),
+        (b'{"prompt": "a", "guidance": 1e999}', "guidance"),
+        (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "JSON object"),
+        ({"prompt": "a", "seed": 2**70}, "seed"),
+        ({"prompt": "a\ud800"}, "no UTF-8"),
+        ({"prompt": ["a"]}, "prompt"),
+        ({"prompt": "a" * 200_001}, "prompt"),
+        ({"prompt": "a", "settings": "attention.keep=1" * 1000}, "settings"),
+        ({"prompt": "a", "recipe": {"x": {"y": {}}}}, "x"),
+    ],
+)
+def test_what_is_no_request_is_refused_in_a_line(served: Served, body: Any, complaint: str) -> None:
+    for route in ("/v1/videos", "/v1/images/generations"):
+        answer = served.ask(route, body)
+        assert answer.status == 400, answer
+        assert complaint in answer.complaint and len(answer.complaint) < 1000
+    assert served.jobs.jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "unknown"),
+    [
+        ("/v1/videos?limt=3", "limt"),
+        ("/v1/videos?limit=3&offset=1", "offset"),
+        ("/v1/videos/video_0123456789abcdef?x=1", "x"),
+        ("/v1/videos/video_0123456789abcdef/content?varient=video", "varient"),
+    ],
+)
+def test_unknown_parameters_are_refused(served: Served, path: str, unknown: str) -> None:
+    answer = served.ask(path)
+    assert answer.status == 400 and f"'{unknown}' is no parameter" in answer.complaint
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "OPTIONS", "TRACE", "HEAD", "BREW"])
+def test_other_methods_do_nothing(served: Served, method: str) -> None:
+    for path in ("/v1/videos", "/v1/videos/video_0123456789abcdef"):
+        assert served.ask(path, method=method).status in (404, 405)
+
+
+def test_answers_have_the_headers_that_keep_strangers_out(served: Served) -> None:
+    for path in ("/", "/config", "/v1/videos", "/nothing"):
+        headers = {name.lower(): it for name, it in served.ask(path).headers.items()}
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "access-control-allow-origin" not in headers, path
+    origin = served.ask("/config", origin="http://evil.example")
+    assert origin.status == 403 and "another website" in origin.complaint
+
+
+def test_the_page_names_no_folder_to_strangers(served: Served, folder: Path) -> None:
+    text = json.dumps(page_of(served)) + served.ask("/").body.decode()
+    assert str(folder.parent) not in text
+    assert not re.search(r"share\.gradio|googleapis|cdnjs", text)
