@@ -135,8 +135,8 @@ def show_recipes(recipes: list[Recipe], console: Console) -> None:
         told = MEASURED[recipe.name]
         _row(table, recipe.name, recipe.title, recipe.words(), told.speed, told.cost)
     console.print(table)
-    console.print("Measured on kinora-tiny; --json says where. "
-                  "`kinora recipes show NAME` prints one as a file to change.", style="dim")  # fmt: skip
+    told = "Measured on kinora-tiny (--json says where); `kinora recipes show NAME` prints a file."
+    console.print(told, style="dim")
 
 
 def show_methods(methods: list[Facts], console: Console) -> None:
