@@ -7,9 +7,10 @@ from html import escape
 
 from ...pipelines.events import STAGES
 from ...pipelines.memory import amount
-from ...pipelines.planning import Plan
+from ...pipelines.planning import Plan, refusal
 from ...pipelines.request import Resolved
 from ...pipelines.sidecar import Record
+from ...pipelines.timing import Timed
 from .fields import in_titles
 from .seen import Seen, phase, recipe_name
 
@@ -109,24 +110,42 @@ def listing(seen: Sequence[Seen]) -> str:
     return f'{note}<ul class="k-jobs">{"".join(map(_listed, seen))}</ul>'
 
 
-def prediction(plan: Plan) -> str:
-    """What a run would do and need."""
+def prediction(plan: Plan, timed: Timed | None = None) -> str:
+    """What a run would do and need, and how long it would take."""
     request = plan.request
     fits = plan.memory.peak <= plan.free_bytes
     lines = [
         f"{plan.tokens:,} tokens, {request.steps} steps on {request.device}",
+        _lasting(timed),
         f"{amount(plan.memory.peak)} of memory, {amount(plan.free_bytes)} free: "
         f"it {'fits' if fits else 'does not fit'}",
     ]
-    parts = [f"{it.part} {it.verdict}: {it.why}" for it in plan.parts]
-    parts += [
-        f"denoising {it.speedup:.2f} times as fast"
-        for it in plan.parts
-        if it.speedup is not None and f"{it.speedup:.2f}" != "1.00"
-    ]
-    lines += parts or ["nothing accelerated: the stock pipeline"]
-    bad = not fits or any(it.verdict == "refused" for it in plan.parts)
+    if plan.parts and plan.speedup is None:
+        lines.append("how much faster denoising is, is not known beforehand")
+    elif plan.speedup is not None and any(f"{it:.2f}" != "1.00" for it in plan.speedup):
+        lines.append(f"denoising {_between(*plan.speedup, digits=2)} times as fast")
+    errors = [refusal(it, strict=request.strict) for it in plan.parts]
+    for part, error in zip(plan.parts, errors, strict=True):
+        adjusted = error is not None and part.verdict != "refused"
+        lines.append(str(error) if adjusted else f"{part.part} {part.verdict}: {part.why}")
+    lines += [] if plan.parts else ["nothing accelerated: the stock pipeline"]
+    bad = not fits or any(errors)
     return remark("Predicted", lines, "k-bad" if bad else "")
+
+
+def _lasting(timed: Timed | None) -> str:
+    if timed is None:
+        return "how long it takes is known once a video like it was made here"
+    what = "the same recipe" if timed.same else "dense"
+    return (
+        f"about {_between(timed.least_s, timed.most_s)} s once the model is loaded, by a run "
+        f"of {timed.by.created[:10]}, {what}"
+    )
+
+
+def _between(least: float, most: float, digits: int = 0) -> str:
+    told = [f"{it:.{digits}f}" for it in (least, most)]
+    return told[0] if told[0] == told[1] else " to ".join(told)
 
 
 def refused(text: str) -> str:

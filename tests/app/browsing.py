@@ -94,6 +94,11 @@ class Page:
         self.find("#k-advanced > button").click()
         self.until(lambda: self.find("#k-strict input").is_displayed())
 
+    def open_builder(self) -> None:
+        """Show every method and option."""
+        self.find("#k-builder > button").click()
+        self.until(lambda: self.find("#k-attention-method input").is_displayed())
+
     def press(self, name: str) -> None:
         """Press a button once it can be pressed."""
         self.until(lambda: self.find(f"#k-{name}").is_enabled())
