@@ -76,14 +76,27 @@ def doing(seen: Seen, number: int = 1, count: int = 1) -> str:
 
 
 def result(seen: Sequence[Seen]) -> str:
-    """The videos that there are, where, how long they took and what ran."""
+    """The videos that there are, where, how long they took and what ran; before that, previews."""
     done = [it for it in seen if it.record is not None]
     if not done:
-        return EMPTY
+        shown = next((it for it in seen if it.preview is not None), None)
+        return EMPTY if shown is None else _preview(shown)
     shown = "".join(_output(it) for it in done)
     several = " k-several" if len(seen) > 1 else ""
     records = [it.record for it in done if it.record is not None]
     return f'<div class="k-outputs{several}">{shown}</div>{details(records)}'
+
+
+def _preview(seen: Seen) -> str:
+    request, step = seen.job.row.request, seen.preview
+    frame = "the first frame" if request.frames > 1 else "the image"
+    told = f"Preview: {frame} as step {step} of {request.steps} estimates it"
+    address = f"/v1/videos/{seen.name}/preview?step={step}"
+    return (
+        f'<figure class="k-frame k-preview"><img src="{address}" alt="{told}" '
+        f'width="{request.width}" height="{request.height}"></figure>'
+        f'<p class="k-facts">{told}.</p>'
+    )
 
 
 def details(records: Sequence[Record]) -> str:

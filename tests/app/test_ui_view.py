@@ -125,6 +125,17 @@ def test_the_result_names_files_times_and_receipt() -> None:
     assert view.result([seen("running"), seen("failed")]) == view.EMPTY
 
 
+def test_a_running_job_is_shown_as_far_as_it_is() -> None:
+    shown = [seen("running", id=3, progress=progress("denoise", 12, 30), preview=11)]
+    html = view.result(shown)
+    assert 'src="/v1/videos/video_0000000000000003/preview?step=11"' in html
+    assert "the first frame as step 11 of 30 estimates it" in html
+    html = view.result([seen("done", id=1, record=record()), *shown])
+    assert "preview" not in html, "it would begin the finished one anew"
+    image = RESOLVED.model_copy(update={"frames": 1})
+    assert "the image as step" in view.result([seen("running", request=image, preview=1)])
+
+
 def test_several_videos_are_all_shown_as_they_come() -> None:
     step = progress("denoise", 2, 9)
     shown = [*(seen("done", id=k, record=record()) for k in (1, 2)),
