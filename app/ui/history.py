@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gradio as gr
 from gradio.components import Component
@@ -12,10 +12,13 @@ from ...pipelines.jobs import Jobs
 from ...pipelines.request import Request
 from ...pipelines.sidecar import Record
 from . import gallery as galleries
-from . import layout, view, wire
+from . import view, wire
 from .acting import said
 from .gallery import Gallery
 from .seen import see
+
+if TYPE_CHECKING:
+    from . import layout
 
 Values = dict[Component, Any]
 Update = dict[Any, Any]

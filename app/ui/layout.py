@@ -15,7 +15,9 @@ from . import form, view
 from .acting import acting
 from .builder import Builder
 from .builder import lay_out as lay_out_builder
+from .drawing import Drawing
 from .fields import explained, listed, number
+from .history import Fields
 
 RESTORED = (".mp4", ".webm", ".gif", ".png", ".json")
 """Endings of the files that settings are restored from."""
@@ -46,6 +48,7 @@ class Panel:
     status: gr.HTML
     result: gr.HTML
     dropped: gr.File
+    drawing: Drawing
 
     def inputs(self) -> list[Component]:
         """Everything that a request is made from."""
@@ -57,8 +60,8 @@ class Panel:
         return form.request_of(fields, self.builder.chosen(values), output)
 
 
-def lay_out() -> Panel:
-    """Make the components of the tab Generate, inside a `gr.Blocks`."""
+def lay_out(page: Fields) -> Panel:
+    """Make the components of the tab Generate of `page`, inside a `gr.Blocks`."""
     with gr.Row(elem_id="k-desk"):
         with gr.Column(elem_id="k-ask"):
             prompt = gr.Textbox(
@@ -80,8 +83,9 @@ def lay_out() -> Panel:
             status = gr.HTML(view.status(()), elem_id="k-status")
             result = gr.HTML(view.EMPTY, elem_id="k-output")
             prediction = gr.HTML(elem_id="k-prediction")
+            drawing = Drawing(page)
     fields = {"prompt": prompt, **fields, "recipe": builder.recipe, **advanced}
-    return Panel(fields, builder, prediction, generate, cancel, status, result, dropped)
+    return Panel(fields, builder, prediction, generate, cancel, status, result, dropped, drawing)
 
 
 def lay_out_history() -> History:

@@ -70,11 +70,12 @@ class Page:
             gr.HTML("<h1>Kinora</h1>", elem_id="k-name")
             with gr.Tabs(elem_id="k-tabs") as self._tabs:
                 with gr.Tab("Generate", id="generate") as generate_tab:
-                    self._panel = lay_out()
+                    self._panel = lay_out(self)
                 compare = Compare(self, jobs)
                 shelf = lay_out_history()
             self._wire()
             compare.wire(set(self._panel.inputs()))
+            self._panel.drawing.wire(set(self._panel.inputs()))
             History(self, jobs, gallery, shelf).wire([generate_tab, compare.tab], self._tabs)
 
     def _wire(self) -> None:

@@ -161,9 +161,9 @@ def _between(least: float, most: float, digits: int = 0) -> str:
     return told[0] if told[0] == told[1] else " to ".join(told)
 
 
-def refused(text: str) -> str:
-    """Why nothing can be predicted."""
-    return remark("Predicted", [text], "k-bad k-refused")
+def refused(text: str, heading: str = "Predicted") -> str:
+    """Why nothing can be predicted, or made."""
+    return remark(heading, [text], "k-bad k-refused" if heading == "Predicted" else "k-bad")
 
 
 def remark(heading: str, lines: Sequence[str], mark: str = "") -> str:
@@ -234,7 +234,9 @@ def _output(seen: Seen) -> str:
     links.append((f"{address}?variant=sidecar", f"{seen.job.row.name}.json"))
     if seen.latents is not None:
         links.append((f"{address}?variant=latents", seen.latents.name))
-    named = " ".join(f'<a href="{url}" target="_blank">{escape(it)}</a>' for url, it in links)
+    named = " ".join(
+        f'<a href="{url}" download="{escape(it)}">{escape(it)}</a>' for url, it in links
+    )
     return (
         f'<div><figure class="k-frame">{media(request, address)}</figure>'
         f'<p class="k-paths">{named}</p></div>'

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
+import re
 import shlex
 import tomllib
 from collections.abc import Callable, Generator
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
 
@@ -250,3 +254,52 @@ def test_what_the_page_shows_is_what_it_would_ask_for(page: Page, tmp_path: Path
 def test_half_a_size_is_completed_by_the_model() -> None:
     arguments = spelling.arguments(Request(prompt=PROMPT, width=64))
     assert arguments[2:4] == ["--size", f"64x{cards.find('kinora-tiny').height}"]
+
+
+@pytest.mark.parametrize("recipe", ["balanced", "dense"])
+def test_a_plan_is_drawn_of_what_the_page_asks_for(
+    recipe: str, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[Request, Any, Any]] = []
+
+    def look(request: Request, *, layer: Any, step: Any, **_: Any) -> Any:
+        asked.append((request, layer, step))
+        raise RequestError("enough")
+
+    monkeypatch.setattr("kinora.pipelines.inspection.inspect", look)
+    settings = ("attention.method=top-blocks",) if recipe == "dense" else ("attention.keep=0.4",)
+    request = Request(prompt="-a", recipe=recipe, settings=settings, steps=3, seed=9, device="cpu",
+                      negative_prompt="b", width=64, height=64, guidance=2.0, fps=8)  # fmt: skip
+    for layer, step in ((1, 2), (None, None)):
+        cli(*spelling.inspection(request, layer, step, tmp_path / "plan.png"))
+        of_files = {"fps": None}
+        assert asked.pop() == (request.model_copy(update=of_files), layer, step)
+
+
+def drawn(page: Page, *, layer: float | None, **fields: Any) -> str:
+    """What Draw shows at last."""
+    standing = Standing(page)
+    standing.put(page.preset("balanced"))
+    for name, value in fields.items():
+        standing.values[standing.panel.fields[name]] = value
+    drawing = standing.panel.drawing
+    given = {**standing.values, drawing._layer: layer, drawing._step: 1}  # pyright: ignore[reportPrivateUsage]
+
+    async def all_of_it() -> list[Any]:
+        return [it async for it in drawing.draw(given)]
+
+    first, *_, last = asyncio.run(all_of_it())
+    assert "drawing" in first[drawing._drawn]  # pyright: ignore[reportPrivateUsage]
+    return last[drawing._drawn]  # pyright: ignore[reportPrivateUsage]
+
+
+def test_draw_shows_a_picture_or_one_line(page: Page, wan_folder: Path) -> None:
+    small = {"model": str(wan_folder), "width": 128, "height": 128, "frames": 5, "steps": 3}
+    html = drawn(page, layer=1, **small)
+    (address,) = re.findall(r'<img class="k-plan" src="data:image/png;base64,([^"]+)"', html)
+    with Image.open(io.BytesIO(base64.b64decode(address))) as picture:
+        assert picture.format == "PNG" and picture.width > 500
+    html = drawn(page, layer=7, **small)
+    assert "the layer must be 0 to 1, not 7" in html and html.count("<li>") == 1
+    assert "the layer must be a whole number, not 1.5" in drawn(page, layer=1.5, **small)
+    assert "there is no model folder" in drawn(page, layer=1, **{**small, "model": "/no/folder"})

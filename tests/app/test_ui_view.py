@@ -116,12 +116,12 @@ def test_the_result_names_files_times_and_receipt() -> None:
     assert "nothing accelerated: the stock pipeline ran" in html
     for link, name in (("", "mp4"), ("?variant=sidecar", "json")):
         named = f"a-red-circle-s0-0000000000000001.{name}"
-        assert f'<a href="{address}{link}" target="_blank">{named}</a>' in html
+        assert f'<a href="{address}{link}" download="{named}">{named}</a>' in html
     for kind, tag in (("png", "<img src="), ("gif", "<img src="), ("webm", "<video src=")):
         request = RESOLVED.model_copy(update={"format": kind})
         assert tag in view.result([seen("done", request=request, record=record())])
     kept = seen("done", record=record(), latents=Path("/x/a.latents.safetensors"))
-    assert '?variant=latents" target="_blank">a.latents.safetensors</a>' in view.result([kept])
+    assert '?variant=latents" download="a.latents.safetensors">' in view.result([kept])
     assert view.result([seen("running"), seen("failed")]) == view.EMPTY
 
 
