@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import re
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import suppress
@@ -30,12 +31,9 @@ class Drawing:
         with gr.Accordion("The plan of a layer", open=False, elem_id="k-plan"):
             with gr.Row():
                 shared: dict[str, Any] = {"placeholder": "the middle one", "min_width": 90}
-                self._layer = gr.Number(
-                    None, label="Layer, from 0", elem_id="k-plan-layer", step=1, **shared
-                )
-                self._step = gr.Number(
-                    None, label="Step, from 0", elem_id="k-plan-step", step=1, **shared
-                )
+                # No numbers, of which gradio makes 0 where nothing is given.
+                self._layer = gr.Textbox(label="Layer, from 0", elem_id="k-plan-layer", **shared)
+                self._step = gr.Textbox(label="Step, from 0", elem_id="k-plan-step", **shared)
                 self._draw = gr.Button("Draw", elem_id="k-plan-draw", min_width=90)
             self._drawn = gr.HTML(
                 '<p class="k-facts">What the recipe of this page keeps of the attention there: the '
@@ -74,11 +72,12 @@ class Drawing:
             yield {self._drawn: view.refused(self._page.told(error), "No picture")}
 
 
-def _whole(what: str, given: float | None) -> int | None:
-    """A number as it was typed. Raises `RequestError` where it is no whole one."""
-    if given is None or given == int(given):
-        return None if given is None else int(given)
-    raise RequestError(f"the {what} must be a whole number, not {given:g}")
+def _whole(what: str, given: str | None) -> int | None:
+    """A number as it was typed, None for nothing. Raises `RequestError` where it is none."""
+    told = (given or "").strip()
+    if told and not re.fullmatch("[0-9]{1,6}", told):
+        raise RequestError(f"the {what} must be a whole number from 0, not {told[:40]!r}")
+    return int(told) if told else None
 
 
 def _shown(picture: bytes) -> str:

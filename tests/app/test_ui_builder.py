@@ -276,14 +276,14 @@ def test_a_plan_is_drawn_of_what_the_page_asks_for(
         assert asked.pop() == (request.model_copy(update=of_files), layer, step)
 
 
-def drawn(page: Page, *, layer: float | None, **fields: Any) -> str:
+def drawn(page: Page, *, layer: str | None, step: str = "1", **fields: Any) -> str:
     """What Draw shows at last."""
     standing = Standing(page)
     standing.put(page.preset("balanced"))
     for name, value in fields.items():
         standing.values[standing.panel.fields[name]] = value
     drawing = standing.panel.drawing
-    given = {**standing.values, drawing._layer: layer, drawing._step: 1}  # pyright: ignore[reportPrivateUsage]
+    given = {**standing.values, drawing._layer: layer, drawing._step: step}  # pyright: ignore[reportPrivateUsage]
 
     async def all_of_it() -> list[Any]:
         return [it async for it in drawing.draw(given)]
@@ -294,12 +294,20 @@ def drawn(page: Page, *, layer: float | None, **fields: Any) -> str:
 
 
 def test_draw_shows_a_picture_or_one_line(page: Page, wan_folder: Path) -> None:
-    small = {"model": str(wan_folder), "width": 128, "height": 128, "frames": 5, "steps": 3}
-    html = drawn(page, layer=1, **small)
+    small: dict[str, Any] = {
+        "model": str(wan_folder),
+        "width": 128,
+        "height": 128,
+        "frames": 5,
+        "steps": 3,
+    }
+    html = drawn(page, layer=None, step=" ", **small)
     (address,) = re.findall(r'<img class="k-plan" src="data:image/png;base64,([^"]+)"', html)
     with Image.open(io.BytesIO(base64.b64decode(address))) as picture:
         assert picture.format == "PNG" and picture.width > 500
-    html = drawn(page, layer=7, **small)
+    html = drawn(page, layer="7", **small)
     assert "the layer must be 0 to 1, not 7" in html and html.count("<li>") == 1
-    assert "the layer must be a whole number, not 1.5" in drawn(page, layer=1.5, **small)
-    assert "there is no model folder" in drawn(page, layer=1, **{**small, "model": "/no/folder"})
+    assert "the layer must be a whole number from 0, not &#x27;1.5&#x27;" in drawn(
+        page, layer="1.5", **small
+    )
+    assert "there is no model folder" in drawn(page, layer="1", **{**small, "model": "/no/folder"})
