@@ -206,9 +206,9 @@ def test_what_a_running_job_is_heading_for_can_be_looked_at(served: Served) -> N
     assert told["preview_step"] >= 0 and "picture" not in json.dumps(told)
     served.ask(f"/v1/videos/{asked}/cancel", method="POST")
     until(lambda: served.ask(f"/v1/videos/{asked}").json["status"] == "failed")
-    assert served.ask(preview).status == 404
-    assert "has no preview: it is cancelled" in served.ask(preview).complaint
+    assert (served.ask(preview).status, served.ask(preview).body) == (204, b"")
+    assert served.ask(f"/v1/videos/video_{'0' * 16}/preview").status == 404
     plain = served.ask("/v1/videos", {"prompt": "sleep 60"}).json["id"]
     until(lambda: "stage" in served.ask(f"/v1/videos/{plain}").json["kinora"])
     assert served.ask(f"/v1/videos/{plain}").json["kinora"]["preview_step"] is None
-    assert served.ask(f"/v1/videos/{plain}/preview").status == 404
+    assert served.ask(f"/v1/videos/{plain}/preview").status == 204
