@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,11 +39,15 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     from ..accel import recipe as known
+    from ..accel.presets import MEASURED
     from .terminal import show_recipes
 
     found = [known.find(name) for name in known.names()]
     if as_json:
-        print_json({"recipes": [{"name": it.name, **it.table()} for it in found]})
+        told = [
+            {"name": it.name, **it.table(), "measured": asdict(MEASURED[it.name])} for it in found
+        ]
+        print_json({"recipes": told})
     else:
         show_recipes(found, stdout())
 

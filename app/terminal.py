@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from ..accel.presets import MEASURED
 from ..pipelines.cards import Card
 from ..pipelines.events import STAGES, Notice
 from ..pipelines.events import Progress as Step
@@ -128,12 +129,14 @@ def show_plan(plan: Plan, console: Console) -> None:
 def show_recipes(recipes: list[Recipe], console: Console) -> None:
     """The presets as a table."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("name", "for", "what"):
-        table.add_column(heading, no_wrap=heading == "name")
+    for heading in ("name", "for", "what", "speed", "cost in quality"):
+        table.add_column(heading, no_wrap=heading in ("name", "speed"))
     for recipe in recipes:
-        _row(table, recipe.name, recipe.title, recipe.words())
+        told = MEASURED[recipe.name]
+        _row(table, recipe.name, recipe.title, recipe.words(), told.speed, told.cost)
     console.print(table)
-    console.print("`kinora recipes show NAME` prints one as a file to change.", style="dim")
+    told = "Measured on kinora-tiny (--json says where); `kinora recipes show NAME` prints a file."
+    console.print(told, style="dim")
 
 
 def show_methods(methods: list[Facts], console: Console) -> None:

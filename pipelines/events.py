@@ -24,7 +24,8 @@ class Progress:
     `step` of `steps` counts within the stage (0 of 0 where a stage has no steps), `video` of
     `videos` counts from 1; `elapsed_s` is since the run began and `eta_s` until it ends as far as
     that is known (None until the first step has been timed). `latents` says that what stage `save`
-    writes are the latents, before they are decoded, and not the video.
+    writes are the latents, before they are decoded, and not the video. `preview` is a small JPEG of
+    what the run is heading for, where there is a new one; see `preview`.
     """
 
     stage: Stage
@@ -35,6 +36,7 @@ class Progress:
     video: int
     videos: int
     latents: bool = False
+    preview: bytes | None = None
 
     @property
     def doing(self) -> str:

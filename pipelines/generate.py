@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..accel.attach import Session
     from ..accel.recipe import Recipe
     from .media import Frames
+    from .preview import Previewer
     from .saving import Kept
 
 
@@ -38,6 +39,7 @@ def generate(
     stop: threading.Event | None = None,
     destination: Destination | None = None,
     share: Callable[[], None] | None = None,
+    previews: bool = False,
 ) -> Generator[Event, None, None]:
     """Make what `request` asks for; yields `Progress` and `Notice`, and last the `Run`.
 
@@ -50,12 +52,14 @@ def generate(
     `unfinished` gets the latents of a video that was stopped while being decoded.
     `destination` is where files are written that are to be moved to `request.output` afterwards.
     `share` is called once nothing is refused any more, and no other run of `shelf` is under way.
+    With `previews`, some steps of models of which that is known come with a picture of what the run
+    is heading for; it changes nothing else, and the time for it is not counted.
 
     Raises `KinoraError`: see `errors`; where latents were saved, `error.latents` names them.
     """
     shelf, finished = shelf or models.Shelf(), [] if finished is None else finished
     unfinished = [] if unfinished is None else unfinished
-    caller = _Caller(shelf, original, finished, unfinished, destination, share)
+    caller = _Caller(shelf, original, finished, unfinished, destination, share, previews)
     return stream(lambda channel: _generate(request, caller, channel), stop)
 
 
@@ -69,6 +73,7 @@ class _Caller:
     unfinished: list[Kept]
     destination: Destination | None
     share: Callable[[], None] | None
+    previews: bool
 
 
 def _generate(request: Request, caller: _Caller, channel: Channel) -> Run:
@@ -216,9 +221,10 @@ class _Job:
                         after_text=lambda: self._progress("denoise", 0, single.steps, index),
                     )
                 )
+                previewer = self._previewing(stack)
                 self._progress("text", 0, 0, index)
                 clock.switch("denoise")
-                frames = frame_ops.from_result(pipe(**self._arguments(single, index)))
+                frames = frame_ops.from_result(pipe(**self._arguments(single, index, previewer)))
             changed = frame_ops.changed_shape(frames, single, self.card.pipeline)
             if changed is not None:
                 self.channel.notice(changed)
@@ -266,7 +272,28 @@ class _Job:
         except Exception as error:
             raise self._failure(error, kept[-1] if kept else None) from error
 
-    def _arguments(self, single: Resolved, index: int) -> dict[str, Any]:
+    def _previewing(self, stack: ExitStack) -> Previewer | None:
+        """What makes previews, where they are wanted."""
+        if not self.caller.previews:
+            return None
+        from .preview import Previewer
+
+        previewer = Previewer(self.loaded.pipe)
+        stack.enter_context(previewer.watching())
+        return previewer
+
+    def _preview(self, previewer: Previewer | None) -> bytes | None:
+        """A picture, where one is due; the clock stands still for it."""
+        if previewer is None or not previewer.due:
+            return None
+        self.clock.switch(self.clock.stage)
+        picture = previewer.picture()
+        self.clock.skip()
+        return picture
+
+    def _arguments(
+        self, single: Resolved, index: int, previewer: Previewer | None
+    ) -> dict[str, Any]:
         """What to call the pipeline with: only what its `__call__` accepts."""
         import torch
 
@@ -281,7 +308,7 @@ class _Job:
             # On the CPU, so that a seed means the same noise on every device.
             "generator": torch.Generator("cpu").manual_seed(single.seed),
             "output_type": "pt",
-            "callback_on_step_end": self._on_step(index),
+            "callback_on_step_end": self._on_step(index, previewer),
             **self.card.call,
         }
         if single.negative_prompt is not None:
@@ -289,7 +316,7 @@ class _Job:
         accepted = models.call_parameters(type(self.loaded.pipe))
         return {name: value for name, value in wanted.items() if name in accepted}
 
-    def _on_step(self, index: int) -> Any:
+    def _on_step(self, index: int, previewer: Previewer | None) -> Any:
         """The pipeline's callback: progress after each step, and the place where a run stops."""
         last_s = self.clock.elapsed_s
 
@@ -301,13 +328,21 @@ class _Job:
                 self.step_times_s.append(now_s - last_s)
             last_s = now_s
             total = int(getattr(pipe, "num_timesteps", 0) or self.resolved.steps)
-            self._progress("denoise", step + 1, total, index)
+            preview = self._preview(previewer) if step + 1 < total else None
+            self._progress("denoise", step + 1, total, index, preview=preview)
             return tensors
 
         return on_step
 
     def _progress(
-        self, stage: Stage, step: int, steps: int, index: int, *, latents: bool = False
+        self,
+        stage: Stage,
+        step: int,
+        steps: int,
+        index: int,
+        *,
+        latents: bool = False,
+        preview: bytes | None = None,
     ) -> None:
         videos = self.resolved.num_videos
         eta_s = None
@@ -317,8 +352,9 @@ class _Job:
             middle = statistics.fmean if self.recipe.steps else statistics.median
             per_step = middle(self.step_times_s)
             eta_s = left * per_step + (videos - index) * self.decode_s
+        elapsed_s, video = self.clock.elapsed_s, index + 1
         self.channel.emit(
-            Progress(stage, step, steps, self.clock.elapsed_s, eta_s, index + 1, videos, latents)
+            Progress(stage, step, steps, elapsed_s, eta_s, video, videos, latents, preview)
         )
 
     def _failure(self, error: Exception, kept: Any) -> GenerationError:

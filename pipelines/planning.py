@@ -4,46 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from . import cards, memory, models
-from .errors import AccelerationError, ModelError, RecipeError
-from .folder import ModelFolder, WeightFile, fingerprint
+from . import cards, memory, models, verdicts
+from .errors import AccelerationError, KinoraError, RecipeError
+from .folder import ModelFolder
 from .request import Request, Resolved, resolve
+from .verdicts import Part, predicted, shape_of
 
 if TYPE_CHECKING:
-    from ..accel.attach.family import Family
-    from ..accel.cost import Prediction, Shape
-    from ..accel.policies import CachePolicy
     from ..accel.recipe import Recipe
 
-Verdict = Literal["ok", "idle", "adjusted", "refused"]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One part of a recipe, or the weights where they are absent.
-
-    `speedup` is that of the denoising, or None where nothing is known. `refused`: the run would be
-    refused; `adjusted`: it would run, but not as asked, `why` says how; `idle`: as asked, but here
-    that means that nothing is accelerated. `workspace_bytes` are needed during a denoising step.
-    """
-
-    part: str
-    asked: str
-    verdict: Verdict
-    why: str
-    density: float
-    speedup: float | None
-    workspace_bytes: int = 0
+__all__ = ["Part", "Plan", "plan", "predicted", "recipe", "refusal", "shape_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A run as predicted.
 
-    `together`: how many times as fast denoising is with sparse attention in the steps that are not
-    skipped, at least and at most; None where the recipe has not both.
+    `speedup`: how many times as fast denoising is, at least and at most, with sparse attention in
+    the steps that are not skipped; None where that is not known, as of caches and other kernels of
+    dense attention. `together` is the same where the recipe has both, else None.
     """
 
     request: Resolved
@@ -52,6 +33,7 @@ class Plan:
     free_bytes: int
     parts: tuple[Part, ...]
     together: tuple[float, float] | None = None
+    speedup: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a machine-readable report."""
@@ -62,6 +44,7 @@ class Plan:
             "free_bytes": self.free_bytes,
             "parts": [asdict(part) for part in self.parts],
             "together": self.together,
+            "speedup": self.speedup,
         }
 
 
@@ -82,7 +65,7 @@ def plan(request: Request) -> Plan:
     if outline.absent is not None:
         asked = card.repo or card.name
         parts.append(Part("weights", asked, "refused", outline.absent, 1.0, None))
-    parts += _parts(resolved, outline.folder, outline.files)
+    parts += verdicts.parts(resolved, outline.folder, outline.files)
     estimate = memory.estimate(
         outline.folder,
         outline.numel,
@@ -94,9 +77,10 @@ def plan(request: Request) -> Plan:
         **_needs(parts),
     )
     free = memory.free_bytes(place.device)
-    both = {"attention", "steps"} <= {it.part for it in parts if it.verdict in ("ok", "adjusted")}
-    found = _together(resolved, outline.folder) if both else None
-    return Plan(resolved, grid.tokens, estimate, free, tuple(parts), found)
+    run = {it.part for it in parts if it.verdict in ("ok", "adjusted")}
+    found = _speedup(resolved, outline.folder, run)
+    both = found if {"attention", "steps"} <= run else None
+    return Plan(resolved, grid.tokens, estimate, free, tuple(parts), both, found)
 
 
 def _needs(parts: Sequence[Part]) -> dict[str, int]:
@@ -118,270 +102,44 @@ def recipe(
     """
     from ..accel.recipe import from_table
 
-    parts = _parts(resolved, weights.folder, weights.files)
+    parts = verdicts.parts(resolved, weights.folder, weights.files)
     for part in parts:
-        if part.verdict == "refused":
-            raise RecipeError(part.why)
-        dense = part.part == "attention" and part.density >= 1
-        if resolved.strict and (dense or part.verdict == "adjusted"):
-            raise AccelerationError(
-                f"strict: {part.part} would not run as asked, {part.why}; "
-                f"change the recipe, or allow fallbacks (strict=False, --no-strict)"
-            )
-        if dense:
+        error = refusal(part, strict=resolved.strict)
+        if error is not None:
+            raise error
+        if part.dense:
             notice(f"the recipe accelerates nothing here: {part.why}")
     return from_table(resolved.recipe), _needs(parts)
 
 
-def _parts(resolved: Resolved, folder: ModelFolder, files: Sequence[WeightFile]) -> list[Part]:
-    """What the parts of the recipe would do; without `files` it is not known of which weights."""
-    parts = (
-        _attention(resolved, folder, files),
-        _dense_kernel(resolved, folder),
-        _steps(resolved, folder),
-        _parallel(resolved, folder),
-    )
-    return [part for part in parts if part]
-
-
-def _attention(resolved: Resolved, folder: ModelFolder, files: Sequence[WeightFile]) -> Part | None:
-    """What the attention part would do."""
-    from ..accel.recipe import from_table
-
-    chosen = from_table(resolved.recipe)
-    if chosen.attention is None:
+def refusal(part: Part, *, strict: bool) -> KinoraError | None:
+    """What a run would raise because of a part of its recipe, or None."""
+    if part.verdict == "refused":
+        return RecipeError(part.why)
+    if not strict or not (part.dense or part.verdict == "adjusted"):
         return None
-    asked = chosen.attention.words()
-    try:
-        shape = shape_of(folder)
-    except RecipeError as error:
-        return Part("attention", asked, "refused", str(error), 1.0, None)
-    refusal = chosen.attention.refuses(lambda: fingerprint(files)) if files else None
-    if refusal is not None:
-        return Part("attention", asked, "refused", refusal, 1.0, None)
-    found = predicted(resolved, shape)
-    if found.density >= 1:
-        why = f"all calls run dense {found.dense or found.why_dense}"
-        verdict: Verdict = "adjusted" if found.dense else "idle"
-        return Part("attention", asked, verdict, why, 1.0, 1.0)
-    why = (
-        f"{found.density:.0%} of all pairs of tokens by the {found.kernel} kernel"
-        + (f" in {found.precision}; " if found.precision else "; ")
-        + f"dense, attention would take {found.share:.0%} of a step"
-    )
-    if found.dense:
-        why += f"; some calls run dense {found.dense}"
-    if found.speedup < 1:
-        why += "; it loses, and runs because the recipe says always"
-    return Part(
-        "attention",
-        asked,
-        "adjusted" if found.dense else "ok",
-        why,
-        found.density,
-        found.speedup,
-        found.workspace,
+    return AccelerationError(
+        f"strict: {part.part} would not run as asked, {part.why}; "
+        f"change the recipe, or allow fallbacks (strict=False, --no-strict)"
     )
 
 
-def predicted(resolved: Resolved, shape: Shape) -> Prediction:
-    """What the recipe's sparse attention is expected to do on a denoiser of `shape`."""
-    import torch
-
-    from ..accel.cost import predict
-    from ..accel.recipe import from_table
-
-    chosen, card = from_table(resolved.recipe), cards.find(resolved.model)
-    assert chosen.attention is not None
-    return predict(
-        chosen.attention,
-        shape,
-        card.grid(resolved.width, resolved.height, resolved.frames),
-        device=resolved.device,
-        dtype=getattr(torch, resolved.dtype),
-        steps=resolved.steps,
-        always=chosen.when == "always",
-    )
-
-
-def _together(resolved: Resolved, folder: ModelFolder) -> tuple[float, float] | None:
-    """See `Plan`."""
+def _speedup(resolved: Resolved, folder: ModelFolder, run: set[str]) -> tuple[float, float] | None:
+    """See `Plan`; of the parts that `run`."""
     from ..accel.cost import together
     from ..accel.recipe import from_table
 
     policy, steps = from_table(resolved.recipe).steps, resolved.steps
-    window = range(0) if policy is None else policy.window(steps)
-    if policy is None or not window:
+    by_step = (1.0,) * steps
+    if "attention" in run:
+        by_step = predicted(resolved, shape_of(folder)).by_step
+    if policy is None or "steps" not in run:
+        if run == {"dense kernel"}:
+            return None
+        alone = steps / sum(by_step)
+        return alone, alone
+    window = policy.window(steps)
+    if not window:
         return None
-    by_step = predicted(resolved, shape_of(folder)).by_step
     fewest, most = (together(by_step, it, window) for it in policy.computed(steps))
     return most, fewest
-
-
-def _dense_kernel(resolved: Resolved, folder: ModelFolder) -> Part | None:
-    """What the kernel of dense calls would do."""
-    import torch
-
-    from ..accel.recipe import from_table
-    from ..kernels.dense import expected_fastest, explain
-
-    recipe = from_table(resolved.recipe)
-    name, dtype = recipe.dense_kernel, getattr(torch, resolved.dtype)
-    if name == "stock":
-        return None
-    try:
-        _family(folder, _denoiser(folder))
-    except RecipeError as error:
-        return Part("dense kernel", name, "refused", str(error), 1.0, None)
-    if name == "fastest":
-        why = "self-attention that stays dense runs by cuDNN's kernel on GPUs from Hopper on, in "
-        why += "16 bits, and by the stock one elsewhere"
-        if expected_fastest(device=resolved.device, dtype=dtype):
-            return Part("dense kernel", name, "ok", why, 1.0, None)
-        return Part("dense kernel", name, "idle", why, 1.0, None) if recipe.only_kernel else None
-    refusal = explain(name, device=resolved.device, dtype=dtype)
-    why = refusal or "self-attention that stays dense runs by it"
-    return Part("dense kernel", name, "refused" if refusal else "ok", why, 1.0, None)
-
-
-def _steps(resolved: Resolved, folder: ModelFolder) -> Part | None:
-    """What the step policy would do."""
-    from ..accel.attach import schedulers
-    from ..accel.policies import CachePolicy
-    from ..accel.recipe import from_table
-
-    chosen = from_table(resolved.recipe)
-    policy, steps = chosen.steps, resolved.steps
-    if policy is None:
-        return None
-    if isinstance(policy, CachePolicy):
-        return _cache(policy, folder, sparse=chosen.attention is not None)
-    asked, refusal, raw = policy.words(), policy.refuses(steps), ""
-    scheduler = _scheduler(folder)
-    if scheduler is not None:
-        refusal = refusal or schedulers.refusal(scheduler, policy)
-        raw = schedulers.why_raw(scheduler)
-    kept = 0
-    if policy.prunes() and not refusal:
-        kept, refusal = _kept_tokens(resolved, folder)
-    if refusal:
-        return Part("steps", asked, "refused", refusal, 1.0, None, kept)
-    least, most = policy.computed(steps)
-    why = f"{least} of {steps} steps evaluated"
-    if least < most:
-        why = f"{least} to {most} of {steps} steps evaluated, as the run goes"
-    if kept:
-        why += f", unstable ones on some tokens alone; {memory.amount(kept)} kept for the others"
-    if raw:
-        why += f"; outputs are extrapolated as they come, since {raw}"
-    speedup = steps / least if least == most else None
-    return Part("steps", asked, "adjusted" if raw else "ok", why, 1.0, speedup, kept)
-
-
-def _parallel(resolved: Resolved, folder: ModelFolder) -> Part | None:
-    """What several processes would do."""
-    from ..accel.attach import parallel
-    from ..accel.recipe import from_table
-
-    chosen = from_table(resolved.recipe)
-    if chosen.parallel is None:
-        return None
-    part = _denoiser(folder)
-    try:
-        refusal = parallel.refusal(chosen, folder.parts.get(part, "none"), folder.config(part))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder.path} has a config of the wrong form: {error}") from error
-    count = chosen.parallel.processes
-    why = refusal or f"{count} processes make a video; predictions are of one alone"
-    return Part("parallel", chosen.parallel.words(), "refused" if refusal else "ok", why, 1.0, None)
-
-
-def _kept_tokens(resolved: Resolved, folder: ModelFolder) -> tuple[int, str | None]:
-    """Bytes of tokens that pruning keeps, and why there can be no pruning, or None."""
-    from ..accel.attach import blocks, pruning
-
-    part, card = _denoiser(folder), cards.find(resolved.model)
-    name, config = folder.parts.get(part, "none"), folder.config(part)
-    try:
-        refusal = blocks.refusal(name, config)
-        if refusal:
-            return 0, refusal
-        grid = card.grid(resolved.width, resolved.height, resolved.frames)
-        # Where guidance is distilled into the model it is one; counted all the same, as a margin.
-        items = 2 if resolved.guidance > 1 else 1
-        size = memory.bytes_of(resolved.dtype)
-        kept = pruning.cache_bytes(name, config, grid, size, items=items)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder.path} has a config of the wrong form: {error}") from error
-    free = memory.free_bytes(resolved.device)
-    if kept <= free:
-        return kept, None
-    return kept, (
-        f"pruning keeps {memory.amount(kept)} of tokens, which is above the {memory.amount(free)} "
-        f"free for {resolved.device}: choose a smaller size, or leave steps.prune out"
-    )
-
-
-def _cache(policy: CachePolicy, folder: ModelFolder, *, sparse: bool) -> Part:
-    """What a cache would do."""
-    from ..accel.attach import caching
-
-    part = _denoiser(folder)
-    refusal = caching.refusal(
-        policy,
-        folder.parts.get(part, "none"),
-        folder.config(part),
-        experts=1 + ("transformer_2" in folder.parts),
-        sparse=sparse,
-    )
-    why = refusal or f"all steps run, {policy.unit}s in them are reused as the run goes"
-    return Part("steps", policy.words(), "refused" if refusal else "ok", why, 1.0, None)
-
-
-def _scheduler(folder: ModelFolder) -> Any:
-    """The scheduler in `folder`, or None where diffusers has none of that name."""
-    import diffusers
-
-    made = getattr(diffusers, folder.parts.get("scheduler", ""), None)
-    if made is None:
-        return None
-    try:
-        return made.from_config(dict(folder.config("scheduler")))
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{folder.path} has a scheduler of the wrong form: {error}") from error
-
-
-def shape_of(folder: ModelFolder) -> Shape:
-    """The denoiser in `folder`, by its config.
-
-    Raises:
-        RecipeError: one that cannot be accelerated.
-        ModelError: a config of the wrong form.
-    """
-    part = _denoiser(folder)
-    family = _family(folder, part)
-    try:
-        shape = family.shape(folder.config(part))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder.path} has a config of the wrong form: {error}") from error
-    if not shape.layers:
-        raise RecipeError(f"{folder.parts[part]} of {folder.path} has no self-attention")
-    return shape
-
-
-def _denoiser(folder: ModelFolder) -> str:
-    """The part of the pipeline that is one."""
-    return "transformer" if "transformer" in folder.parts else "unet"
-
-
-def _family(folder: ModelFolder, part: str) -> Family:
-    """What is known of the denoiser in `folder`. Raises `RecipeError` where nothing is."""
-    from ..accel.attach.families import FAMILIES
-
-    name = folder.parts.get(part, "none")
-    if name not in FAMILIES:
-        raise RecipeError(
-            f"attention of {name} cannot be accelerated yet, only that of {', '.join(FAMILIES)}: "
-            f"choose --recipe dense"
-        )
-    return FAMILIES[name]

@@ -5,6 +5,7 @@ GET    /v1/videos                all, newest first: after, limit, order
 GET    /v1/videos/ID             one as it stands
 GET    /v1/videos/ID/content     its video; ?variant=sidecar, latents
 GET    /v1/videos/ID/events      server-sent, as it goes on
+GET    /v1/videos/ID/preview     what it is heading for, while it runs
 POST   /v1/videos/ID/cancel      stop it within a step
 POST   /v1/videos/ID/retry       another attempt
 DELETE /v1/videos/ID             stop it, forget it, remove its files
@@ -31,6 +32,7 @@ from ...pipelines.jobs import Job, Jobs
 from . import wire
 
 TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".gif": "image/gif", ".png": "image/png"}
+PREVIEW = "image/jpeg"
 _TICK_S = 0.25
 _STILL_S = 15.0  # without news, something is sent, so that a client that is gone is noticed
 _LONGEST_WAIT_S = 60.0
@@ -55,6 +57,7 @@ class _Api:
         add("/videos/{name}", self.delete, methods=["DELETE"])
         add("/videos/{name}/content", self.content, methods=["GET"], response_model=None)
         add("/videos/{name}/events", self.events, methods=["GET"], response_model=None)
+        add("/videos/{name}/preview", self.preview, methods=["GET"], response_model=None)
         add("/videos/{name}/cancel", self.cancel, methods=["POST"])
         add("/videos/{name}/retry", self.retry, methods=["POST"])
         add("/images/generations", self.images, methods=["POST"])
@@ -91,6 +94,14 @@ class _Api:
         if path is None:
             fail(404, f"{name} has no {variant}: it is {job.status}", "variant")
         return file_of(path)
+
+    def preview(self, name: str, step: int | None = None) -> Response:
+        del step  # the newest is shown; the page names the step so that a browser asks again
+        job = self._find(name)
+        found = self._jobs.preview(job)
+        if found is None:  # no fault: it may have ended since the page was told of one
+            return Response(status_code=204)
+        return Response(found[1], media_type=PREVIEW, headers={"cache-control": "no-store"})
 
     def events(self, name: str) -> Response:
         self._find(name)

@@ -30,12 +30,26 @@ Host = Annotated[
 ]
 Browser = Annotated[bool, typer.Option("--open/--no-browser", help="Open a browser on it, or not.")]
 
+Previews = Annotated[
+    bool,
+    typer.Option(
+        "--previews/--no-previews",
+        help="Show what a run is heading for, for a twentieth of its time at most, or not. "
+        "[default: show]",
+        show_default=False,
+    ),
+]
+
 
 def ui(
-    output: Folder = None, port: Port = None, host: Host = "127.0.0.1", browser: Browser = False
+    output: Folder = None,
+    port: Port = None,
+    host: Host = "127.0.0.1",
+    browser: Browser = False,
+    previews: Previews = True,
 ) -> None:
     """Serve a page to generate with, and the same jobs over HTTP."""
     from ...pipelines.request import DEFAULT_OUTPUT
     from .server import serve
 
-    serve(output or DEFAULT_OUTPUT, port, host=host, browser=browser)
+    serve(output or DEFAULT_OUTPUT, port, host=host, browser=browser, previews=previews)

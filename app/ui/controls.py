@@ -1,58 +1,114 @@
-"""Controls for the options of recipes, made from their definitions: none is named here."""
+"""Controls for the options of recipes, made from their definitions: none is named here.
+
+They stand in groups: "" has the options of a recipe as a whole, `attention` those of what wraps any
+method, `attention.blade` those of one, `steps.easy` those of a policy, and so on. A selector, such
+as `attention.method`, says which of a part's groups counts; "" is none.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
-from ...accel.methods import METHODS
 from ...accel.options import Option, options_of
-from ...accel.parts import ATTENTION
+from ...accel.parts import PARTS, Part
 from ...accel.recipe import Recipe
 
-PART = "attention"
+Values = dict[str, Any]
+"""By what `--set` calls an option or a selector."""
 _SLIDER_SPAN = 100  # whole numbers over more than that are easier typed
 
 
-def recipe_options() -> dict[str, Option]:
-    """Options of a recipe as a whole, by what `--set` calls them; a title changes nothing."""
-    return {it.name: it for it in options_of(Recipe) if it.name != "title"}
+@cache
+def selectors() -> dict[str, Part[Any]]:
+    """The parts that choose something by name, by what `--set` calls the choice."""
+    return {f"{it.key}.{it.selector}": it for it in PARTS.values() if isinstance(it, Part)}
 
 
-def method_options(method: str) -> dict[str, Option]:
-    """Options of an attention method and of what may wrap it, by what `--set` calls them."""
-    return {f"{PART}.{it.name}": it for it in ATTENTION.options(METHODS[method])}
+@cache
+def groups() -> dict[str, dict[str, Option]]:
+    """All options by group, then by what `--set` calls them."""
+    found: dict[str, dict[str, Option]] = {}
+    for key, part in PARTS.items():
+        if isinstance(part, Part):
+            models: dict[str, Iterable[Any]] = {
+                **{f"{key}.{name}": (it,) for name, it in part.known.items()},
+                key: part.wrappers,
+            }
+        else:
+            models = {key: (part.model,)}
+        for group, each in models.items():
+            found[group] = {f"{key}.{it.name}": it for model in each for it in options_of(model)}
+    found[""] = {it.name: it for it in options_of(Recipe)}
+    return {group: options for group, options in found.items() if options}
 
 
-def method_of(recipe: Recipe) -> str | None:
-    """The attention method of a recipe, if it has one."""
-    return recipe.table().get(PART, {}).get("method")
+def active(chosen: Mapping[str, Any]) -> list[str]:
+    """The groups that count where selectors have these values."""
+    found: list[str] = []
+    for group in groups():
+        key, _, name = group.partition(".")
+        part = PARTS.get(key)
+        if isinstance(part, Part):
+            selected = chosen.get(f"{key}.{part.selector}")
+            if not selected or name not in ("", selected):
+                continue
+        found.append(group)
+    return found
 
 
-def values(recipe: Recipe) -> dict[str, Any]:
-    """Every option that `recipe` has, with its value there."""
-    table = recipe.table()
-    found = {path: table.get(path, it.default) for path, it in recipe_options().items()}
-    method = method_of(recipe)
-    if method is None:
-        return found
-    known = method_options(method)
-    return found | {path: table[PART].get(it.name, it.default) for path, it in known.items()}
+def defaults(selector: str, name: str) -> Values:
+    """A method or policy of that name, as `--set` of it alone has it; {} where there is none."""
+    part = selectors()[selector]
+    if name not in part.known:
+        return {}
+    options = part.options(part.known[name])
+    return {selector: name, **{f"{part.key}.{it.name}": it.default for it in options}}
 
 
-def settings(recipe: Recipe, chosen: dict[str, Any]) -> tuple[str, ...]:
-    """What `--set` would have to say to come from `recipe` to the values chosen.
+def values(recipe: Recipe) -> Values:
+    """Every option that `recipe` has, with its value there, and every selector."""
+    table, known = recipe.table(), groups()
+    found: Values = {path: it.default for path, it in known[""].items()}
+    for path, part in selectors().items():
+        found |= defaults(path, table.get(part.key, {}).get(part.selector, "")) or {path: ""}
+    for group in active(found):
+        found |= {path: it.default for path, it in known[group].items() if path not in found}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{name}": it for name, it in value.items()}
+        else:
+            found[key] = value
+    return found
 
-    A value that is None, as of an emptied field, leaves the option as it is.
+
+def settings(recipe: Recipe, chosen: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """What `--set` would have to say to come from `recipe` to what is chosen.
+
+    None where nothing it could say does, since a part is to be left out. A value that is None, as
+    of an emptied field, leaves the option as it is.
     """
-    return tuple(
-        f"{path}={chosen[path]}"
-        for path, value in values(recipe).items()
+    before, told = values(recipe), list[str]()
+    for path, part in selectors().items():
+        name = chosen.get(path)
+        if name is None or name == before[path]:
+            continue
+        if not name:
+            return None
+        told.append(f"{path}={name}")
+        others = {key: it for key, it in before.items() if not key.startswith(f"{part.key}.")}
+        before = {**others, **defaults(path, name)}
+    told += [
+        f"{path}={str(chosen[path]).lower() if isinstance(value, bool) else chosen[path]}"
+        for path, value in before.items()
         if chosen.get(path) is not None and chosen[path] != value
-    )
+    ]
+    return tuple(told)
 
 
 def control(option: Option, value: Any) -> Component:

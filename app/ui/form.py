@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 from ...accel import recipe as recipes
@@ -11,28 +11,25 @@ from ...pipelines.cards import Card
 from ...pipelines.errors import RequestError, explain_invalid
 from ...pipelines.request import DENSE, Request
 from ...pipelines.sidecar import Record
-from .controls import method_of, settings, values
-
-Keep = Callable[[Recipe], str]
+from .controls import settings, values
 
 BY_CARD = ("width", "height", "frames", "steps", "guidance", "fps")
 """Fields whose defaults are the model's own."""
 
 
-def request_of(
-    fields: Mapping[str, Any], options: Mapping[str, dict[str, Any]], output: str
-) -> Request:
+def request_of(fields: Mapping[str, Any], chosen: Mapping[str, Any], output: str) -> Request:
     """What the page asks for.
 
-    An empty field means the default. `options` holds the values of the controls by method, and
-    under "" those of a recipe as a whole; methods that the recipe does not use are left alone.
+    An empty field means the default. `chosen` is what the recipe is to have, see `controls`; where
+    that leaves out a part of the recipe which the fields name, it is told from the dense one.
 
     Raises `KinoraError` where there is no such recipe, or a value is of the wrong kind.
     """
     given = {name: value for name, value in fields.items() if value not in (None, "")}
-    recipe = recipes.find(given.get("recipe", DENSE))
-    chosen = {**options[""], **options.get(method_of(recipe) or "", {})}
-    return checked({"prompt": "", **given, "output": output, "settings": settings(recipe, chosen)})
+    told = settings(recipes.find(given.get("recipe", DENSE)), chosen)
+    if told is None:
+        given["recipe"], told = DENSE, settings(recipes.find(DENSE), chosen)
+    return checked({"prompt": "", **given, "output": output, "settings": told})
 
 
 def checked(fields: Mapping[str, Any]) -> Request:
@@ -43,31 +40,20 @@ def checked(fields: Mapping[str, Any]) -> Request:
         raise RequestError(explain_invalid(cast("Any", error))) from None
 
 
-def restored(record: Record, keep: Keep) -> tuple[dict[str, Any], Recipe]:
-    """The fields that ask for what a record shows, and its recipe, which they name.
+def restored(record: Record) -> tuple[dict[str, Any], Recipe]:
+    """The fields that ask for what a record shows, and its recipe.
 
-    `keep` puts a recipe that is no preset with other options into a file, and tells where.
+    The one that the fields name is the preset from which fewest changes lead there.
     """
     request = record.request
-    recipe = recipes.from_table(request.recipe)
+    recipe = recipes.from_table(request.recipe) if request.recipe else recipes.find(DENSE)
+    told = {name: settings(recipes.find(name), values(recipe)) for name in recipes.names()}
+    changes = {name: len(it) for name, it in told.items() if it is not None}
     names = (*BY_CARD, "prompt", "model", "seed", "dtype", "device", "strict", "keep_latents")
     fields = {name: getattr(request, name) for name in names}
     fields |= {"negative_prompt": request.negative_prompt or "", "format": request.format}
-    fields |= {"num_videos": 1, "force": False, "recipe": _base(recipe) or keep(recipe)}
-    return fields, recipe
-
-
-def _base(recipe: Recipe) -> str | None:
-    """The preset from which controls come to `recipe`, with the fewest changes."""
-    wanted, found = recipe.table(), dict[str, int]()
-    if not set(wanted) - {"title"}:
-        return DENSE
-    for name in recipes.names():
-        preset = recipes.find(name)
-        changes = settings(preset, values(recipe))
-        if {**recipes.changed(preset, changes).table(), "title": ""} == {**wanted, "title": ""}:
-            found[name] = len(changes)
-    return min(found, key=lambda name: found[name], default=None)
+    fields |= {"num_videos": 1, "force": False}
+    return {**fields, "recipe": min(changes, key=lambda name: changes[name])}, recipe
 
 
 def defaults(card: Card) -> dict[str, Any]:

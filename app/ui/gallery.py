@@ -173,8 +173,11 @@ def grid(items: list[Item], model: str, recipe: str) -> str:
 def opened(item: Item) -> str:
     """One of them with all that is known of it."""
     links = " ".join(
-        f'<a href="/gallery/{item.id}/{kind}" target="_blank">{escape(path.name)}</a>'
-        for kind, path in (("media", item.path), ("sidecar", item.sidecar))
+        f'<a href="/gallery/{item.id}/{kind}" download="{name}">{name}</a>'
+        for kind, name in (
+            ("media", escape(item.path.name)),
+            ("sidecar", escape(item.sidecar.name)),
+        )
     )
     request = item.record.request
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gradio as gr
 from gradio.components import Component
@@ -12,9 +12,13 @@ from ...pipelines.jobs import Jobs
 from ...pipelines.request import Request
 from ...pipelines.sidecar import Record
 from . import gallery as galleries
-from . import layout, view, wire
+from . import view, wire
+from .acting import said
 from .gallery import Gallery
 from .seen import see
+
+if TYPE_CHECKING:
+    from . import layout
 
 Values = dict[Component, Any]
 Update = dict[Any, Any]
@@ -95,9 +99,9 @@ class History:
     def act(self, event: gr.EventData) -> Update:
         """Do what a button of a job says."""
         update: Update = {}
-        job = wire.find(self._jobs, _said(event, "id"))
+        job = wire.find(self._jobs, said(event, "id"))
         if job is not None:
-            match _said(event, "act"):
+            match said(event, "act"):
                 case "cancel":
                     self._jobs.cancel(job.id)
                 case "retry":
@@ -113,22 +117,15 @@ class History:
 
     def open(self, event: gr.EventData) -> str:
         """Look at one video."""
-        item = self._gallery.find(_said(event, "id"))
+        item = self._gallery.find(said(event, "id"))
         return "" if item is None else galleries.opened(item)
 
     def use(self, event: gr.EventData) -> Update:
         """Restore the settings of the video that is looked at, or look at it no more."""
-        item = self._gallery.find(_said(event, "id"))
-        if item is None or _said(event, "act") == "close":
+        item = self._gallery.find(said(event, "id"))
+        if item is None or said(event, "act") == "close":
             return {self._parts.opened: ""}
         try:
             return self._page.restore(item.record)
         except KinoraError as error:
             return {self._parts.opened: galleries.opened(item) + view.failed(str(error))}
-
-
-def _said(event: gr.EventData, name: str) -> str:
-    """What a click says of itself; it may come from anybody."""
-    data = event._data  # pyright: ignore[reportPrivateUsage]
-    found = data.get(name, "") if isinstance(data, dict) else ""
-    return found if isinstance(found, str) else ""

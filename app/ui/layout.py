@@ -9,22 +9,18 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from ...accel import recipe as recipes
-from ...accel.methods import METHODS
-from ...accel.options import Option
 from ...pipelines import cards
-from ...pipelines.request import DEFAULT_MODEL, DENSE, EXAMPLE_PROMPT, Request
-from . import controls, form, view
+from ...pipelines.request import DEFAULT_MODEL, EXAMPLE_PROMPT, Request
+from . import form, view
+from .acting import acting
+from .builder import Builder
+from .builder import lay_out as lay_out_builder
+from .drawing import Drawing
 from .fields import explained, listed, number
+from .history import Fields
 
 RESTORED = (".mp4", ".webm", ".gif", ".png", ".json")
 """Endings of the files that settings are restored from."""
-_ACTING = """
-element.addEventListener('click', event => {
-  const button = event.target.closest('[data-act]');
-  if (button) trigger('click', {act: button.dataset.act, id: button.dataset.id});
-});
-"""
 
 
 @dataclass(frozen=True)
@@ -42,42 +38,30 @@ class History:
 
 @dataclass(frozen=True)
 class Panel:
-    """The components that something is done with.
-
-    `options` are by method, and under "" those of a recipe as a whole; each by what `--set` calls
-    it. `groups` hold them, by the same names.
-    """
+    """The components that something is done with; `fields` by the names of a `Request`."""
 
     fields: dict[str, Component]
-    options: dict[str, dict[str, Component]]
-    groups: dict[str, gr.Column]
+    builder: Builder
     prediction: gr.HTML
     generate: gr.Button
     cancel: gr.Button
     status: gr.HTML
     result: gr.HTML
     dropped: gr.File
+    drawing: Drawing
 
     def inputs(self) -> list[Component]:
         """Everything that a request is made from."""
-        return [*self.fields.values(), *self.all_options()]
-
-    def all_options(self) -> list[Component]:
-        """The controls of all methods."""
-        return [it for each in self.options.values() for it in each.values()]
+        return [*self.fields.values(), *self.builder.inputs()]
 
     def request(self, values: Mapping[Component, Any], output: str) -> Request:
         """What the fields ask for. Raises `KinoraError`."""
         fields = {name: values[it] for name, it in self.fields.items()}
-        options = {
-            method: {path: values[it] for path, it in each.items()}
-            for method, each in self.options.items()
-        }
-        return form.request_of(fields, options, output)
+        return form.request_of(fields, self.builder.chosen(values), output)
 
 
-def lay_out() -> Panel:
-    """Make the components of the tab Generate, inside a `gr.Blocks`."""
+def lay_out(page: Fields) -> Panel:
+    """Make the components of the tab Generate of `page`, inside a `gr.Blocks`."""
     with gr.Row(elem_id="k-desk"):
         with gr.Column(elem_id="k-ask"):
             prompt = gr.Textbox(
@@ -88,7 +72,7 @@ def lay_out() -> Panel:
                 cancel = gr.Button("Cancel", interactive=False, elem_id="k-cancel", min_width=90)
         with gr.Column(elem_id="k-fields"):
             fields = _model_fields()
-            recipe, options, groups = _recipe_fields()
+            builder = lay_out_builder()
             advanced = _advanced_fields()
             with gr.Accordion("Restore settings from a file", open=False, elem_id="k-restore"):
                 dropped = gr.File(
@@ -99,13 +83,9 @@ def lay_out() -> Panel:
             status = gr.HTML(view.status(()), elem_id="k-status")
             result = gr.HTML(view.EMPTY, elem_id="k-output")
             prediction = gr.HTML(elem_id="k-prediction")
-    fields = {"prompt": prompt, **fields, "recipe": recipe, **advanced}
-    return Panel(fields, options, groups, prediction, generate, cancel, status, result, dropped)
-
-
-def acting(name: str, content: str = "") -> gr.HTML:
-    """HTML whose buttons with `data-act` trigger a click that says which and of what."""
-    return gr.HTML(content, elem_id=name, js_on_load=_ACTING)
+            drawing = Drawing(page)
+    fields = {"prompt": prompt, **fields, "recipe": builder.recipe, **advanced}
+    return Panel(fields, builder, prediction, generate, cancel, status, result, dropped, drawing)
 
 
 def lay_out_history() -> History:
@@ -152,17 +132,3 @@ _ADVANCED = (
     ("strict",),
     ("force",),
 )
-
-
-def _recipe_fields() -> tuple[gr.Dropdown, dict[str, dict[str, Component]], dict[str, gr.Column]]:
-    first = recipes.find(DENSE)
-    recipe = listed("recipe", DENSE, recipes.names(), first.title)
-    known: dict[str, dict[str, Option]] = {"": controls.recipe_options()}
-    known |= {name: controls.method_options(name) for name in METHODS}
-    options: dict[str, dict[str, Component]] = {}
-    groups: dict[str, gr.Column] = {}
-    for method, each in known.items():
-        # As the recipe that is chosen at first has it.
-        with gr.Column(visible=method == "", elem_classes="k-options") as groups[method]:
-            options[method] = {path: controls.control(it, it.default) for path, it in each.items()}
-    return recipe, options, groups

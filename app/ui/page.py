@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import traceback
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,13 +16,13 @@ from fastapi.concurrency import run_in_threadpool
 
 from ...accel import recipe as recipes
 from ...accel.recipe import Recipe
-from ...pipelines import cards, planning, sidecar
+from ...pipelines import cards, choices, planning, sidecar, timing
 from ...pipelines.errors import KinoraError
 from ...pipelines.jobs import Jobs
-from ...pipelines.jobs.jobs import HIDDEN
 from ...pipelines.request import DEFAULT_MODEL, DENSE, EXAMPLE_PROMPT, Request
 from ...pipelines.sidecar import Record
-from . import controls, form, view, wire
+from . import form, view, wire
+from .acting import said
 from .compare import Compare
 from .evaluate import Evaluate, Reports
 from .gallery import Gallery
@@ -64,21 +64,21 @@ class Page:
 
     def __init__(self, jobs: Jobs, gallery: Gallery, *, named_only: bool = False) -> None:
         """With `named_only`, models and recipes are given by name, never as paths."""
-        self._jobs = jobs
+        self._jobs, self._gallery = jobs, gallery
         self._named_only = named_only
-        self._kept = jobs.folder / HIDDEN / "recipes"
         self._asked: dict[str | None, list[str]] = {}
         self.reports = Reports()
         with gr.Blocks(title="Kinora", analytics_enabled=False) as self.blocks:
             gr.HTML("<h1>Kinora</h1>", elem_id="k-name")
             with gr.Tabs(elem_id="k-tabs") as self._tabs:
                 with gr.Tab("Generate", id="generate") as generate_tab:
-                    self._panel = lay_out()
+                    self._panel = lay_out(self)
                 compare = Compare(self, jobs)
                 evaluate = Evaluate(self, gallery, self.reports)
                 shelf = lay_out_history()
             self._wire()
             compare.wire(set(self._panel.inputs()))
+            self._panel.drawing.wire(set(self._panel.inputs()))
             evaluate.wire(self.blocks)
             elsewhere = [generate_tab, compare.tab, evaluate.tab]
             History(self, jobs, gallery, shelf).wire(elsewhere, self._tabs)
@@ -86,7 +86,7 @@ class Page:
     def _wire(self) -> None:
         panel = self._panel
         inputs, prompt = set(panel.inputs()), panel.fields["prompt"]
-        model, recipe = panel.fields["model"], panel.fields["recipe"]
+        model, recipe = panel.fields["model"], panel.builder.recipe
         buttons = [panel.generate, panel.cancel]
         # Jobs are made in turn; here they are followed without holding up anything else.
         gr.on(
@@ -94,22 +94,26 @@ class Page:
             [panel.status, panel.result, *buttons], concurrency_limit=None, **OWN,
         ).then(self.ready, None, buttons, **BRIEF)  # fmt: skip
         panel.cancel.click(self.cancel, None, panel.cancel, **BRIEF)
+        builder = panel.builder
         described = [model, *(panel.fields[name] for name in form.BY_CARD)]
         cast("Any", model).input(self.describe, model, described, **BRIEF)
-        changed = [recipe, *panel.groups.values(), *panel.all_options()]
-        cast("Any", recipe).input(self.preset, recipe, changed, **BRIEF)
+        recipe.input(self.preset, recipe, builder.changed(), **BRIEF)
+        builder.presets.click(self.press, None, builder.changed(), **BRIEF)
+        for path, selector in builder.selectors.items():
+            chosen = partial(builder.selected, path)
+            selector.input(chosen, selector, builder.changed(), **BRIEF)
         restored = [*self.restoring(), panel.dropped]
         panel.dropped.upload(self.restore_file, panel.dropped, restored, **BRIEF)
-        edits = [cast("Any", it).change for it in panel.inputs() if it is not prompt]
+        edits = [cast("Any", it).change for it in panel.inputs()]
         gr.on(
-            [self.blocks.load, *edits], self.predict, inputs, panel.prediction,
-            trigger_mode="always_last", **BRIEF,
+            [self.blocks.load, *edits], self.predict, inputs,
+            [panel.prediction, *builder.greyed()], trigger_mode="always_last", **BRIEF,
         )  # fmt: skip
 
     def restoring(self) -> list[Any]:
         """The components that `restore` changes."""
         panel = self._panel
-        return [*panel.inputs(), *panel.groups.values(), panel.status, self._tabs]
+        return [*panel.fields.values(), *panel.builder.changed(), panel.status, self._tabs]
 
     async def generate(self, values: Values, asker: gr.Request) -> AsyncGenerator[Update, None]:
         """Put what is asked for into the line, and show how far it is until it has ended."""
@@ -141,8 +145,7 @@ class Page:
     def check(self, request: Request) -> None:
         """Raises `RequestError` where it gives the path of a model or recipe and may not."""
         if self._named_only:
-            kept = str(request.recipe).startswith(f"{self._kept}/")
-            wire.check_named(request.model, None if kept else request.recipe)
+            wire.check_named(request.model, request.recipe)
 
     def ready(self) -> Update:
         """Offer the next run."""
@@ -176,7 +179,7 @@ class Page:
     def restore(self, record: Record) -> Update:
         """Set all fields as a record has them. Raises `KinoraError`."""
         panel = self._panel
-        fields, recipe = form.restored(record, self._keep)
+        fields, recipe = form.restored(record)
         update: Update = {panel.fields[name]: value for name, value in fields.items()}
         model, about = fields["model"], ""
         with suppress(KinoraError):  # gone since: the prediction says so
@@ -187,19 +190,10 @@ class Page:
         return {
             **update,
             panel.fields["model"]: gr.Dropdown(value=model, info=about),
-            panel.fields["recipe"]: gr.Dropdown(value=fields["recipe"], info=recipe.title),
-            **self._shown(recipe),
+            **panel.builder.shown(fields["recipe"], recipe),
             panel.status: view.restored(record),
             self._tabs: gr.Tabs(selected="generate"),
         }
-
-    def _keep(self, recipe: Recipe) -> str:
-        """Write a recipe that no preset leads to, where it is found again."""
-        text = recipe.to_toml()
-        path = self._kept / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.toml"
-        self._kept.mkdir(exist_ok=True)
-        path.write_text(text, "utf-8")
-        return str(path)
 
     def describe(self, model: str | None) -> Update:
         """Fill in the model's own defaults and tell what it takes."""
@@ -215,35 +209,34 @@ class Page:
         }
         return {panel.fields["model"]: gr.Dropdown(info=form.about(card)), **told}
 
+    def press(self, event: gr.EventData) -> Update:
+        """Choose the preset whose button was pressed."""
+        return self.preset(said(event, "id"))
+
     def preset(self, name: str | None) -> Update:
         """Set the controls to the recipe's values, and show those that it has."""
         try:
             recipe = recipes.find(name or DENSE)
         except KinoraError:
             recipe = Recipe()  # the prediction says why
-        return {
-            self._panel.fields["recipe"]: gr.Dropdown(info=recipe.title), **self._shown(recipe)
-        }  # fmt: skip
+        return self._panel.builder.shown(name or DENSE, recipe)
 
-    def _shown(self, recipe: Recipe) -> Update:
-        """The controls as `recipe` has them."""
-        panel, update = self._panel, Update()
-        method, values = controls.method_of(recipe), controls.values(recipe)
-        for key, group in panel.groups.items():
-            here = key in ("", method)
-            update[group] = gr.Column(visible=here)
-            if here:
-                update |= {it: values[path] for path, it in panel.options[key].items()}
-        return update
-
-    def predict(self, values: Values) -> str:
-        """What the run would do, in words."""
+    def predict(self, values: Values) -> Update:
+        """What the run would do, in words, and how to ask for it elsewhere."""
+        panel = self._panel
         try:
+            asked = self.request(values)
             # Whether there is a prompt yet changes nothing.
-            request = self.request(values).model_copy(update={"prompt": EXAMPLE_PROMPT})
-            return view.prediction(planning.plan(request))
+            request = asked.model_copy(update={"prompt": EXAMPLE_PROMPT})
+            plan = planning.plan(request)
+            timed = timing.timed(plan, (it.record for it in self._gallery.items()))
+            return {
+                panel.prediction: view.prediction(plan, timed),
+                **panel.builder.told(asked, choices.refused(request)),
+            }
         except Exception as error:
-            return view.refused(self.told(error))
+            told = view.refused(self.told(error))
+            return {panel.prediction: told, panel.builder.why: told}
 
     def _see(self, ids: Sequence[str]) -> list[Seen]:
         return [it for it in (see(self._jobs, id) for id in ids) if it is not None]

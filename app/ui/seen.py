@@ -30,7 +30,8 @@ _ORDER: tuple[Phase, ...] = ("running", "waiting", "failed", "cancelled", "done"
 class Seen:
     """A job as it stands. `progress` was `ago_s` ago; `ahead` jobs are made before it.
 
-    `latents` is where latents are, `record` what its sidecar says once it is done.
+    `preview` is the last step that can be looked at, `latents` where latents are, `record` what its
+    sidecar says once it is done.
     """
 
     job: Job
@@ -39,6 +40,7 @@ class Seen:
     ahead: int = 0
     held: str | None = None
     notices: tuple[str, ...] = ()
+    preview: int | None = None
     latents: Path | None = None
     record: Record | None = None
 
@@ -60,6 +62,7 @@ def see(jobs: Jobs, id: str) -> Seen | None:
         return None
     progress, ago_s = jobs.progress(job) or (None, 0.0)
     queued, over = job.status == "queued", not job.open
+    shown = jobs.preview(job)
     return Seen(
         job,
         progress if job.status == "running" else None,
@@ -67,6 +70,7 @@ def see(jobs: Jobs, id: str) -> Seen | None:
         jobs.ahead(job) if queued else 0,
         jobs.held if queued else None,
         jobs.notices(job),
+        None if shown is None else shown[0],
         jobs.latents(job) if over else None,
         jobs.record(job) if job.status == "done" else None,
     )

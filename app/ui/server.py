@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
+from ...pipelines.batch.making import Studio, with_previews
 from ...pipelines.errors import KinoraError
 from ...pipelines.jobs import Jobs
 from . import later
@@ -37,7 +38,9 @@ class PageError(KinoraError):
     """The page cannot be served."""
 
 
-def serve(output: str, port: int | None, *, host: str, browser: bool) -> None:
+def serve(
+    output: str, port: int | None, *, host: str, browser: bool, previews: bool = True
+) -> None:
     """Serve the page until an exception (Ctrl-C) ends it; what is being made is interrupted then.
 
     With `port` None it is the default one, or the next that is free. Raises `KinoraError`.
@@ -52,7 +55,7 @@ def serve(output: str, port: int | None, *, host: str, browser: bool) -> None:
     with (
         listening(port, host) as listener,
         TemporaryDirectory(prefix="kinora-ui-") as scratch,
-        closing(Jobs(folder)) as jobs,
+        closing(Jobs(folder, make=with_previews if previews else Studio)) as jobs,
     ):
         # Read when gradio is imported. Its own folder in /tmp may belong to somebody else.
         os.environ["GRADIO_TEMP_DIR"] = scratch

@@ -7,9 +7,10 @@ from html import escape
 
 from ...pipelines.events import STAGES
 from ...pipelines.memory import amount
-from ...pipelines.planning import Plan
+from ...pipelines.planning import Plan, refusal
 from ...pipelines.request import Resolved
 from ...pipelines.sidecar import Record
+from ...pipelines.timing import Timed
 from .fields import in_titles
 from .seen import Seen, phase, recipe_name
 
@@ -75,14 +76,27 @@ def doing(seen: Seen, number: int = 1, count: int = 1) -> str:
 
 
 def result(seen: Sequence[Seen]) -> str:
-    """The videos that there are, where, how long they took and what ran."""
+    """The videos that there are, where, how long they took and what ran; before that, previews."""
     done = [it for it in seen if it.record is not None]
     if not done:
-        return EMPTY
+        shown = next((it for it in seen if it.preview is not None), None)
+        return EMPTY if shown is None else _preview(shown)
     shown = "".join(_output(it) for it in done)
     several = " k-several" if len(seen) > 1 else ""
     records = [it.record for it in done if it.record is not None]
     return f'<div class="k-outputs{several}">{shown}</div>{details(records)}'
+
+
+def _preview(seen: Seen) -> str:
+    request, step = seen.job.row.request, seen.preview
+    frame = "the first frame" if request.frames > 1 else "the image"
+    told = f"Preview: {frame} as step {step} of {request.steps} estimates it"
+    address = f"/v1/videos/{seen.name}/preview?step={step}"
+    return (
+        f'<figure class="k-frame k-preview"><img src="{address}" alt="{told}" '
+        f'width="{request.width}" height="{request.height}"></figure>'
+        f'<p class="k-facts">{told}.</p>'
+    )
 
 
 def details(records: Sequence[Record]) -> str:
@@ -109,29 +123,47 @@ def listing(seen: Sequence[Seen]) -> str:
     return f'{note}<ul class="k-jobs">{"".join(map(_listed, seen))}</ul>'
 
 
-def prediction(plan: Plan) -> str:
-    """What a run would do and need."""
+def prediction(plan: Plan, timed: Timed | None = None) -> str:
+    """What a run would do and need, and how long it would take."""
     request = plan.request
     fits = plan.memory.peak <= plan.free_bytes
     lines = [
         f"{plan.tokens:,} tokens, {request.steps} steps on {request.device}",
+        _lasting(timed),
         f"{amount(plan.memory.peak)} of memory, {amount(plan.free_bytes)} free: "
         f"it {'fits' if fits else 'does not fit'}",
     ]
-    parts = [f"{it.part} {it.verdict}: {it.why}" for it in plan.parts]
-    parts += [
-        f"denoising {it.speedup:.2f} times as fast"
-        for it in plan.parts
-        if it.speedup is not None and f"{it.speedup:.2f}" != "1.00"
-    ]
-    lines += parts or ["nothing accelerated: the stock pipeline"]
-    bad = not fits or any(it.verdict == "refused" for it in plan.parts)
+    if plan.parts and plan.speedup is None:
+        lines.append("how much faster denoising is, is not known beforehand")
+    elif plan.speedup is not None and any(f"{it:.2f}" != "1.00" for it in plan.speedup):
+        lines.append(f"denoising {_between(*plan.speedup, digits=2)} times as fast")
+    errors = [refusal(it, strict=request.strict) for it in plan.parts]
+    for part, error in zip(plan.parts, errors, strict=True):
+        adjusted = error is not None and part.verdict != "refused"
+        lines.append(str(error) if adjusted else f"{part.part} {part.verdict}: {part.why}")
+    lines += [] if plan.parts else ["nothing accelerated: the stock pipeline"]
+    bad = not fits or any(errors)
     return remark("Predicted", lines, "k-bad" if bad else "")
 
 
-def refused(text: str) -> str:
-    """Why nothing can be predicted."""
-    return remark("Predicted", [text], "k-bad k-refused")
+def _lasting(timed: Timed | None) -> str:
+    if timed is None:
+        return "how long it takes is known once a video like it was made here"
+    what = "the same recipe" if timed.same else "dense"
+    return (
+        f"about {_between(timed.least_s, timed.most_s)} s once the model is loaded, by a run "
+        f"of {timed.by.created[:10]}, {what}"
+    )
+
+
+def _between(least: float, most: float, digits: int = 0) -> str:
+    told = [f"{it:.{digits}f}" for it in (least, most)]
+    return told[0] if told[0] == told[1] else " to ".join(told)
+
+
+def refused(text: str, heading: str = "Predicted") -> str:
+    """Why nothing can be predicted, or made."""
+    return remark(heading, [text], "k-bad k-refused" if heading == "Predicted" else "k-bad")
 
 
 def remark(heading: str, lines: Sequence[str], mark: str = "") -> str:
@@ -202,7 +234,9 @@ def _output(seen: Seen) -> str:
     links.append((f"{address}?variant=sidecar", f"{seen.job.row.name}.json"))
     if seen.latents is not None:
         links.append((f"{address}?variant=latents", seen.latents.name))
-    named = " ".join(f'<a href="{url}" target="_blank">{escape(it)}</a>' for url, it in links)
+    named = " ".join(
+        f'<a href="{url}" download="{escape(it)}">{escape(it)}</a>' for url, it in links
+    )
     return (
         f'<div><figure class="k-frame">{media(request, address)}</figure>'
         f'<p class="k-paths">{named}</p></div>'

@@ -128,7 +128,9 @@ def _further(jobs: Jobs, job: Job, told: tuple[Progress, float] | None) -> dict[
     if told is not None:
         progress, ago_s = told
         eta_s = None if progress.eta_s is None else round(max(0.0, progress.eta_s - ago_s), 1)
+        shown = jobs.preview(job)
         content |= {"stage": progress.stage, "step": progress.step, "eta_s": eta_s}
+        content |= {"preview_step": None if shown is None else shown[0]}
     return content
 
 

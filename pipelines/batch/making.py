@@ -94,10 +94,13 @@ def breaks(error: BaseException) -> bool:
 
 
 class Studio:
-    """Makes rows by `generate`; the model stays loaded from one to the next."""
+    """Makes rows by `generate`; the model stays loaded from one to the next.
 
-    def __init__(self) -> None:
-        self._shelf = Shelf()
+    With `previews`, progress comes with pictures now and then.
+    """
+
+    def __init__(self, *, previews: bool = False) -> None:
+        self._shelf, self._previews = Shelf(), previews
         self._lock = threading.Lock()
         self._leader: Leader | None = None
         self._devices = set[str]()
@@ -119,7 +122,12 @@ class Studio:
                 leader.share(request)
 
         events = generate(
-            request, shelf=self._shelf, destination=destination, stop=stop, share=share
+            request,
+            shelf=self._shelf,
+            destination=destination,
+            stop=stop,
+            share=share,
+            previews=self._previews,
         )
         for event in events:
             if isinstance(event, Run):
@@ -159,6 +167,11 @@ class Studio:
         except RuntimeError:  # such as an illegal address, after which every call fails
             return False
         return True
+
+
+def with_previews() -> Maker:
+    """A `Studio` that shows what it is at."""
+    return Studio(previews=True)
 
 
 def refusal(request: Request) -> str | None:

@@ -97,6 +97,10 @@ class Jobs:
         found = self._line.progress.get(job.id)
         return None if found is None else (found[0], time.monotonic() - found[1])
 
+    def preview(self, job: Job) -> tuple[int, bytes] | None:
+        """The last step of a running job that was shown, and the picture, a JPEG."""
+        return self._line.previews.get(job.id)
+
     def notices(self, job: Job) -> tuple[str, ...]:
         """What it has told in this process."""
         return tuple(dict.fromkeys(self._line.notices.get(job.id, ())))

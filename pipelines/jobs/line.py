@@ -30,8 +30,9 @@ _KILLED = "Kinora was ended while it was made"
 class Line:
     """What the engine of batches takes its turns from; it has no end until it is closed.
 
-    One job is made at a time, so that a crash has one cause. `progress` and `notices` are of jobs
-    of this process, by id; `held` says why nothing is made where that is no job's fault.
+    One job is made at a time, so that a crash has one cause. `progress`, `previews` with their
+    steps, and `notices` are of jobs of this process, by id; `held` says why nothing is made where
+    that is no job's fault.
     """
 
     def __init__(self, folder: Path, store: Store, make: Make) -> None:
@@ -40,6 +41,7 @@ class Line:
         self._closing = threading.Event()
         self._current: Job | None = None
         self.progress: dict[str, tuple[Progress, float]] = {}
+        self.previews: dict[str, tuple[int, bytes]] = {}
         self.notices: dict[str, list[str]] = {}
         self.held: str | None = None
         self.thread = threading.Thread(target=self._work, name="kinora-jobs", daemon=True)
@@ -119,7 +121,10 @@ class Line:
                 elif self._current is None:
                     continue
                 elif isinstance(event, Step):
-                    self.progress[self._current.id] = event.progress, time.monotonic()
+                    told = event.progress
+                    self.progress[self._current.id] = told, time.monotonic()
+                    if told.preview is not None:
+                        self.previews[self._current.id] = told.step, told.preview
                 elif isinstance(event, Notice):
                     self.notices.setdefault(self._current.id, []).append(event.text)
 
@@ -142,6 +147,7 @@ class Line:
         """Have no current job any more; how far it was is of no interest now."""
         if self._current is not None:
             self.progress.pop(self._current.id, None)
+            self.previews.pop(self._current.id, None)
         self._current = None
 
     def _settle(self, status: str, why: str) -> None:

@@ -43,7 +43,8 @@ def tensors(at: Site, seed: int = 0, smooth: bool = True) -> list[torch.Tensor]:
 
 def by_threshold(**options: Any) -> XAttention:
     """Without a least unless one is given, so that numbers decide."""
-    return XAttention(**{"least": 0.0, **options})
+    given: dict[str, Any] = {"least": 0.0, **options}
+    return XAttention(**given)
 
 
 def planned(at: Site, seed: int = 0, smooth: bool = True, **options: Any) -> BlockPlan:

@@ -147,6 +147,11 @@ class Page:
         self.find("#k-advanced > button").click()
         self.until(lambda: self.find("#k-strict input").is_visible())
 
+    def open_builder(self) -> None:
+        """Show every method and option."""
+        self.find("#k-builder > button").click()
+        self.until(lambda: self.find("#k-attention-method input").is_visible())
+
     def press(self, name: str) -> None:
         """Press a button once it can be pressed."""
         self.find(f"#k-{name}").click(timeout=1000 * PATIENCE_S)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from kinora.accel import presets
 
 Cli = Callable[..., Any]
 SMALL = ("--size", "128x128", "--frames", "5", "--steps", "3")
@@ -24,6 +28,17 @@ def test_recipes_are_listed_and_printed_as_files(cli: Cli, tmp_path: Path) -> No
     assert cli("recipes", "show", path, "--json").last["attention"]["keep"] == 0.4
     names = [it["name"] for it in cli("recipes", "--json").last["recipes"]]
     assert names == sorted(names) and {"balanced", "dense"} <= set(names)
+
+
+def test_presets_have_their_figures_and_the_docs_have_the_same(cli: Cli) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text("utf-8")
+    page = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", page)
+    told = {it["name"]: it["measured"] for it in cli("recipes", "--json").last["recipes"]}
+    assert set(told) == set(presets.names()) == set(presets.MEASURED)
+    for name, measured in presets.MEASURED.items():
+        assert told[name] == asdict(measured)
+        (row,) = re.findall(rf"^\| `{name}` \|.*$", page, re.M)
+        assert row.endswith(f"| {measured.speed_words} | {measured.cost} |")
 
 
 def test_a_run_with_a_recipe_ends_with_its_receipt_in_words(cli: Cli, wan_folder: Path) -> None:

@@ -14,9 +14,8 @@ import typer
 pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
 
 from kinora.accel import recipe as recipes
-from kinora.accel.methods import METHODS
-from kinora.accel.options import Option
-from kinora.accel.parts import ATTENTION
+from kinora.accel.options import Option, options_of
+from kinora.accel.parts import ATTENTION, PARTS, STEPS
 from kinora.app import cli as command_line
 from kinora.app.ui import controls, fields, form, server
 from kinora.pipelines import cards
@@ -67,13 +66,25 @@ def test_a_unit_stands_in_the_label() -> None:
     assert made.label == "Some name (layers)"
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_option_of_every_method_has_a_control_that_takes_its_default(method: str) -> None:
-    known = controls.method_options(method)
-    assert {f"attention.{it.name}" for it in ATTENTION.options(METHODS[method])} == set(known)
-    for it in (*known.values(), *controls.recipe_options().values()):
+@pytest.mark.parametrize("group", controls.groups())
+def test_every_option_has_a_control_that_takes_its_default(group: str) -> None:
+    for it in controls.groups()[group].values():
         made: Any = controls.control(it, it.default)
         assert made.preprocess(made.value) == it.default
+
+
+def test_the_groups_have_all_that_a_recipe_can_say() -> None:
+    known = controls.groups()
+    parts: tuple[Any, ...] = (ATTENTION, STEPS)
+    for part in parts:
+        for name, chosen in part.known.items():
+            active = controls.active({f"{part.key}.{part.selector}": name})
+            assert {group for group in active if "." in group} == {f"{part.key}.{name}"}
+            told = {path for group in active for path in known[group]}
+            assert {f"{part.key}.{it.name}" for it in part.options(chosen)} <= told
+    assert {it for part in PARTS.values() for it in part.names()} == {
+        path.rpartition(".")[2] for each in (*known.values(), controls.selectors()) for path in each
+    } - {it.name for it in options_of(recipes.Recipe)}
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -81,50 +92,68 @@ def test_the_values_of_a_preset_change_nothing(name: str) -> None:
     recipe = recipes.find(name)
     values = controls.values(recipe)
     assert controls.settings(recipe, values) == ()
-    of_method = values.keys() - controls.recipe_options().keys()
-    assert (not of_method) == (controls.method_of(recipe) is None)
-    emptied = dict.fromkeys(values)
-    assert controls.settings(recipe, emptied) == ()
+    assert (values["attention.method"] == "") == (recipe.attention is None)
+    assert controls.settings(recipe, dict.fromkeys(values)) == ()
 
 
 def test_a_changed_control_is_a_setting_and_nothing_else() -> None:
     recipe = recipes.find("balanced")
     values = {**controls.values(recipe), "attention.keep": 0.5, "when": "always"}
-    values["attention.every"] = 3
+    values |= {"attention.every": 3, "attention.first_frame": True}
     told = controls.settings(recipe, values)
-    assert sorted(told) == ["attention.every=3", "attention.keep=0.5", "when=always"]
-    table = recipes.changed(recipe, told).table()
-    assert controls.values(recipes.from_table(table)) == values
+    assert told is not None and sorted(told) == [
+        "attention.every=3", "attention.first_frame=true", "attention.keep=0.5", "when=always",
+    ]  # fmt: skip
+    assert controls.values(recipes.changed(recipe, told)) == values
+
+
+@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("part", [ATTENTION, STEPS], ids=lambda it: it.key)
+def test_choosing_does_what_set_does(name: str, part: Any) -> None:
+    base = recipes.find(name)
+    for chosen in part.known:
+        asked = f"{part.key}.{part.selector}={chosen}"
+        recipe = recipes.changed(base, [asked])
+        path = f"{part.key}.{part.selector}"
+        values = {**controls.values(base), **controls.defaults(path, chosen)}
+        told = controls.settings(base, values)
+        assert told is not None
+        assert recipes.changed(base, told).table() == recipe.table()
+        from_dense = controls.settings(recipes.find("dense"), controls.values(recipe))
+        assert from_dense is not None
+        assert recipes.changed(recipes.find("dense"), from_dense).table() == recipe.table()
+
+
+def test_a_part_that_is_left_out_is_told_from_the_dense_recipe() -> None:
+    balanced = recipes.find("balanced")
+    chosen = {**controls.values(balanced), "attention.method": "", "steps.policy": "shadow"}
+    assert controls.settings(balanced, chosen) is None
+    made = form.request_of({**FIELDS, "recipe": "balanced"}, chosen, "out")
+    assert made.recipe == "dense" and "steps.policy=shadow" in made.settings
+    table = resolve(made, cards.find("kinora-tiny")).recipe
+    assert set(table) == {"title", "dense_kernel", "steps"} and table["title"] == balanced.title
 
 
 def test_fields_make_the_request_of_the_command_line() -> None:
-    chosen = {"": {"when": "faster"}, "blade": {"attention.keep": 0.5}}
-    chosen["another-method"] = {"attention.keep": 0.9}
-    made = form.request_of({**FIELDS, "recipe": "balanced"}, chosen, "out")
+    made = form.request_of({**FIELDS, "recipe": "balanced"}, {"attention.keep": 0.5}, "out")
     said = Request.model_validate(
         {**FIELDS, "recipe": "balanced", "settings": ("attention.keep=0.5",), "output": "out"}
     )
     assert made == said
 
 
-def test_options_of_a_method_that_is_not_chosen_are_left_alone() -> None:
-    chosen = {"": {"dense_kernel": "flash"}, "top-blocks": {"attention.keep": 0.5}}
-    made = form.request_of({**FIELDS, "recipe": "dense"}, chosen, "out")
-    assert made.settings == ("dense_kernel=flash",) and made.recipe == "dense"
-
-
 def test_empty_fields_are_the_defaults_of_the_model() -> None:
     empty = {**dict.fromkeys(FIELDS), "prompt": "a cat", "model": "", "recipe": "dense"}
-    assert form.request_of(empty, {"": {}}, "out") == Request(prompt="a cat", output="out")
+    assert form.request_of(empty, {}, "out") == Request(prompt="a cat", output="out")
     card = cards.find("kinora-tiny")
     resolved = resolve(Request(prompt="a cat"), card)
     assert form.defaults(card) == {name: getattr(resolved, name) for name in form.BY_CARD}
     with pytest.raises(RequestError, match="the prompt is empty"):
-        resolve(form.request_of({"prompt": None, "recipe": "dense"}, {"": {}}, "out"), card)
+        resolve(form.request_of({"prompt": None, "recipe": "dense"}, {}, "out"), card)
 
 
 def test_what_is_out_of_range_is_refused_in_the_words_of_the_recipe() -> None:
-    chosen = {"": {}, "blade": {"attention.every": -1}}
+    chosen = {"attention.every": -1}
     made = form.request_of({**FIELDS, "recipe": "balanced"}, chosen, "out")
     with pytest.raises(RecipeError, match=r"attention\.every must be a whole number from 0 to"):
         resolve(made, cards.find("kinora-tiny"))
@@ -149,7 +178,7 @@ def test_every_field_has_a_control_that_asks_for_its_default(name: str) -> None:
     value = form.defaults(cards.find("kinora-tiny")).get(name, default)
     made: Any = fields.explained(name, value)
     given = made.preprocess(made.value)
-    asked = form.request_of({"prompt": "a", name: given}, {"": {}}, "outputs")
+    asked = form.request_of({"prompt": "a", name: given}, {}, "outputs")
     assert getattr(asked, name) == value
     assert made.info == fields.spelled_as(name).help and made.elem_id == f"k-{name}"
 
@@ -158,7 +187,7 @@ def test_a_fraction_is_not_rounded() -> None:
     made: Any = fields.explained("steps", 30)
     given = {"prompt": "a", "steps": made.preprocess(2.5)}
     with pytest.raises(RequestError, match=r"steps must be a whole number, not 2\.5"):
-        form.request_of(given, {"": {}}, "outputs")
+        form.request_of(given, {}, "outputs")
 
 
 @pytest.mark.parametrize(

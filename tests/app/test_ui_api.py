@@ -193,3 +193,24 @@ def test_images_are_waited_for(client: Any, served: Served) -> None:
     with pytest.raises(openai.BadRequestError, match="n must be 1 to 10, not 11"):
         client.images.generate(prompt="a", n=11)
     assert {it.row.request.frames for it in served.jobs.jobs()} == {1}
+
+
+def test_what_a_running_job_is_heading_for_can_be_looked_at(served: Served) -> None:
+    asked = served.ask("/v1/videos", {"prompt": "shown sleep 60"}).json["id"]
+    preview = f"/v1/videos/{asked}/preview"
+    until(lambda: served.ask(preview).status == 200)
+    answer = served.ask(preview)
+    assert (answer.body, answer.headers["content-type"]) == (b"a picture", "image/jpeg")
+    assert answer.headers["cache-control"] == "no-store"
+    assert served.ask(f"{preview}?step=3").body == b"a picture"
+    assert served.ask(f"{preview}?page=3").status == 400
+    told = served.ask(f"/v1/videos/{asked}").json["kinora"]
+    assert told["preview_step"] >= 0 and "picture" not in json.dumps(told)
+    served.ask(f"/v1/videos/{asked}/cancel", method="POST")
+    until(lambda: served.ask(f"/v1/videos/{asked}").json["status"] == "failed")
+    assert (served.ask(preview).status, served.ask(preview).body) == (204, b"")
+    assert served.ask(f"/v1/videos/video_{'0' * 16}/preview").status == 404
+    plain = served.ask("/v1/videos", {"prompt": "sleep 60"}).json["id"]
+    until(lambda: "stage" in served.ask(f"/v1/videos/{plain}").json["kinora"])
+    assert served.ask(f"/v1/videos/{plain}").json["kinora"]["preview_step"] is None
+    assert served.ask(f"/v1/videos/{plain}/preview").status == 204

@@ -13,13 +13,16 @@ pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[u
 
 from browsing import FOREVER, SMALL, Page, Server
 
+BLADE = "#k-options-attention-blade"
+
 
 def test_a_run_shows_video_receipt_times_and_files(page: Page, server: Server) -> None:
     assert not page.find("#k-cancel").is_enabled()
     page.fill(prompt="a blue square", seed=3)
     page.choose("recipe", "balanced")
     page.until(lambda: "attention" in page.text("prediction"))
-    assert page.find(".k-options input[type=range]:visible").input_value() == "0.25"
+    page.open_builder()
+    assert page.find(f"{BLADE} input[type=range]").input_value() == "0.25"
     page.generate("done")
     video = "document.querySelector('#k-output video')"
     script = f"[{video}.videoWidth, {video}.videoHeight, {video}.error]"
@@ -32,8 +35,33 @@ def test_a_run_shows_video_receipt_times_and_files(page: Page, server: Server) -
     record = json.loads(made.read_text())
     assert record["request"]["recipe"]["attention"]["from_step"] == 0.2
     page.choose("recipe", "dense")
-    page.until(lambda: not page.count(".k-options input[type=range]:visible"))
+    page.until(lambda: not page.count(f"{BLADE}:visible"))
     assert page.asked == {"127.0.0.1"}
+
+
+def test_accelerations_are_chosen_in_the_builder(page: Page) -> None:
+    page.fill(steps=50)
+    page.find("#k-presets [data-id=fast]").click()
+    page.until(lambda: page.value("recipe") == "fast" and "--recipe fast" in page.value("command"))
+    assert page.find("#k-presets [aria-pressed=true]").get_attribute("data-id") == "fast"
+    page.open_builder()
+    page.choose("steps-policy", "shadow")
+    page.until(lambda: page.find("#k-options-steps-shadow").is_visible())
+    page.until(lambda: page.value("command").endswith("--set steps.policy=shadow"))
+    page.until(lambda: 'policy = "shadow"' in page.value("toml"))
+    page.until(lambda: "of 50 steps evaluated, as the run goes" in page.text("prediction"))
+    page.find("#k-steps-policy input").click()
+    greyed = "#k-steps-policy [role=option][aria-label$='(not here)']"
+    page.until(lambda: page.count(greyed))
+    names = {it.strip() for it in page.tab.locator(greyed).all_inner_texts()}
+    assert "faster-cache (not here)" in names
+    assert page.find(greyed).evaluate("it => getComputedStyle(it).opacity") == "0.5"
+    page.choose("steps-policy", "faster-cache")
+    page.until(lambda: "steps refused: faster-cache" in page.text("prediction"))
+    assert "faster-cache" in page.find("#k-why").text_content()
+    page.choose("attention-method", "none")
+    page.choose("steps-policy", "none")
+    page.until(lambda: page.value("command").endswith("--set dense_kernel=fastest"))
 
 
 def test_a_mistake_is_one_line(page: Page, server: Server) -> None:
@@ -62,7 +90,8 @@ def test_advanced_fields_a_recipe_file_and_several_videos(
     recipe.write_text("\n".join((*lines, "keep = 0.4", 'tile = "64x64"')))
     page.fill(recipe="dense")
     page.fill(recipe=recipe)
-    slider = ".k-options input[type=range]:visible"
+    slider = "#k-options-attention-top-blocks input[type=range]"
+    page.open_builder()
     page.until(lambda: page.find(slider).input_value() == "0.4")
     assert "Mine" in page.text("recipe")
     page.open_advanced()
@@ -145,8 +174,9 @@ def test_a_run_outlives_its_page_and_is_cancelled_in_the_list(
 
 def test_the_gallery_opens_videos_and_restores_their_settings(page: Page) -> None:
     page.fill(prompt='a "green" <b>ring</b>', seed=11, steps=3)
+    page.open_builder()
     page.choose("recipe", "fast")
-    page.until(lambda: page.count(".k-options input[type=range]:visible"))
+    page.until(lambda: page.find(BLADE).is_visible())
     page.generate("done")
     page.choose("recipe", "dense")
     page.fill(prompt="something else", seed=0, steps=2)
@@ -172,8 +202,9 @@ def test_a_dropped_file_restores_settings_or_says_why_not(
     page: Page, server: Server, tmp_path: Path
 ) -> None:
     page.fill(prompt="a red cross", seed=21)
+    page.open_builder()
     page.choose("recipe", "balanced")
-    page.until(lambda: page.count(".k-options input[type=range]:visible"))
+    page.until(lambda: page.find(BLADE).is_visible())
     page.generate("done")
     page.find("#k-restore > button").click()
     for name in ("a-red-cross-s21.mp4", "a-red-cross-s21.json"):

@@ -116,13 +116,24 @@ def test_the_result_names_files_times_and_receipt() -> None:
     assert "nothing accelerated: the stock pipeline ran" in html
     for link, name in (("", "mp4"), ("?variant=sidecar", "json")):
         named = f"a-red-circle-s0-0000000000000001.{name}"
-        assert f'<a href="{address}{link}" target="_blank">{named}</a>' in html
+        assert f'<a href="{address}{link}" download="{named}">{named}</a>' in html
     for kind, tag in (("png", "<img src="), ("gif", "<img src="), ("webm", "<video src=")):
         request = RESOLVED.model_copy(update={"format": kind})
         assert tag in view.result([seen("done", request=request, record=record())])
     kept = seen("done", record=record(), latents=Path("/x/a.latents.safetensors"))
-    assert '?variant=latents" target="_blank">a.latents.safetensors</a>' in view.result([kept])
+    assert '?variant=latents" download="a.latents.safetensors">' in view.result([kept])
     assert view.result([seen("running"), seen("failed")]) == view.EMPTY
+
+
+def test_a_running_job_is_shown_as_far_as_it_is() -> None:
+    shown = [seen("running", id=3, progress=progress("denoise", 12, 30), preview=11)]
+    html = view.result(shown)
+    assert 'src="/v1/videos/video_0000000000000003/preview?step=11"' in html
+    assert "the first frame as step 11 of 30 estimates it" in html
+    html = view.result([seen("done", id=1, record=record()), *shown])
+    assert "preview" not in html, "it would begin the finished one anew"
+    image = RESOLVED.model_copy(update={"frames": 1})
+    assert "the image as step" in view.result([seen("running", request=image, preview=1)])
 
 
 def test_several_videos_are_all_shown_as_they_come() -> None:
@@ -165,36 +176,28 @@ def test_recipes_have_short_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "changes"),
+    ("base", "changes", "preset"),
     [
-        ("dense", ()),
-        ("balanced", ()),
-        ("fast", ("attention.keep=0.4", "when=always")),
-        ("dense", ("attention.method=top-blocks", "attention.keep=0.4")),
-        ("balanced", ("steps.policy=easy",)),
+        ("dense", (), "dense"),
+        ("balanced", (), "balanced"),
+        ("fast", ("attention.keep=0.4", "when=always"), "fast"),
+        ("dense", ("attention.method=top-blocks", "attention.keep=0.4", "title=Mine = this"), None),
+        ("balanced", ("steps.policy=easy",), "balanced"),
+        ("dense", ("steps.policy=sada", "steps.prune=true", "parallel.cfg=2"), "dense"),
     ],
 )
 def test_fields_restored_from_a_record_ask_for_the_same(
-    base: str, changes: tuple[str, ...], tmp_path: Path
+    base: str, changes: tuple[str, ...], preset: str | None
 ) -> None:
     table = recipes.changed(recipes.find(base), changes).table()
     asked = record(recipe=table, seed=9, steps=3, negative_prompt="blue", strict=True)
-    kept: list[Path] = []
-
-    def keep(recipe: recipes.Recipe) -> str:
-        kept.append(tmp_path / "kept.toml")
-        kept[-1].write_text(recipe.to_toml())
-        return str(kept[-1])
-
-    given, recipe = form.restored(asked, keep)
-    chosen = {"": controls.values(recipe)}
-    chosen[controls.method_of(recipe) or "none"] = controls.values(recipe)
-    again = resolve(form.request_of(given, chosen, "outputs"), cards.find("kinora-tiny"))
-    assert again.recipe.get("attention") == table.get("attention")
-    assert again.recipe.get("steps") == table.get("steps")
+    given, recipe = form.restored(asked)
+    assert preset in (None, given["recipe"])
+    request = form.request_of(given, controls.values(recipe), "outputs")
+    again = resolve(request, cards.find("kinora-tiny"))
+    assert again.recipe == (table if changes or base != "dense" else {})
     without = {"recipe": {}}
     assert again.model_copy(update=without) == asked.request.model_copy(update=without)
-    assert bool(kept) == any("method" in it or "policy" in it for it in changes)
 
 
 def test_a_prediction_in_words(wan_folder: Path) -> None:

@@ -1,6 +1,7 @@
 """A stand-in for models: makes small files from a request, and fails as its prompt says.
 
     sleep SECONDS       takes that long, looking out for a stop
+    shown               its steps come with previews
     boom, nan, disk     raises: a bug, no finite numbers, a full disk
     memory              raises: the accelerator has no more
     sticky              raises what breaks its accelerator: so does every later row of the process
@@ -43,7 +44,8 @@ class StandIn:
         words = request.prompt.split()
         with self._model:
             if "sleep" in words:
-                self._sleep(float(words[words.index("sleep") + 1]), stop, report)
+                shown = b"a picture" if "shown" in words else None
+                self._sleep(float(words[words.index("sleep") + 1]), shown, stop, report)
             self._fail(words, Path(request.output), destination)
         content = f"{request.prompt} {request.seed} {request.steps}".encode()
         digest = hashlib.sha256(content).hexdigest()
@@ -59,9 +61,11 @@ class StandIn:
     def recovers(self) -> bool:
         return True
 
-    def _sleep(self, seconds: float, stop: threading.Event, report: Report) -> None:
+    def _sleep(
+        self, seconds: float, shown: bytes | None, stop: threading.Event, report: Report
+    ) -> None:
         for step in range(10):
-            report(Progress("denoise", step, 10, 0.0, None, 1, 1))
+            report(Progress("denoise", step, 10, 0.0, None, 1, 1, preview=shown))
             if stop.wait(seconds / 10):
                 raise Cancelled
 

@@ -129,7 +129,7 @@ class _Worker:
             nonlocal last_s, stage
             if isinstance(event, Notice):
                 self._send(event)
-            elif event.stage != stage or time.monotonic() - last_s > _TELL_S:
+            elif event.stage != stage or event.preview or time.monotonic() - last_s > _TELL_S:
                 last_s, stage = time.monotonic(), event.stage
                 self._send(Told(asked.index, event))
 

@@ -1,0 +1,24 @@
+"""HTML with buttons that tell what they are for."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+_ACTING = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-act]');
+  if (button) trigger('click', {act: button.dataset.act, id: button.dataset.id});
+});
+"""
+
+
+def acting(name: str, content: str = "") -> gr.HTML:
+    """HTML whose buttons with `data-act` trigger a click that says which and of what."""
+    return gr.HTML(content, elem_id=name, js_on_load=_ACTING)
+
+
+def said(event: gr.EventData, name: str) -> str:
+    """What a click says of itself; it may come from anybody."""
+    data = event._data  # pyright: ignore[reportPrivateUsage]
+    found = data.get(name, "") if isinstance(data, dict) else ""
+    return found if isinstance(found, str) else ""
