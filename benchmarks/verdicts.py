@@ -19,7 +19,7 @@ are enough and a first call, which compiles, does not count.
 
 `benchmarks/recipes/*.toml` are settings of every method. Those of `paro` want a calibration each,
 in the folder that the command runs in: `kinora calibrate kinora-tiny --size 256x256 --steps 30
---seed 1 --keep 0.25 --output paro-25.npz`, and of .15 and .4.
+--seed 1 --keep 0.25 --output paro-25.npz`, and so on for .4, .5, .6 and .75.
 """
 
 from __future__ import annotations
