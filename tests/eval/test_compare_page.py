@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -87,49 +86,34 @@ def test_a_single_point_has_a_place_and_none_is_refused():
         plot([], score="x", rule=None)
 
 
-@pytest.mark.skipif(
-    not (shutil.which("chromium") and shutil.which("chromedriver")),
-    reason="needs chromium and chromedriver",
-)
 def test_in_a_browser_the_videos_of_a_case_are_in_step_and_those_of_others_stay(
-    found: Comparison, tmp_path: Path
+    found: Comparison, tmp_path: Path, browser: webdriver.Chrome
 ):
     (tmp_path / "report.html").write_text(page(found), encoding="utf-8")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which("chromium"))
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage",
-                 f"--user-data-dir={tmp_path / 'profile'}"):  # fmt: skip
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(str(shutil.which("chromedriver")))
-    driver = webdriver.Chrome(options, service)
 
     def until(script: str) -> None:
         end = time.monotonic() + 30
-        while not driver.execute_script(f"return {script}"):
+        while not browser.execute_script(f"return {script}"):
             assert time.monotonic() < end, script
             time.sleep(0.05)
 
-    try:
-        driver.get((tmp_path / "report.html").as_uri())
-        driver.execute_script(
-            "window.cases = [...document.forms].map(it => [...it.querySelectorAll('video')]);"
-            "document.querySelectorAll('details').forEach(it => it.open = true);"
-        )
-        until("cases.flat().every(it => it.readyState >= 2)")
-        driver.execute_script(
-            "const it = document.forms[0].elements.frame; it.value = 2;"
-            "it.dispatchEvent(new Event('input', {bubbles: true}));"
-        )
-        until("cases[0].every(it => Math.abs(it.currentTime - 2.5 / 16) < 1e-3)")
-        assert driver.execute_script("return cases[1].every(it => it.currentTime === 0)")
-        driver.execute_script("[...document.forms[0].elements.how][1].click()")
-        assert driver.execute_script("return document.forms[1].elements.how.value") == "wipe"
-        driver.execute_script(
-            "window.ink = document.querySelector('canvas').getContext('2d');"
-            "window.seen = () => ink.getImageData(0, 0, 64, 64).data.filter((_, k) => k % 4 < 3);"
-        )
-        until("Math.max(...seen()) > 100")
-        assert not driver.get_log("browser")
-    finally:
-        driver.quit()
+    browser.get((tmp_path / "report.html").as_uri())
+    browser.execute_script(
+        "window.cases = [...document.forms].map(it => [...it.querySelectorAll('video')]);"
+        "document.querySelectorAll('details').forEach(it => it.open = true);"
+    )
+    until("cases.flat().every(it => it.readyState >= 2)")
+    browser.execute_script(
+        "const it = document.forms[0].elements.frame; it.value = 2;"
+        "it.dispatchEvent(new Event('input', {bubbles: true}));"
+    )
+    until("cases[0].every(it => Math.abs(it.currentTime - 2.5 / 16) < 1e-3)")
+    assert browser.execute_script("return cases[1].every(it => it.currentTime === 0)")
+    browser.execute_script("[...document.forms[0].elements.how][1].click()")
+    assert browser.execute_script("return document.forms[1].elements.how.value") == "wipe"
+    browser.execute_script(
+        "window.ink = document.querySelector('canvas').getContext('2d');"
+        "window.seen = () => ink.getImageData(0, 0, 64, 64).data.filter((_, k) => k % 4 < 3);"
+    )
+    until("Math.max(...seen()) > 100")
+    assert not browser.get_log("browser")
