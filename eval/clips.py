@@ -125,7 +125,7 @@ def _found(path: Path) -> list[Path] | Rejected:
         if frame_files(path):
             return [path]
         inside = sorted(path.iterdir())
-        found = [it for it in inside if it.suffix.lower() in SUFFIXES and it.is_file()]
+        found = [it for it in inside if it.suffix.lower() in SUFFIXES and _is_given(it)]
         found += [it for it in inside if it.is_dir() and frame_files(it)]
         return found or Rejected(path, f"{path} holds no video: {', '.join(SUFFIXES)}, or frames")
     if not path.exists():
@@ -139,6 +139,11 @@ def _found(path: Path) -> list[Path] | Rejected:
             return Rejected(path, str(error))
         return [video] if video.is_file() else Rejected(path, f"the video of {path} is gone")
     return Rejected(path, f"{path} is no video: give {', '.join(SUFFIXES)}, or a folder of them")
+
+
+def _is_given(path: Path) -> bool:
+    """Whether it is a file, or a link to one that is gone, which must not go unsaid."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _hint(path: Path) -> str:

@@ -91,6 +91,15 @@ def test_broken_videos_are_told_in_a_line(tmp_path: Path, film: Film) -> None:
         assert "\n" not in str(error.value)
 
 
+def test_a_link_to_a_video_that_is_gone_does_not_go_unsaid(tmp_path: Path) -> None:
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "elsewhere.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    ((clip,), rejected) = find([tmp_path])
+    assert clip.path.name == "gone.mp4" and not rejected
+    with pytest.raises(EvalError, match=r"gone\.mp4 cannot be read"):
+        clip.sha256()
+
+
 def test_a_video_without_frames_is_told(tmp_path: Path) -> None:
     path = tmp_path / "none.mp4"
     with av.open(path, "w") as container:

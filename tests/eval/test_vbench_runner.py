@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 import tomllib
@@ -169,6 +170,41 @@ def test_one_broken_video_costs_no_other(
         path.write_bytes(b"broken")
     found = run(videos, "temporal_flickering", custom=custom)[1]
     assert "cannot read a video" in found.results["temporal_flickering"].reason
+
+
+def test_what_it_cannot_read_at_all_is_told_and_the_others_are_scored(
+    package: Path, videos: Path
+) -> None:
+    (videos / "still.png").write_bytes(b"png")
+    (videos / "a cat-4.mp4").unlink()
+    (videos / "a cat-4.mp4").symlink_to(videos / "gone.mp4")
+    _, found = run(videos, "temporal_flickering", "scene")
+    told = [it.reason for it in found.rejected]
+    assert len(told) == 2 and not found.ok
+    assert "a cat-4.mp4 cannot be read (No such file" in told[0]
+    assert "VBench reads .mp4 and .gif, not" in told[1] and "still.png: generate" in told[1]
+    result = found.results["temporal_flickering"]
+    assert result.status == "partial" and result.reason.startswith("9 of 10 videos")
+    only = videos.with_name("only")
+    only.mkdir()
+    (videos / "still.png").rename(only / "still.png")
+    with pytest.raises(EvalError, match=r"VBench reads \.mp4 and \.gif, not"):
+        run(only, "temporal_flickering")
+
+
+def test_names_that_collide_are_a_failure_of_their_dimension_alone(
+    package: Path, videos: Path, tmp_path: Path
+) -> None:
+    weights(tmp_path, "scene")
+    (videos / "again").mkdir()
+    shutil.copy(videos / "a dog-2.mp4", videos / "again" / "a dog-2.mp4")
+    given = [videos, videos / "again"]
+    *_, found = evaluate(given, dimensions=["temporal_flickering", "scene"])
+    assert isinstance(found, VBenchReport)
+    result = found.results["temporal_flickering"]
+    assert result.status == "failed" and "are both number 2 of 'a dog'" in result.reason
+    assert found.results["scene"].status == "ok"  # of cats alone
+    assert [it["dimension"] for it in calls(package)] == ["scene"]
 
 
 def test_videos_that_are_not_there_never_score_as_complete(package: Path, videos: Path) -> None:
