@@ -99,16 +99,17 @@ def score_by_vbench(
     events = evaluate(videos, suite=VBENCHES[suite], **options)
     found = _followed(events, Console(stderr=True))
     show(found, Console(stderr=True) if as_json else stdout())
+    written = True
     if html is not None:
         from ..eval.scorepage import vbench_page
-        from .reports import write_report
+        from .reports import wrote_report
 
-        write_report(html, vbench_page(found))
+        written = wrote_report(html, vbench_page(found))
     for line in found.failures():
         typer.echo(f"kinora: {line}", err=True)
     if as_json:
         print_json(found.to_json())
-    if not found.ok:
+    if not found.ok or not written:
         raise typer.Exit(EXIT_FAULT)
 
 

@@ -234,7 +234,12 @@ class References:
 
     def _all(self) -> list[Clip]:
         folder = self.folder
-        if not folder.is_dir():
+        try:
+            there = folder.is_dir()
+        except OSError as error:
+            why = error.strerror or error
+            raise EvalError(f"--reference {folder} cannot be read ({why})") from None
+        if not there:
             raise EvalError(f"--reference {folder} is no folder: give the one of the dense videos")
         clips, rejected = find([folder])
         if frame_files(folder):

@@ -98,6 +98,19 @@ def test_a_report_is_one_page(made: None, cli: Cli):
     assert "world.all_correct" in Path("report.html").read_text("utf-8")
 
 
+def test_a_report_that_cannot_be_written_is_told_before_or_loses_nothing(
+    made: None, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    Path("away.html").symlink_to("gone/away.html")
+    called = cli("eval", "dense", "--html", "away.html", "--json")
+    assert called.status == 1 and len(called.last["clips"]) == 2
+    assert "away.html cannot be written (No such file" in called.complaint
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) != str(Path.cwd()))
+    called = cli("eval", "dense", "--html", "report.html")
+    assert called.status == 2 and "scored" not in called.err and not called.out
+    assert "report.html cannot be written (Permission denied): name" in called.complaint
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -116,6 +129,7 @@ def test_a_report_is_one_page(made: None, cli: Cli):
         (("a.mp4", "--html", "a.mp4"), "--html a.mp4 is no name for a page: end it with .html"),
         (("a.mp4", "--html", "gone/a.html"), "there is no folder"),
         (("a.mp4", "--html", "page.html"), "page.html is a folder"),
+        (("a.mp4", "--html", "x" * 300 + ".html"), "cannot be written (File name too long)"),
         ((), "Missing argument"),
     ],
 )

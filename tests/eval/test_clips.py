@@ -172,6 +172,7 @@ def test_bad_references_are_refused(tmp_path: Path) -> None:
     one = frame_folder(tmp_path / "one", [1, 2])
     for folder, told in (
         (tmp_path / "gone", "is no folder"),
+        (tmp_path / ("x" * 300), r"x cannot be read \(File name too long\)"),
         (tmp_path / "empty", "holds no video"),
         (one, "holds one clip's frames"),
     ):
