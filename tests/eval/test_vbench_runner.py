@@ -359,6 +359,9 @@ def test_dino_is_read_from_where_torch_looks(package: Path, videos: Path, tmp_pa
     assert run(videos, "subject_consistency")[1].ok
     link = tmp_path / "torch" / "hub" / "checkpoints" / "dino_vitbase16_pretrain.pth"
     assert link.resolve() == tmp_path / "weights" / "dino_model" / "dino_vitbase16_pretrain.pth"
+    link.unlink()
+    link.symlink_to(tmp_path / "moved" / link.name)
+    assert run(videos, "subject_consistency")[1].ok and link.exists()
 
 
 def test_left_and_right_are_told_to_be_one() -> None:

@@ -34,6 +34,7 @@ DEVICE = "cuda"
 class StaticFilter:
     def __init__(self, args, device):
         assert DEVICE == device == "cpu" and os.path.exists(args.model)
+        assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
         torch.load(args.model)
     def infer(self, path):
         with open(os.environ["CALLS"], "a") as file:
