@@ -40,7 +40,7 @@ class VBench:
                 "ranks": os.environ.get("WORLD_SIZE"),
             }), file=file)
         behaviour = os.environ.get("BEHAVIOUR", "")
-        names = sorted(os.listdir(videos_path))
+        names = sorted(os.listdir(videos_path), reverse=True)
         rows = [{"video_path": f"{videos_path}/{it}", "video_results": 0.5} for it in names]
         result = [0.75, rows]
         if behaviour == "hang":
@@ -136,6 +136,7 @@ def test_a_complete_set_is_scored(
     assert [it.dimension for it in steps] == ["temporal_flickering", None]
     assert result.details["videos"] == result.details["expected"] == 10
     assert result.details["by_video"]["a cat-3.mp4"] == 0.5
+    assert list(result.details["by_video"]) == sorted(result.details["by_video"])  # T9
     assert "motion counts as flicker" in result.notes[0]  # T11
     (call,) = calls(package)
     assert call["mode"] == "vbench_standard" and call["local"] is True and call["more"] == {}
