@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,10 +171,8 @@ def test_one_broken_video_costs_no_other(
     assert "cannot read a video" in found.results["temporal_flickering"].reason
 
 
-def test_what_it_cannot_read_at_all_is_told_and_the_others_are_scored(
-    package: Path, videos: Path
-) -> None:
-    (videos / "still.png").write_bytes(b"png")
+def test_what_it_cannot_read_at_all_is_told(package: Path, videos: Path) -> None:
+    (videos / "still.png").touch()
     (videos / "a cat-4.mp4").unlink()
     (videos / "a cat-4.mp4").symlink_to(videos / "gone.mp4")
     _, found = run(videos, "temporal_flickering", "scene")
@@ -186,22 +182,14 @@ def test_what_it_cannot_read_at_all_is_told_and_the_others_are_scored(
     assert "VBench reads .mp4 and .gif, not" in told[1] and "still.png: generate" in told[1]
     result = found.results["temporal_flickering"]
     assert result.status == "partial" and result.reason.startswith("9 of 10 videos")
-    only = videos.with_name("only")
-    only.mkdir()
-    (videos / "still.png").rename(only / "still.png")
     with pytest.raises(EvalError, match=r"VBench reads \.mp4 and \.gif, not"):
-        run(only, "temporal_flickering")
+        run(videos / "still.png", "temporal_flickering")
 
 
-def test_names_that_collide_are_a_failure_of_their_dimension_alone(
-    package: Path, videos: Path, tmp_path: Path
-) -> None:
+def test_names_that_collide_fail_one_dimension(package: Path, videos: Path, tmp_path: Path) -> None:
     weights(tmp_path, "scene")
-    (videos / "again").mkdir()
-    shutil.copy(videos / "a dog-2.mp4", videos / "again" / "a dog-2.mp4")
-    given = [videos, videos / "again"]
-    *_, found = evaluate(given, dimensions=["temporal_flickering", "scene"])
-    assert isinstance(found, VBenchReport)
+    (videos / "a dog-02.mp4").touch()
+    _, found = run(videos, "temporal_flickering", "scene")
     result = found.results["temporal_flickering"]
     assert result.status == "failed" and "are both number 2 of 'a dog'" in result.reason
     assert found.results["scene"].status == "ok"  # of cats alone
@@ -365,11 +353,6 @@ def test_dino_is_read_from_where_torch_looks(package: Path, videos: Path, tmp_pa
     assert run(videos, "subject_consistency")[1].ok and link.exists()
 
 
-def test_left_and_right_are_told_to_be_one() -> None:
-    """T10."""
-    assert "neither left from right" in DIMENSIONS["spatial_relationship"].note
-
-
 def test_a_torchvision_without_its_operators_is_helped_and_told(
     package: Path, videos: Path, tmp_path: Path
 ) -> None:
@@ -412,16 +395,3 @@ def test_without_an_environment_there_is_one_line(
     found = client.environment(None, VBENCH)
     assert found.command[:4] == (str(uv), "run", "--no-project", "--script")
     assert "--locked" in found.command and found.identity.startswith("lock ")
-
-
-def test_the_lock_is_of_the_script(tmp_path: Path) -> None:
-    """T12: and takes the wheel, whose source refuses machines without a GPU."""
-    header = client.RUNNER.read_text().partition("# ///\n")[0].partition("# /// script\n")[2]
-    wanted = tomllib.loads("\n".join(it.removeprefix("#")[1:] for it in header.splitlines()))
-    assert wanted["tool"]["uv"]["no-build-package"] == ["vbench"]
-    lock = tomllib.loads(client.LOCK.read_text())
-    locked = {it["name"]: it for it in lock["package"]}
-    assert locked["vbench"]["version"] == "0.1.5" and locked["vbench"]["wheels"]
-    assert int(locked["setuptools"]["version"].partition(".")[0]) < 81
-    named = {it["name"] for it in lock["manifest"]["requirements"]}
-    assert named == {it.partition(">")[0].partition("=")[0] for it in wanted["dependencies"]}
