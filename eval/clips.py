@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .fidelity import Frames
 
 SUFFIXES = (".mp4", ".webm", ".gif", ".png", ".mov", ".mkv", ".avi")
+_SAYS_NOTHING = re.compile("can not handle the given uri|error occurred while initializing plugin")
+"""What the library says of most broken files."""
 _NUMBERED = re.compile(r"(.*?)(\d+)\.png", re.IGNORECASE)
 
 
@@ -68,11 +70,21 @@ class Clip:
     def frames(self) -> Frames:
         """Its frames `[F, height, width, 3]`.
 
-        Raises `EvalError` in one line where it cannot be read, or holds none.
+        Raises `EvalError` in one line where it cannot be read, holds none, or not those that its
+        record tells of.
         """
         if self.path.is_dir():
             return _folder_frames(self.path)
-        return _file_frames(self.path)
+        return self.whole(_file_frames(self.path))
+
+    def whole(self, frames: Frames) -> Frames:
+        """`frames` that were decoded, if they are as many as its record tells, else `EvalError`."""
+        # Of these a part may decode; gif and png may hold equal frames once.
+        asked = len(frames) if self.record is None else self.record.request.frames
+        if self.form in ("mp4", "webm") and len(frames) != asked:
+            told = f"{len(frames)} frames, its record tells of {asked}"
+            raise EvalError(f"{self.path} is not whole: {told}; make it again")
+        return frames
 
     def sha256(self) -> str:
         """Of its bytes. Raises `EvalError` where it cannot be read."""
@@ -199,6 +211,9 @@ def _file_frames(path: Path) -> Frames:
         frames = read_frames(path)
     except Exception as error:  # whatever a decoder says of a broken file
         told = " ".join(str(error).split())[:160] or type(error).__name__
+        if _SAYS_NOTHING.search(told):
+            empty = path.is_file() and not path.stat().st_size
+            told = "it is empty" if empty else "it is damaged, cut short, or something else"
         raise EvalError(f"{path} cannot be read as a video ({told})") from None
     if not frames.size:
         raise EvalError(f"{path} has no frames")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from kinora.eval.clips import Clip, EvalError, References, find, with_prompts
+from kinora.pipelines.media import read_frames
 
 Film = Callable[..., Path]
 
@@ -89,6 +90,27 @@ def test_broken_videos_are_told_in_a_line(tmp_path: Path, film: Film) -> None:
         with pytest.raises(EvalError, match=rf"{name} cannot be read as a video") as error:
             Clip(tmp_path / name).frames()
         assert "\n" not in str(error.value)
+
+
+def test_a_video_of_which_a_part_is_left_is_not_scored_as_whole(film: Film, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8)
+    path = film(tmp_path / "a.webm", noise, "noise", 0)
+    ((clip,), _) = find([path])
+    assert len(clip.frames()) == 16
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    assert 0 < len(read_frames(path)) < 16
+    with pytest.raises(
+        EvalError, match=r"a\.webm is not whole: \d+ frames, its record tells of 16"
+    ):
+        clip.frames()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "a.png"])
+def test_what_is_wrong_with_a_file_is_told_in_words(tmp_path: Path, name: str) -> None:
+    for content, told in ((b"", "it is empty"), (b"no video", "it is damaged, cut short, or")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(EvalError, match=rf"cannot be read as a video \({told}"):
+            Clip(tmp_path / name).frames()
 
 
 def test_a_link_to_a_video_that_is_gone_does_not_go_unsaid(tmp_path: Path) -> None:
