@@ -33,7 +33,7 @@ def check_report(path: Path) -> None:
 def write_report(path: Path, text: str) -> None:
     """Write `text`. Raises `OutputError` in one line where that fails."""
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="replace")  # names may be no UTF-8
     except OSError as error:
         raise _not_written(error, path) from None
 

@@ -110,7 +110,7 @@ def _provenance(
     return {
         "metrics": {it.name: {"version": it.version, "what": it.what} for it in metrics},
         "prompts": len(prompts),
-        "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+        "prompts_sha256": sha256_of_prompts(prompts),
         "seeds": seeds,
         "samplers": samplers(clips),
         "forms": sorted({it.form for it in clips}),
@@ -118,6 +118,11 @@ def _provenance(
         "versions": versions(),
         "device": f"{platform.machine()} CPU",  # of all but metrics by networks
     }
+
+
+def sha256_of_prompts(prompts: Sequence[str]) -> str:
+    """Of the texts, a line each; those of a file may be no Unicode."""
+    return hashlib.sha256("\n".join(prompts).encode(errors="surrogatepass")).hexdigest()
 
 
 def samplers(clips: Sequence[Clip]) -> list[str]:

@@ -344,7 +344,9 @@ class _Run:
     def _key(self, dimension: Dimension, staged: Staged) -> list[str]:
         digest = hashlib.sha256()
         for name, clip in sorted(staged.links.items()):
-            digest.update(f"{name}\0{clip.prompt}\0{clip.sha256()}\n".encode())
+            digest.update(
+                f"{name}\0{clip.prompt}\0{clip.sha256()}\n".encode(errors="surrogatepass")
+            )
         if dimension.images and self.images is not None and self.listed is not None:
             for prompt in staged.prompts:
                 image = self.images / self.listed.images.get(prompt, f"{prompt}.jpg")

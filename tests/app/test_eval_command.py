@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,18 @@ def test_a_report_is_one_page(made: None, cli: Cli):
     assert html.count("<video") == 4 and f"{mean:.4f}" in html
     assert cli("eval", "dense", "--html", "report.html").status == 0
     assert "world.all_correct" in Path("report.html").read_text("utf-8")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 there")
+def test_names_and_prompts_that_are_no_unicode_are_in_the_report(made: None, cli: Cli):
+    name = next(Path("dense").glob("*-s0.png"))
+    odd = os.fsdecode(b"dense/b\xffd.png")
+    name.rename(odd)
+    Path("prompts.json").write_text(json.dumps({Path(odd).name: "a red circle \ud800"}))
+    given = ("--prompts", "prompts.json", "--html", "report.html", "--json")
+    called = cli("eval", "dense", "--suite", "flicker", *given)
+    assert called.status == 0 and [it["path"] for it in called.last["clips"]].count(odd) == 1
+    assert "b?d.png" in Path("report.html").read_text("utf-8")
 
 
 def test_a_report_that_cannot_be_written_is_told_before_or_loses_nothing(
