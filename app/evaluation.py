@@ -155,7 +155,7 @@ def score(
     from ..eval.report import Report
     from ..eval.vbench.suites import VBENCHES
     from ..pipelines.errors import RequestError
-    from .reports import check_report, write_report
+    from .reports import check_report, wrote_report
 
     if workers < 0:
         raise RequestError(f"--workers must be 0 or more, not {workers}")
@@ -196,15 +196,16 @@ def score(
     )
     found = followed(events, Report, Console(stderr=True))
     show(found, Console(stderr=True) if as_json else stdout())
+    written = True
     if html is not None:
         from ..eval.scorepage import page
 
-        write_report(html, page(found))
+        written = wrote_report(html, page(found))
     for line in found.failures():
         typer.echo(f"kinora: {line}", err=True)
     if as_json:
         print_json(found.to_json())
-    if found.status != "ok":
+    if found.status != "ok" or not written:
         raise typer.Exit(EXIT_FAULT)
 
 

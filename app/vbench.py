@@ -59,6 +59,7 @@ def prompts(
     """List what a suite wants generated: a line of JSON, prompt and seed, for each video."""
     import tempfile
 
+    from ..eval.clips import EvalError
     from ..eval.vbench import client
     from ..eval.vbench import prompts as known
     from ..eval.vbench.suites import find_suite
@@ -73,7 +74,11 @@ def prompts(
     if output is not None:
         check_new(output)
     if info is None:
-        where = client.environment(vbench_python, known_suite)
+        try:
+            where = client.environment(vbench_python, known_suite)
+        except EvalError as error:
+            told = f"its list with --info {known_suite.listed} (curl -fLO {known_suite.list_url})"
+            raise EvalError(f"{error}; or give {told}") from None
         with tempfile.TemporaryDirectory() as folder:
             info = client.about(where, known_suite, Path(folder), 3600)
     listed = known.read(info, known_suite)
@@ -99,16 +104,17 @@ def score_by_vbench(
     events = evaluate(videos, suite=VBENCHES[suite], **options)
     found = _followed(events, Console(stderr=True))
     show(found, Console(stderr=True) if as_json else stdout())
+    written = True
     if html is not None:
         from ..eval.scorepage import vbench_page
-        from .reports import write_report
+        from .reports import wrote_report
 
-        write_report(html, vbench_page(found))
+        written = wrote_report(html, vbench_page(found))
     for line in found.failures():
         typer.echo(f"kinora: {line}", err=True)
     if as_json:
         print_json(found.to_json())
-    if not found.ok:
+    if not found.ok or not written:
         raise typer.Exit(EXIT_FAULT)
 
 

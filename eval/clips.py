@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .fidelity import Frames
 
 SUFFIXES = (".mp4", ".webm", ".gif", ".png", ".mov", ".mkv", ".avi")
+_SAYS_NOTHING = re.compile("can not handle the given uri|error occurred while initializing plugin")
+"""What the library says of most broken files."""
 _NUMBERED = re.compile(r"(.*?)(\d+)\.png", re.IGNORECASE)
 
 
@@ -68,11 +70,21 @@ class Clip:
     def frames(self) -> Frames:
         """Its frames `[F, height, width, 3]`.
 
-        Raises `EvalError` in one line where it cannot be read, or holds none.
+        Raises `EvalError` in one line where it cannot be read, holds none, or not those that its
+        record tells of.
         """
         if self.path.is_dir():
             return _folder_frames(self.path)
-        return _file_frames(self.path)
+        return self.whole(_file_frames(self.path))
+
+    def whole(self, frames: Frames) -> Frames:
+        """`frames` that were decoded, if they are as many as its record tells, else `EvalError`."""
+        # Of these a part may decode; gif and png may hold equal frames once.
+        asked = len(frames) if self.record is None else self.record.request.frames
+        if self.form in ("mp4", "webm") and len(frames) != asked:
+            told = f"{len(frames)} frames, its record tells of {asked}"
+            raise EvalError(f"{self.path} is not whole: {told}; make it again")
+        return frames
 
     def sha256(self) -> str:
         """Of its bytes. Raises `EvalError` where it cannot be read."""
@@ -125,7 +137,7 @@ def _found(path: Path) -> list[Path] | Rejected:
         if frame_files(path):
             return [path]
         inside = sorted(path.iterdir())
-        found = [it for it in inside if it.suffix.lower() in SUFFIXES and it.is_file()]
+        found = [it for it in inside if it.suffix.lower() in SUFFIXES and _is_given(it)]
         found += [it for it in inside if it.is_dir() and frame_files(it)]
         return found or Rejected(path, f"{path} holds no video: {', '.join(SUFFIXES)}, or frames")
     if not path.exists():
@@ -139,6 +151,11 @@ def _found(path: Path) -> list[Path] | Rejected:
             return Rejected(path, str(error))
         return [video] if video.is_file() else Rejected(path, f"the video of {path} is gone")
     return Rejected(path, f"{path} is no video: give {', '.join(SUFFIXES)}, or a folder of them")
+
+
+def _is_given(path: Path) -> bool:
+    """Whether it is a file, or a link to one that is gone, which must not go unsaid."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _hint(path: Path) -> str:
@@ -194,6 +211,9 @@ def _file_frames(path: Path) -> Frames:
         frames = read_frames(path)
     except Exception as error:  # whatever a decoder says of a broken file
         told = " ".join(str(error).split())[:160] or type(error).__name__
+        if _SAYS_NOTHING.search(told):
+            empty = path.is_file() and not path.stat().st_size
+            told = "it is empty" if empty else "it is damaged, cut short, or something else"
         raise EvalError(f"{path} cannot be read as a video ({told})") from None
     if not frames.size:
         raise EvalError(f"{path} has no frames")
@@ -229,7 +249,12 @@ class References:
 
     def _all(self) -> list[Clip]:
         folder = self.folder
-        if not folder.is_dir():
+        try:
+            there = folder.is_dir()
+        except OSError as error:
+            why = error.strerror or error
+            raise EvalError(f"--reference {folder} cannot be read ({why})") from None
+        if not there:
             raise EvalError(f"--reference {folder} is no folder: give the one of the dense videos")
         clips, rejected = find([folder])
         if frame_files(folder):

@@ -9,7 +9,6 @@ differ in more than their recipe are refused, and then the recipe has no verdict
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from .costs import computed_all, cost
 from .evaluate import Progress, evaluate
 from .paired import KEPT_SHARE, Verdict, verdict
 from .registry import METRICS
-from .report import Report
+from .report import Report, sha256_of_prompts
 from .result import Result, total
 from .runs import (
     Identity,
@@ -230,7 +229,7 @@ def _provenance(dense: Runs) -> dict[str, object]:
         "negative_prompt": asked.negative_prompt,
         "dtype": asked.dtype,
         "prompts": len(prompts),
-        "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+        "prompts_sha256": sha256_of_prompts(prompts),
         "seeds": sorted({seed for _, seed in dense.clips}),
         "forms": sorted({it.form for it in clips}),
         "metrics": {it: METRICS[it].version for it in (*FIDELITY, *QUALITY)},

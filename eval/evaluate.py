@@ -125,7 +125,16 @@ def evaluate(
                 break
             done += 1
             yield Progress(done, of, 0, path)
-    yield report(wanted, scored, rejected, unmatched, of_all)
+    environments = {it.name: _environment(it, tools) for it in wanted if it.learned}
+    yield report(wanted, scored, rejected, unmatched, of_all, environments)
+
+
+def _environment(metric: Metric, tools: Tools) -> str:
+    from .learned import client, measure
+
+    if metric.scorer == "clip":
+        return f"checkpoint {measure.clip_identity(tools)}, device {tools.device}"
+    return f"{client.identity(metric.name, tools)}, device {tools.device}"
 
 
 def _prepared(

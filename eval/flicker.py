@@ -50,4 +50,4 @@ def _opencv_frames(clip: Clip) -> Frames:
             break
         frames.append(np.asarray(frame, dtype=np.uint8))
     video.release()
-    return np.stack(frames) if frames else clip.frames()
+    return clip.whole(np.stack(frames)) if frames else clip.frames()

@@ -94,8 +94,10 @@ def _address(content: bytes, kind: str) -> str:
 
 
 def _plain(value: object) -> str:
+    if value in (None, {}, []):
+        return "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_plain(it)}" for name, it in value.items())
     if isinstance(value, list):
         return ", ".join(map(_plain, value))
-    return "none" if value is None else str(value)
+    return str(value)

@@ -84,8 +84,10 @@ def report(
     rejected: Sequence[Rejected],
     unmatched: Sequence[str],
     of_all: Mapping[str, Total] | None = None,
+    environments: Mapping[str, str] | None = None,
 ) -> Report:
-    """Sum up; `of_all` are the totals of metrics that are of all clips together."""
+    """Sum up; `of_all` are the totals of metrics that are of all clips together, `environments`
+    what metrics by networks were taken with."""
     sets = of_all or {}
     totals = {
         it.name: sets[it.name]
@@ -95,7 +97,7 @@ def report(
     }
     return Report(
         tuple(metrics), tuple(scored), totals, tuple(rejected), tuple(unmatched),
-        _provenance(metrics, scored, totals),
+        _provenance(metrics, scored, totals) | {"environments": dict(environments or {})},
     )  # fmt: skip
 
 
@@ -108,7 +110,7 @@ def _provenance(
     return {
         "metrics": {it.name: {"version": it.version, "what": it.what} for it in metrics},
         "prompts": len(prompts),
-        "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+        "prompts_sha256": sha256_of_prompts(prompts),
         "seeds": seeds,
         "samplers": samplers(clips),
         "forms": sorted({it.form for it in clips}),
@@ -118,14 +120,21 @@ def _provenance(
     }
 
 
+def sha256_of_prompts(prompts: Sequence[str]) -> str:
+    """Of the texts, a line each; those of a file may be no Unicode."""
+    return hashlib.sha256("\n".join(prompts).encode(errors="surrogatepass")).hexdigest()
+
+
 def samplers(clips: Sequence[Clip]) -> list[str]:
     """How the clips with a record were made, each way once, in words."""
     told: dict[str, None] = {}
     for record in (it.record for it in clips if it.record is not None):
         asked = record.request
+        scheduler = "" if record.model.scheduler is None else f" of {record.model.scheduler}"
         told[
-            f"{asked.model}, {asked.frames} frames of {asked.width}x{asked.height}, "
-            f"{asked.steps} steps, guidance {asked.guidance:g}, {record.machine.device}"
+            f"{asked.model}, {asked.frames} frames of {asked.width}x{asked.height} at "
+            f"{asked.fps:g} fps, {asked.steps} steps{scheduler}, guidance {asked.guidance:g}, "
+            f"{record.machine.device}"
         ] = None
     return list(told)
 

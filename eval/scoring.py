@@ -32,8 +32,6 @@ class Scored:
     clip: Clip
     reference: Clip | None
     results: dict[str, Result] = field(default_factory=dict[str, Result])
-    frames: int | None = None
-    size: tuple[int, int] | None = None
 
 
 def content_of(job: Job) -> dict[Metric, tuple[str, ...]]:

@@ -58,7 +58,7 @@ def _command(url: str, path: Path) -> str:
     if path.name == "config.json":
         name = url.removeprefix("https://huggingface.co/")
         return f"hf download {name} --local-dir {path.parent}"
-    if url.endswith(".zip"):
+    if url.endswith(".zip") and path.suffix != ".zip":  # one is loaded as it is
         folder = path.parent.parent
         archive = folder / "models.zip"
         return f"curl -fL --create-dirs -o {archive} {url} && unzip -d {folder} {archive}"

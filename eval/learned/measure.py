@@ -12,9 +12,10 @@ import numpy as np
 from ..clips import Clip, sha256_of
 from ..fidelity import Frames, shape_words
 from ..result import Result, failed, ok, skipped
+from ..weights import Missing, need_of
 from ..worldsuite import NO_PROMPT
 from . import client
-from .spec import CLIP_LICENCE, CLIP_SIZE, Tools
+from .spec import CLIP_LICENCE, CLIP_MODEL, CLIP_SIZE, Tools
 
 LEAST_SIDE = 32
 """Of frames for LPIPS: less than that AlexNet has no place for."""
@@ -107,15 +108,14 @@ def _clip(tools: Tools) -> tuple[Any, Any, Any, str] | Result:
         pictures = cast("Any", CLIPImageProcessorPil).from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         why = " ".join(str(error).split())[:120]
-        command = f"hf download {name}"
-        missing = {
-            "file": name, "address": f"https://huggingface.co/{name}", "size": CLIP_SIZE,
-            "licence": CLIP_LICENCE, "command": command,
+        size, licence = (CLIP_SIZE, CLIP_LICENCE) if name == CLIP_MODEL else (None, None)
+        missing: Missing = {
+            "file": name, "address": f"https://huggingface.co/{name}", "size": size,
+            "licence": licence, "command": f"hf download {name}",
         }  # fmt: skip
         return Result(
             "skipped",
-            reason=f"clip_score needs the checkpoint {name} ({CLIP_SIZE}, licence {CLIP_LICENCE}; "
-            f"{command}), or --clip FOLDER of another: {why}",
+            reason=f"{need_of('clip_score', [missing])}, or --clip FOLDER of another: {why}",
             details={"missing_weights": [missing]},
         )
     return model.eval().to(device), words, pictures, device

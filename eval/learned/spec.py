@@ -27,7 +27,7 @@ LIBRARIES: dict[str, Library] = {
         WeightFile(
             "alexnet-owt-7be5be79.pth",
             "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-            "233 MB", "BSD-3-Clause",
+            "about 240 MB", "BSD-3-Clause",
         ),
     )),
     "fid": Library("pytorch_fid", (
@@ -35,14 +35,14 @@ LIBRARIES: dict[str, Library] = {
             "pt_inception-2015-12-05-6726825d.pth",
             "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
             "pt_inception-2015-12-05-6726825d.pth",
-            "91 MB", "Apache-2.0",
+            "about 95 MB", "Apache-2.0",
         ),
     )),
     "fvd": Library("torch", (
         WeightFile(
             "i3d_torchscript.pt",
             "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1",
-            "51 MB", "Apache-2.0",
+            "about 50 MB", "Apache-2.0 (of kinetics-i3d, which it was made from)",
         ),
     )),
 }  # fmt: skip

@@ -201,10 +201,15 @@ def _link_hub(caches: Path) -> None:
         "dino_model/facebookresearch_dino_main": "facebookresearch_dino_main",
         "cotracker_model/cotracker2.pth": "checkpoints/cotracker2.pth",
         "cotracker_model/facebookresearch_co-tracker_main": "facebookresearch_co-tracker_main",
+        "vgg_model/vgg19-dcbb9e9d.pth": "checkpoints/vgg19-dcbb9e9d.pth",
+        "retinaface_model/retinaface_resnet50_2020-07-20-f168fae3c.zip": (
+            "checkpoints/retinaface_resnet50_2020-07-20-f168fae3c.zip"
+        ),
     }.items():
         source, link = caches / name, home / place
         if source.exists() and not link.exists():
             link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)  # one to weights that have moved
             link.symlink_to(source)
 
 

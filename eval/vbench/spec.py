@@ -68,7 +68,8 @@ _RAFT = WeightFile(
 )  # fmt: skip
 _LAION = WeightFile(
     "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth",
-    "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth",
+    "https://raw.githubusercontent.com/LAION-AI/aesthetic-predictor/main/"
+    "sa_0_4_vit_l_14_linear.pth",
     "under 1 MB", "MIT",
 )  # fmt: skip
 _MUSIQ = WeightFile(
@@ -184,6 +185,16 @@ _QWEN = WeightFile(
 _ARCFACE = WeightFile(
     "arcface/resnet18_110.pth", f"{_DRIVE}1m387vGTQ4GW4I4PQfBsCC-Y9aEp6zjvy", None, None
 )
+_RETINAFACE = WeightFile(
+    "retinaface_model/retinaface_resnet50_2020-07-20-f168fae3c.zip",
+    "https://github.com/ternaus/retinaface/releases/download/0.01/"
+    "retinaface_resnet50_2020-07-20-f168fae3c.zip",
+    "about 100 MB", "MIT",
+)  # fmt: skip
+_VGG = WeightFile(
+    "vgg_model/vgg19-dcbb9e9d.pth", "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+    "about 570 MB", "BSD-3-Clause",
+)  # fmt: skip
 _INSTANCES = WeightFile(
     "instance_anomaly_detector/model/config.json",
     "https://drive.google.com/drive/folders/106rnzZvH-VUKkz8dMPFflD6tqtbSgXwh", None, None,
@@ -206,7 +217,7 @@ _ASK = (_LLAVA,)
 _ASK_TWO = (_LLAVA, _QWEN)
 
 _ALL_2 = (
-    Dimension("Diversity", "creativity", by_prompt=True),
+    Dimension("Diversity", "creativity", files=(_VGG,), by_prompt=True),
     Dimension("Composition", "creativity", files=_ASK),
     Dimension("Motion_Rationality", "commonsense", files=_ASK),
     Dimension("Instance_Preservation", "commonsense", files=(_INSTANCES,)),
@@ -218,7 +229,7 @@ _ALL_2 = (
     Dimension("Complex_Plot", "controllability", files=_ASK_TWO),
     Dimension("Camera_Motion", "controllability", files=_COTRACKER),
     Dimension("Human_Anatomy", "human_fidelity", files=_ANATOMY, custom=True),
-    Dimension("Human_Identity", "human_fidelity", files=(_ARCFACE,), custom=True),
+    Dimension("Human_Identity", "human_fidelity", files=(_ARCFACE, _RETINAFACE), custom=True),
     Dimension("Human_Clothes", "human_fidelity", files=_ASK, custom=True),
     Dimension("Mechanics", "physics", files=_ASK),
     Dimension("Thermotics", "physics", files=_ASK),

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..clips import Clip, EvalError
+from ..clips import Clip, EvalError, Rejected
 from .suites import VBENCH, Suite
 
 LONGEST_NAME_BYTES = 255
@@ -48,12 +48,12 @@ def stage(
 ) -> Staged:
     """Link videos of `prompts` into `folder`, those of one prompt numbered by their seeds.
 
-    A video that carries no record and has no prompt in a file is taken by its name, `PROMPT-i`.
-    `samples` are the suite's if not given.
+    All must be `readable`. A video that carries no record and has no prompt in a file is taken by
+    its name, `PROMPT-i`. `samples` are the suite's if not given.
 
     Raises:
-        EvalError: a video that the package cannot read, several kinds of files, one seed or number
-            twice, a name that is too long or falls together with another.
+        EvalError: several kinds of files, one seed or number twice, a name that is too long or
+            falls together with another.
     """
     count = suite.samples if samples is None else samples
     suffix = _suffix(clips, suite)
@@ -169,16 +169,36 @@ def check_names(names: Sequence[str], *, ignores_case: bool) -> None:
             )
 
 
+def readable(clips: Sequence[Clip], suite: Suite) -> tuple[list[Clip], list[Rejected]]:
+    """Clips that the packages can be given, and the others.
+
+    Raises `EvalError` where there are none, or they are of several kinds.
+    """
+    told = [(clip, _unfit(clip, suite)) for clip in clips]
+    fit = [clip for clip, why in told if why is None]
+    rejected = [Rejected(clip.path, why) for clip, why in told if why is not None]
+    if not fit and rejected:
+        raise EvalError(rejected[0].reason)
+    _suffix(fit, suite)
+    return fit, rejected
+
+
+def _unfit(clip: Clip, suite: Suite) -> str | None:
+    if clip.path.suffix.lower() not in suite.kinds:  # of a png they would read the first frame
+        return (
+            f"{suite.title} reads {' and '.join(suite.kinds)}, not {clip.path}: generate with "
+            "--format mp4, or `kinora decode` kept latents again"
+        )
+    try:
+        clip.path.open("rb").close()
+    except OSError as error:
+        return f"{clip.path} cannot be read ({error.strerror or error})"
+    return None
+
+
 def _suffix(clips: Sequence[Clip], suite: Suite) -> str:
-    """Of all clips; of a png the packages would read the first frame."""
+    """Of all clips."""
     found = sorted({clip.path.suffix.lower() for clip in clips})
-    for suffix in found:
-        if suffix not in suite.kinds:
-            clip = next(it for it in clips if it.path.suffix.lower() == suffix)
-            raise EvalError(
-                f"{suite.title} reads {' and '.join(suite.kinds)}, not {clip.path}: generate with "
-                "--format mp4, or `kinora decode` kept latents again"
-            )
     if len(found) > 1:
         told = " and ".join(found)
         raise EvalError(f"{suite.title} takes one kind of file at a time, not {told}")

@@ -18,11 +18,11 @@ from typing import Any
 from ..cache import Cache
 from ..clips import Clip, EvalError, Rejected, find, sha256_of, with_prompts
 from ..report import samplers
-from ..result import Result, skipped
+from ..result import Result, failed, skipped
 from . import client
 from . import prompts as vbench_prompts
 from .spec import FLICKER, STILL_FILES, STILL_SAMPLES, Dimension
-from .stage import Staged, stage, stage_custom, still, without
+from .stage import Staged, readable, stage, stage_custom, still, without
 from .suites import VBENCH, Suite
 from .totals import Totals
 
@@ -139,8 +139,8 @@ def evaluate(
         timeout_s: for each dimension.
 
     Raises:
-        EvalError: an unknown dimension, no videos, videos that VBench cannot read, names that
-            collide, no environment or one that does not start.
+        EvalError: an unknown dimension, no videos that the package can read, several kinds of
+            files, no environment or one that does not start.
     """
     names = vbench_prompts.dimensions_of(dimensions, suite)
     wanted = [suite.dimensions[it] for it in names]
@@ -155,6 +155,8 @@ def evaluate(
     clips, rejected = find([Path(it) for it in videos])
     if not clips:
         raise EvalError(rejected[0].reason if rejected else "there are no VIDEOS")
+    clips, unfit = readable(clips, suite)
+    rejected += unfit
     unmatched: list[str] = []
     if prompts is not None:
         clips, unmatched = with_prompts(clips, Path(prompts))
@@ -230,15 +232,17 @@ class _Run:
         if self.listed is None and not dimension.custom:
             return skipped(f"{dimension.name} {NOT_CUSTOM}", applies=False)
         folder = self.work / dimension.name
-        if self.still and dimension.name == FLICKER:
-            staged = self._still(folder)
-            if isinstance(staged, Result):
-                return staged
+        try:
+            filtered = self.still and dimension.name == FLICKER
+            staged = self._still(folder) if filtered else self._staged(dimension, folder / "videos")
+        except EvalError as error:  # names that collide: of this dimension's videos alone
+            return failed(f"{dimension.name}: {error}")
+        if isinstance(staged, Result):
+            return staged
+        if filtered:
             kept = f"{len(staged.links)} of {staged.expected}"
             note = f"{FLICKER} of still videos alone, as the package's filter says: {kept}"
             dimension = replace(dimension, note=note)
-        else:
-            staged = self._staged(dimension, folder / "videos")
         self.used[dimension.name] = staged.links
         if not staged.expected:
             return skipped(f"{dimension.name}: the list of prompts has none of its")
@@ -340,11 +344,15 @@ class _Run:
     def _key(self, dimension: Dimension, staged: Staged) -> list[str]:
         digest = hashlib.sha256()
         for name, clip in sorted(staged.links.items()):
-            digest.update(f"{name}\0{clip.prompt}\0{clip.sha256()}\n".encode())
+            digest.update(
+                f"{name}\0{clip.prompt}\0{clip.sha256()}\n".encode(errors="surrogatepass")
+            )
         if dimension.images and self.images is not None and self.listed is not None:
             for prompt in staged.prompts:
                 image = self.images / self.listed.images.get(prompt, f"{prompt}.jpg")
                 digest.update(f"{image.name}\0{sha256_of(image)}\n".encode())
         mode = "custom" if self.listed is None else self.listed.sha256
         run = (self.where.identity, self.device, digest.hexdigest())
-        return [self.suite.name, self.suite.version, dimension.name, mode, *run]
+        # The note tells the score apart from that of the same videos without the filter.
+        what = (self.suite.name, self.suite.version, dimension.name, dimension.note)
+        return [*what, mode, *run]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,31 @@ def test_a_report_is_one_page(made: None, cli: Cli):
     assert "world.all_correct" in Path("report.html").read_text("utf-8")
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 there")
+def test_names_and_prompts_that_are_no_unicode_are_in_the_report(made: None, cli: Cli):
+    name = next(Path("dense").glob("*-s0.png"))
+    odd = os.fsdecode(b"dense/b\xffd.png")
+    name.rename(odd)
+    Path("prompts.json").write_text(json.dumps({Path(odd).name: "a red circle \ud800"}))
+    given = ("--prompts", "prompts.json", "--html", "report.html", "--json")
+    called = cli("eval", "dense", "--suite", "flicker", *given)
+    assert called.status == 0 and [it["path"] for it in called.last["clips"]].count(odd) == 1
+    assert "b?d.png" in Path("report.html").read_text("utf-8")
+
+
+def test_a_report_that_cannot_be_written_is_told_before_or_loses_nothing(
+    made: None, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    Path("away.html").symlink_to("gone/away.html")
+    called = cli("eval", "dense", "--html", "away.html", "--json")
+    assert called.status == 1 and len(called.last["clips"]) == 2
+    assert "away.html cannot be written (No such file" in called.complaint
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) != str(Path.cwd()))
+    called = cli("eval", "dense", "--html", "report.html")
+    assert called.status == 2 and "scored" not in called.err and not called.out
+    assert "report.html cannot be written (Permission denied): name" in called.complaint
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -116,6 +143,7 @@ def test_a_report_is_one_page(made: None, cli: Cli):
         (("a.mp4", "--html", "a.mp4"), "--html a.mp4 is no name for a page: end it with .html"),
         (("a.mp4", "--html", "gone/a.html"), "there is no folder"),
         (("a.mp4", "--html", "page.html"), "page.html is a folder"),
+        (("a.mp4", "--html", "x" * 300 + ".html"), "cannot be written (File name too long)"),
         ((), "Missing argument"),
     ],
 )

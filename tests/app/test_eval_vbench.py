@@ -138,6 +138,7 @@ def test_without_uv_or_an_interpreter_there_is_one_line(
     for arguments in (("a.mp4", "--suite", "vbench"), ("prompts", "vbench")):
         called = cli("eval", *arguments)
         assert called.status == 2 and "install uv" in called.complaint
+    assert "or give its list with --info VBench_full_info.json (curl -fLO " in called.complaint
     called = cli("eval", "a.mp4", "--suite", "vbench2")
     assert called.status == 2 and "no environment for VBench-2.0" in called.complaint
     assert "name an interpreter" in called.complaint and "uv" not in called.complaint

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from kinora.eval.clips import Clip, EvalError, References, find, with_prompts
+from kinora.pipelines.media import read_frames
 
 Film = Callable[..., Path]
 
@@ -91,6 +92,36 @@ def test_broken_videos_are_told_in_a_line(tmp_path: Path, film: Film) -> None:
         assert "\n" not in str(error.value)
 
 
+def test_a_video_of_which_a_part_is_left_is_not_scored_as_whole(film: Film, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8)
+    path = film(tmp_path / "a.webm", noise, "noise", 0)
+    ((clip,), _) = find([path])
+    assert len(clip.frames()) == 16
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    assert 0 < len(read_frames(path)) < 16
+    with pytest.raises(
+        EvalError, match=r"a\.webm is not whole: \d+ frames, its record tells of 16"
+    ):
+        clip.frames()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "a.png"])
+def test_what_is_wrong_with_a_file_is_told_in_words(tmp_path: Path, name: str) -> None:
+    for content, told in ((b"", "it is empty"), (b"no video", "it is damaged, cut short, or")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(EvalError, match=rf"cannot be read as a video \({told}"):
+            Clip(tmp_path / name).frames()
+
+
+def test_a_link_to_a_video_that_is_gone_does_not_go_unsaid(tmp_path: Path) -> None:
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "elsewhere.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    ((clip,), rejected) = find([tmp_path])
+    assert clip.path.name == "gone.mp4" and not rejected
+    with pytest.raises(EvalError, match=r"gone\.mp4 cannot be read"):
+        clip.sha256()
+
+
 def test_a_video_without_frames_is_told(tmp_path: Path) -> None:
     path = tmp_path / "none.mp4"
     with av.open(path, "w") as container:
@@ -163,6 +194,7 @@ def test_bad_references_are_refused(tmp_path: Path) -> None:
     one = frame_folder(tmp_path / "one", [1, 2])
     for folder, told in (
         (tmp_path / "gone", "is no folder"),
+        (tmp_path / ("x" * 300), r"x cannot be read \(File name too long\)"),
         (tmp_path / "empty", "holds no video"),
         (one, "holds one clip's frames"),
     ):

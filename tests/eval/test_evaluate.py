@@ -43,8 +43,13 @@ def folders(truth: Clips, film: Film, tmp_path: Path) -> tuple[Path, Path]:
         clip = video[:5, ::2, ::2]
         prompt = phrase(scene.description)
         hurt = np.clip(clip + rng.normal(0, 4, clip.shape), 0, 255).astype(np.uint8)
-        film(tmp_path / "dense" / f"d{index}.png", clip, prompt, index)
-        film(tmp_path / "fast" / f"f{index}.png", hurt, prompt, index)
+        model = {
+            "name": "kinora-tiny", "pipeline": "WanPipeline", "repo": None,
+            "fingerprint": "sha256:0", "vae_dtype": "float32",
+            "scheduler": "UniPC", "scheduler_sha256": "0",
+        }  # fmt: skip
+        film(tmp_path / "dense" / f"d{index}.png", clip, prompt, index, model=model)
+        film(tmp_path / "fast" / f"f{index}.png", hurt, prompt, index, model=model)
     return tmp_path / "fast", tmp_path / "dense"
 
 
@@ -58,6 +63,10 @@ def test_fidelity_of_a_folder(folders: tuple[Path, Path]) -> None:
     assert told["clips"][0]["reference"].endswith("d0.png") and told["clips"][0]["seed"] == 0
     assert told["provenance"]["coverage"] == {"psnr": "3 of 3", "ssim": "3 of 3"}
     assert told["provenance"]["seeds"] == [0, 1, 2]
+    (sampler,) = told["provenance"]["samplers"]
+    for part in ("kinora-tiny, ", " at 16 fps, ", "30 steps of UniPC, guidance 4, "):
+        assert part in sampler
+    assert told["provenance"]["environments"] == {}  # none but ours
     json.dumps(told, allow_nan=False)
     _, same = run([dense], reference=dense, metrics=("psnr",))
     assert same.totals["psnr"].mean == 100.0

@@ -148,6 +148,9 @@ def test_a_checkpoint_that_is_not_here_is_told_and_not_kept(
         assert result.status == "skipped" and f"hf download {name}" in result.reason
         (missing,) = result.details["missing_weights"]
         assert set(missing) == {"file", "address", "size", "licence", "command"}
+        # Nothing is known of any checkpoint but the usual one.
+        assert (missing["size"], missing["licence"]) == (None, None)
+        assert "(size not known, licence not known; " in result.reason
     assert not cache.read_text()
     tools = Tools(clip=str(checkpoint))
     found = run([tmp_path / "a.png"], metrics=["clip_score"], tools=tools, cache=cache)
@@ -234,6 +237,8 @@ def test_lpips_is_the_librarys_mean_over_frames(
     cache = tmp_path / "scores.jsonl"
     found = run([fast], reference=dense, metrics=["lpips"], cache=cache)
     assert found.status == "ok"
+    environment = found.provenance["environments"]["lpips"]
+    assert environment == f"python {sys.executable}, device auto"
     for one in found.clips:
         result = one.results["lpips"]
         assert result.score == pytest.approx(3 / 127.5, rel=1e-5)

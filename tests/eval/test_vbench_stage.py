@@ -13,7 +13,8 @@ from kinora.eval.clips import Clip, EvalError, find
 from kinora.eval.vbench import prompts as vbench_prompts
 from kinora.eval.vbench.prompts import dimensions_of, manifest
 from kinora.eval.vbench.spec import DIMENSIONS
-from kinora.eval.vbench.stage import check_names, stage, stage_custom
+from kinora.eval.vbench.stage import check_names, readable, stage, stage_custom
+from kinora.eval.vbench.suites import VBENCH
 
 Film = Callable[..., Path]
 INFO = [
@@ -92,14 +93,26 @@ def test_more_samples_than_are_asked_for_are_left_out(tmp_path: Path) -> None:
     ("names", "told"),
     [
         (["a cat-0.mp4", "b-0.gif"], "one kind of file at a time"),
-        (["a cat-0.png"], r"reads .mp4 and .gif, not .*a cat-0.png"),
-        (["a cat-0.webm"], "reads .mp4 and .gif"),
         (["x/a cat-0.mp4", "y/a cat-0.mp4"], "are both number 0 of 'a cat'"),
     ],
 )
 def test_what_cannot_be_staged_is_refused(tmp_path: Path, names: list[str], told: str) -> None:
     with pytest.raises(EvalError, match=told):
         stage([Clip(tmp_path / it) for it in names], ["a cat"], tmp_path / "staged")
+
+
+def test_what_the_package_cannot_read_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a-0.mp4").touch()
+    clips = [Clip(tmp_path / it) for it in ("a-0.mp4", "a-1.png", "a-2.webm", "gone.mp4")]
+    fit, rejected = readable(clips, VBENCH)
+    assert fit == clips[:1] and [it.path for it in rejected] == [it.path for it in clips[1:]]
+    assert "VBench reads .mp4 and .gif, not " in rejected[1].reason
+    assert "(No such file or directory)" in rejected[2].reason
+    with pytest.raises(EvalError, match=r"reads .mp4 and .gif, not .*a-1.png: generate with"):
+        readable(clips[1:], VBENCH)
+    (tmp_path / "b-0.gif").touch()
+    with pytest.raises(EvalError, match="one kind of file at a time"):
+        readable([clips[0], Clip(tmp_path / "b-0.gif")], VBENCH)
 
 
 def test_names_that_no_file_can_have_are_refused() -> None:

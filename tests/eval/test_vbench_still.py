@@ -34,6 +34,7 @@ DEVICE = "cuda"
 class StaticFilter:
     def __init__(self, args, device):
         assert DEVICE == device == "cpu" and os.path.exists(args.model)
+        assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
         torch.load(args.model)
     def infer(self, path):
         with open(os.environ["CALLS"], "a") as file:
@@ -121,6 +122,18 @@ def test_five_still_videos_of_each_prompt_are_scored(calls: Path, tmp_path: Path
     assert calls.read_text() == before  # neither filtered nor scored again
     result = run(videos, cache=cache).results["temporal_flickering"]
     assert "without the filter" in result.notes[0]
+
+
+def test_the_same_videos_with_and_without_the_filter_are_two_scores(
+    calls: Path, tmp_path: Path
+) -> None:
+    """T11: where the filter keeps all, a score from before is still told to be without it."""
+    videos, cache = tmp_path / "videos", tmp_path / "scores.jsonl"
+    made(videos, cat=list(range(5)), dog=list(range(5)))
+    for still in (False, True, False, True):
+        (note,) = run(videos, still=still, cache=cache).results["temporal_flickering"].notes
+        assert ("without the filter" in note) is not still
+    assert len(taken(calls)) == 2  # each once
 
 
 def test_too_few_still_videos_are_no_whole_set(calls: Path, tmp_path: Path) -> None:

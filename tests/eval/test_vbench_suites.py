@@ -281,6 +281,9 @@ def test_diversity_scores_twenty_videos_as_one(packages: Path, info: Path, tmp_p
     result = run(VBENCH2, videos, "Diversity").results["Diversity"]
     assert (result.status, result.details["videos"], result.details["expected"]) == ("ok", 20, 20)
     assert list(result.details["by_video"]) == ["a tree-0.mp4"]
+    # What the package would load from torch's cache, or fetch, is linked there.
+    linked = {it.name for it in (tmp_path / "torch" / "hub" / "checkpoints").iterdir()}
+    assert {"vgg19-dcbb9e9d.pth", "retinaface_resnet50_2020-07-20-f168fae3c.zip"} <= linked
     known = vbench_prompts.read(tmp_path / "site" / "vbench2" / VBENCH2.listed, VBENCH2)
     rows = list(vbench_prompts.manifest(known, list(DIMENSIONS_2), suite=VBENCH2))
     assert len(rows) == 3 + 3 + 20
@@ -313,6 +316,9 @@ def test_missing_weights_are_told(packages: Path, tmp_path: Path, suite: Suite, 
         address = file.url.removeprefix("https://huggingface.co/")
         assert it["file"] in result.reason and address in it["command"]
         assert str(client.cache_folder(suite)) in it["command"]
+        # A zip is unpacked where the file that is asked for lies in it.
+        unpacked = file.url.endswith(".zip") and not file.path.endswith(".zip")
+        assert ("unzip" in it["command"]) is unpacked
 
 
 def test_the_script_knows_the_suites() -> None:
