@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 640, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 120, 16, 44
-_TICKS = 4
+_TICKS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +45,17 @@ def plot(points: Sequence[Point], *, score: str, rule: float | None) -> str:
         f'aria-label="Speed against {escape(score)}">'
     ]
     end, foot = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-    for k in range(_TICKS + 1):
-        gain, value = left + k * (right - left) / _TICKS, low + k * (high - low) / _TICKS
+    for value in ticks(low, high):
         parts.append(f'<path class="grid" d="M{_LEFT} {y(value):.1f}H{end}"/>')
         parts.append(
             f'<text class="tick" x="{_LEFT - 8}" y="{y(value) + 4:.1f}" '
-            f'text-anchor="end">{value:.3g}</text>'
+            f'text-anchor="end">{value:g}</text>'
         )
-        parts.append(
-            f'<text class="tick" x="{x(gain):.1f}" y="{foot + 18}" '
-            f'text-anchor="middle">{gain:.2f}×</text>'
-        )
+    parts += [
+        f'<text class="tick" x="{x(gain):.1f}" y="{foot + 18}" '
+        f'text-anchor="middle">{gain:g}×</text>'
+        for gain in ticks(left, right)
+    ]
     parts.append(
         f'<text class="tick" x="{(_LEFT + end) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">'
         f"times as fast as dense</text>"
@@ -81,6 +82,17 @@ def plot(points: Sequence[Point], *, score: str, rule: float | None) -> str:
             f'<text x="{at + 9:.1f}" y="{label:.1f}">{escape(it.name)}</text></g>'
         )
     return "".join((*parts, "</svg>"))
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Two to seven round numbers, evenly from `low` to `high`, which differ."""
+    wide = (high - low) / _TICKS
+    unit = 10.0 ** math.floor(math.log10(wide))
+    step = next(it for it in (unit, 2 * unit, 5 * unit, 10 * unit) if it >= wide)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    # Digits beyond the step's are of the division.
+    digits = max(0, -math.floor(math.log10(step)))
+    return [round(k * step, digits) + 0.0 for k in range(first, last + 1)]
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:

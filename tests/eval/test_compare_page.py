@@ -14,7 +14,7 @@ import pytest
 from kinora.eval.compare import compare
 from kinora.eval.comparison import Comparison
 from kinora.eval.page import page
-from kinora.eval.plot import Point, plot
+from kinora.eval.plot import Point, plot, ticks
 
 Film = Callable[..., Path]
 PROMPTS = ("a red circle over a black background", "<b>& no prompt of the world")
@@ -82,6 +82,29 @@ def test_a_single_point_has_a_place_and_none_is_refused():
     ElementTree.fromstring(plot([Point("dense", 1, 0, 0, 0)], score="x", rule=None))
     with pytest.raises(ValueError, match="0 points"):
         plot([], score="x", rule=None)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-0.44, 1.11, [0.0, 0.5, 1.0]),
+        (0.81, 1.01, [0.85, 0.9, 0.95, 1.0]),
+        (0.98, 3.1, [1.0, 1.5, 2.0, 2.5, 3.0]),
+        (0.8999, 0.9001, [0.8999, 0.89995, 0.9, 0.90005, 0.9001]),
+    ],
+)
+def test_an_axis_is_marked_at_round_numbers(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == expected
+
+
+def test_every_axis_has_marks_within_it() -> None:
+    generator = np.random.default_rng(0)
+    for low, wide in zip(
+        generator.normal(0, 3, 500), 10 ** generator.uniform(-4, 3, 500), strict=True
+    ):
+        found = ticks(low, low + wide)
+        assert 2 <= len(found) <= 7
+        assert low - 1e-9 <= found[0] and found[-1] <= low + wide + 1e-9
 
 
 def test_in_a_browser_the_videos_of_a_case_are_in_step_and_those_of_others_stay(
