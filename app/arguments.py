@@ -71,6 +71,13 @@ Guidance = Annotated[
 NegativePrompt = Annotated[
     str | None, typer.Option(help="What the video must not show. [default: nothing]")
 ]
+Image = Annotated[
+    str | None,
+    typer.Option(
+        help="PNG, JPEG or WebP that the video begins with, where the model takes one. "
+        "[default: none]"
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option(help="Seed of the noise; video k, from 0, gets seed + k. [default: 0]"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .arguments import Device, Dtype, Frames, Json, Seed, Size, Steps, size_of
+from .arguments import Device, Dtype, Frames, Image, Json, Seed, Size, Steps, size_of
 from .ending import print_json
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def calibrate(
     frames: Frames = None,
     steps: Steps = None,
     seed: Seed = None,
+    image: Image = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -47,7 +48,8 @@ def calibrate(
     if method != "paro":
         raise RequestError(f"--method is {method!r}; paro is the one that is calibrated")
     fields: dict[str, Any] = {
-        "frames": frames, "steps": steps, "seed": seed, "device": device, "dtype": dtype,
+        "frames": frames, "steps": steps, "seed": seed, "image": image, "device": device,
+        "dtype": dtype,
     }  # fmt: skip
     given = {name: value for name, value in fields.items() if value is not None}
     if size is not None:

@@ -20,6 +20,7 @@ from .arguments import (
     Fps,
     Frames,
     Guidance,
+    Image,
     Json,
     KeepLatents,
     Media,
@@ -110,6 +111,7 @@ def generate(
     steps: Steps = None,
     guidance: Guidance = None,
     negative_prompt: NegativePrompt = None,
+    image: Image = None,
     seed: Seed = None,
     num_videos: NumVideos = None,
     output: Output = None,
@@ -136,6 +138,7 @@ def generate(
         "steps": steps,
         "guidance": guidance,
         "negative_prompt": negative_prompt,
+        "image": image,
         "seed": seed,
         "num_videos": num_videos,
         "output": output,
@@ -298,6 +301,8 @@ def _request(given: dict[str, Any], source: Path | None) -> tuple[Request, Recor
         raise RequestError(f"--from has its own {' and '.join(fixed)}: leave {them} out")
     record = read(source)
     before = {**record.request.model_dump(), "output": DEFAULT_OUTPUT, "force": False}
+    if "image" in given:
+        before["image_sha256"] = None  # another file is meant, or the same elsewhere
     if names_a_file(str(given.get("output", DEFAULT_OUTPUT))):
         before["format"] = None  # the file's ending decides
     return Request.model_validate({**before, **given}), record

@@ -16,6 +16,7 @@ from .arguments import (
     Force,
     Frames,
     Guidance,
+    Image,
     Json,
     Model,
     NegativePrompt,
@@ -73,6 +74,7 @@ def compare(
     steps: Steps = None,
     guidance: Guidance = None,
     negative_prompt: NegativePrompt = None,
+    image: Image = None,
     strict: Strict = None,
     media: Annotated[
         str | None,
@@ -96,6 +98,7 @@ def compare(
         "steps": steps,
         "guidance": guidance,
         "negative_prompt": negative_prompt,
+        "image": image,
         "format": format_of(media) or "png",
         "dtype": dtype,
         "strict": strict,

@@ -13,6 +13,7 @@ from .arguments import (
     Dtype,
     Frames,
     Guidance,
+    Image,
     Json,
     Model,
     NegativePrompt,
@@ -73,6 +74,7 @@ def inspect(
     steps: Steps = None,
     guidance: Guidance = None,
     negative_prompt: NegativePrompt = None,
+    image: Image = None,
     seed: Seed = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -90,7 +92,7 @@ def inspect(
         files.check_new(output)
     fields: dict[str, Any] = {
         "model": model, "frames": frames, "steps": steps, "guidance": guidance, "seed": seed,
-        "negative_prompt": negative_prompt, "device": device, "dtype": dtype,
+        "negative_prompt": negative_prompt, "image": image, "device": device, "dtype": dtype,
     }  # fmt: skip
     given = {name: value for name, value in fields.items() if value is not None}
     if size is not None:

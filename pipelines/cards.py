@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..accel.grid import TokenGrid
 from .errors import ModelError, nearest, shortened
-from .folder import ModelFolder, geometry, reading
+from .folder import ModelFolder, geometry, reading, takes_image
 from .tiny import WEIGHTS
 
 CallValue = bool | int | float | str
@@ -81,6 +81,11 @@ class Card(BaseModel):
     max_axis_tokens: int | None = None
     trained_px: tuple[int, int] | None = None
     trained_frames: tuple[int, int] | None = None
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether a video begins with an image, which then must be given."""
+        return takes_image(self.pipeline)
 
     @property
     def token_px(self) -> tuple[int, int]:

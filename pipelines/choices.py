@@ -33,7 +33,7 @@ def refused(request: Request) -> Refused:
     from ..accel.recipe import from_table
 
     card = cards.find(request.model)
-    resolved = resolve(request, card)
+    resolved = resolve(request, card, read_image=False)
     outline = models.outline(card)
     place = models.place(card, resolved.device, resolved.dtype)
     resolved = resolved.model_copy(update={"device": place.device, "dtype": place.dtype})

@@ -47,7 +47,7 @@ def _decode(path: Path, wanted: dict[str, Any], channel: Channel) -> Run:
     header = latent_files.read_header(path)
     asked = Request.model_validate({**header.record.request.model_dump(), **wanted})
     card = cards.find(asked.model)
-    request = resolve(asked, card)
+    request = resolve(asked, card, read_image=False)
     weights = models.locate(card)
     destination = files.prepare(request, with_latents=False)
     try:

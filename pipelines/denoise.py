@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import models
+from . import images, models
 from .cards import Card
 from .request import Resolved
 from .taps import without_progress_bar
@@ -37,6 +37,8 @@ def denoise(
         "callback_on_step_end": on_step,
         **card.call,
     }
+    if resolved.image is not None:
+        wanted["image"] = images.first_frame(resolved)
     if resolved.negative_prompt is not None:
         wanted["negative_prompt"] = resolved.negative_prompt
     accepted = models.call_parameters(type(pipe))

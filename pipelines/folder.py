@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _FULL_HASH_BYTES = 256 * 2**20
 # Where a component's class may come from: naming any other module would run that module's code.
 _LIBRARIES = ("diffusers", "transformers")
+_FROM_IMAGE = re.compile(r"(ImageToVideo|Image2Video|I2V)Pipeline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,14 @@ def read_header(part: str, path: Path) -> WeightFile:
             damaged=path,
         )
     return WeightFile(part, path, numel, end, hashlib.sha256(raw).hexdigest())
+
+
+def takes_image(pipeline: str) -> bool:
+    """Whether a class of diffusers makes videos that begin with an image, as its name says.
+
+    Loading compares that with what the class accepts, which needs torch.
+    """
+    return _FROM_IMAGE.search(pipeline) is not None
 
 
 def fingerprint(files: Sequence[WeightFile]) -> str:

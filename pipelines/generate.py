@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..accel.receipt import Receipt
-from . import cards, memory, models, planning, room, sidecar, together, vocabulary
+from . import cards, images, memory, models, planning, room, sidecar, together, vocabulary
 from .cards import Card
 from .errors import Cancelled, GenerationError, KinoraError
 from .events import DOING, Progress, Stage
@@ -311,6 +311,8 @@ class _Job:
             "callback_on_step_end": self._on_step(index, previewer),
             **self.card.call,
         }
+        if single.image is not None:
+            wanted["image"] = images.first_frame(single)
         if single.negative_prompt is not None:
             wanted["negative_prompt"] = single.negative_prompt
         accepted = models.call_parameters(type(self.loaded.pipe))

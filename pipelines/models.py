@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .cards import Card, Precision
 from .errors import Cancelled, KinoraError, ModelError
-from .folder import ModelFolder, WeightFile, fingerprint, reading
+from .folder import ModelFolder, WeightFile, fingerprint, reading, takes_image
 
 if TYPE_CHECKING:
     from .encoding import Encodings
@@ -326,7 +326,7 @@ def _loading(path: Path) -> Generator[None, None, None]:
 
 
 def pipeline_class(folder: ModelFolder) -> Any:
-    """The diffusers class of a folder; refuses classes that Kinora cannot drive from text."""
+    """The diffusers class of a folder; refuses classes that Kinora cannot drive."""
     import diffusers
 
     found = getattr(diffusers, folder.pipeline, None)
@@ -338,8 +338,12 @@ def pipeline_class(folder: ModelFolder) -> Any:
     if "vae" not in folder.parts:
         raise ModelError(f"{folder.pipeline} has no autoencoder (vae), which Kinora decodes with")
     accepted = call_parameters(found)
-    if "prompt" not in accepted or {"image", "video", "mask_image"} & accepted:
-        raise ModelError(f"{folder.pipeline} does not make pictures from text alone: pick another")
+    expected = {"prompt", "image"} if takes_image(folder.pipeline) else {"prompt"}
+    if {"prompt", "image", "video", "mask_image"} & accepted != expected:
+        raise ModelError(
+            f"{folder.pipeline} makes pictures neither from text alone nor from text and one "
+            f"image: pick another"
+        )
     if "callback_on_step_end" not in accepted:
         raise ModelError(f"{folder.pipeline} reports no steps, so Kinora could not stop it")
     return cast("Any", found)

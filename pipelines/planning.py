@@ -56,7 +56,7 @@ def plan(request: Request) -> Plan:
     without them.
     """
     card = cards.find(request.model)
-    resolved = resolve(request, card)
+    resolved = resolve(request, card, read_image=False)
     outline = models.outline(card)
     place = models.place(card, resolved.device, resolved.dtype)
     resolved = resolved.model_copy(update={"device": place.device, "dtype": place.dtype})

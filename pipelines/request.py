@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
 from ..accel.presets import DENSE
+from . import images
 from .cards import Card
 from .errors import RequestError, nearest, shortened
 
@@ -44,11 +45,12 @@ class Request(BaseModel):
     """One call of `generate`. None means the model's own default.
 
     Video `k` of `num_videos` is made with seed `seed + k` and a generator of its own, so it equals
-    the single video of a request with that seed. `output` is a file, or a folder in which files
-    are named after prompt and seed. `recipe` is the name of a preset, the path of a TOML file, or
-    the table that such a file holds; `settings` such as `attention.keep=0.3` are put over it, and
-    `strict` refuses whatever would not run as it asks. `force` goes on where predicted memory or
-    disk is too small.
+    the single video of a request with that seed. `output` is a file, or a folder in which files are
+    named after prompt and seed. `image` is the file that the video begins with, where the model
+    takes one, and `image_sha256` what its content must be; None is what it is. `recipe` is the name
+    of a preset, the path of a TOML file, or the table that such a file holds; `settings` such as
+    `attention.keep=0.3` are put over it, and `strict` refuses whatever would not run as it asks.
+    `force` goes on where predicted memory or disk is too small.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +66,8 @@ class Request(BaseModel):
     fps: float | None = None
     seed: Whole = 0
     num_videos: Whole = 1
+    image: str | None = None
+    image_sha256: str | None = None
     output: str = DEFAULT_OUTPUT
     format: Format | None = None
     device: str = "auto"
@@ -79,8 +83,8 @@ class Resolved(BaseModel):
     """A request with nothing left open; `device` and `dtype` are concrete once a model is placed.
 
     Its fields are those of `Request`, so `resolved.request()` asks for it again. A model that was
-    given as a folder is named by its absolute path. `recipe` is a table with the settings in it,
-    empty for the stock pipeline.
+    given as a folder is named by its absolute path, and so is an image. `recipe` is a table with
+    the settings in it, empty for the stock pipeline.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,6 +100,8 @@ class Resolved(BaseModel):
     fps: float
     seed: Whole
     num_videos: Whole
+    image: str | None = None
+    image_sha256: str | None = None
     output: str
     format: Format
     device: str
@@ -115,11 +121,12 @@ class Resolved(BaseModel):
         return self.model_copy(update={"seed": self.seed + index, "num_videos": 1})
 
 
-def resolve(request: Request, card: Card) -> Resolved:
+def resolve(request: Request, card: Card, *, read_image: bool = True) -> Resolved:
     """Fill in what `request` leaves open from `card`, and check that `card` can take it.
 
-    Raises `RequestError` with the nearest allowed value. Reads no weights, and needs no torch but
-    for a recipe.
+    Without `read_image` one that the model needs may be missing, and none is looked at. Raises
+    `RequestError` with the nearest allowed value. Reads no weights, and needs no torch but for a
+    recipe.
     """
     _check_text(request, card)
     width, height = _size(request, card)
@@ -135,9 +142,12 @@ def resolve(request: Request, card: Card) -> Resolved:
         raise RequestError(f"fps must be {MIN_FPS} to {MAX_FPS}, not {fps:g}")
     _check_counts(request)
     _check_device(request)
+    image, image_sha256 = _image(request, card, read=read_image)
     return Resolved(
         prompt=request.prompt.strip(),
         negative_prompt=request.negative_prompt,
+        image=image,
+        image_sha256=image_sha256,
         model=card.name,
         width=width,
         height=height,
@@ -195,7 +205,8 @@ def _check_text(request: Request, card: Card) -> None:
             raise RequestError(
                 f"the {what} has {len(text):,} characters: {LONGEST_TEXT:,} are the most"
             )
-    for what, text in {**texts, "output": request.output, "model's path": card.name}.items():
+    paths = {"output": request.output, "model's path": card.name}
+    for what, text in {**texts, **paths, "image's path": request.image or ""}.items():
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -221,6 +232,28 @@ def _size(request: Request, card: Card) -> tuple[int, int]:
             f"the nearest is --size {near[0]}x{near[1]}"
         )
     return width, height
+
+
+def _image(request: Request, card: Card, *, read: bool) -> tuple[str | None, str | None]:
+    """The absolute path of the image, and its SHA-256."""
+    given, expected = request.image, request.image_sha256
+    if given is None:
+        if expected is not None:
+            raise RequestError("image_sha256 stands without an image: give the image too")
+        if card.takes_image and read:
+            raise RequestError(
+                f"{card.name} ({card.pipeline}) makes a video from an image: give --image FILE"
+            )
+        return None, None
+    if not card.takes_image:
+        raise RequestError(f"{card.name} ({card.pipeline}) takes no image: leave --image out")
+    path = os.path.abspath(os.path.expanduser(given))
+    if not read:
+        return path, expected
+    found = images.check(path)
+    if expected not in (None, found):
+        raise RequestError(images.changed(path))
+    return path, found
 
 
 def _frames(request: Request, card: Card) -> int:

@@ -33,7 +33,7 @@ SCHEMA = "kinora.run/1"
 # The fields of a request that decide what a video shows.
 _CONTENT = (
     *("prompt", "negative_prompt", "model", "width", "height", "frames", "steps", "guidance"),
-    *("seed", "recipe"),
+    *("seed", "recipe", "image_sha256"),
 )
 _PACKAGES = ("kinora", "torch", "diffusers", "transformers")
 

@@ -1,8 +1,8 @@
 """Taps on one loaded pipeline for the length of one run, taken off again whatever happens.
 
-They time the text encoder, see every denoising step, and hold the latents back for saving just
-before the autoencoder decodes them. All are attributes of the instances (`pipe`, `pipe.vae`):
-classes and other pipelines stay untouched.
+They time the encoders of text and image, see every denoising step, and hold the latents back for
+saving just before the autoencoder decodes them. All are attributes of the instances (`pipe`,
+`pipe.vae`): classes and other pipelines stay untouched.
 """
 
 from __future__ import annotations
@@ -32,22 +32,25 @@ def tapped(
 ) -> Generator[None, None, None]:
     """Run the body with taps on `pipe`.
 
-    `check` is called before text encoding and each part of decoding and may raise to stop the run.
-    `after_text` is called when a text is encoded.
-    `before_decode` gets the tensors of every `vae.decode` call so far, before the last one runs.
-    Raises `GenerationError` where decoding gives values that are no finite numbers.
+    `check` is called before anything is encoded and each part of decoding and may raise to stop the
+    run. `after_text` is called when a text is encoded. `before_decode` gets the tensors of every
+    `vae.decode` call so far, before the last one runs. Raises `GenerationError` where decoding
+    gives values that are no finite numbers.
     """
     calls: Calls = []
     vae = pipe.vae
     signature = inspect.signature(vae.decode)
 
-    def encode_prompt(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def encode(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         check()
         clock.switch("text")
         try:
-            encoded = original(*args, **kwargs)
+            return original(*args, **kwargs)
         finally:
             clock.switch("denoise")
+
+    def encode_prompt(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        encoded = encode(original, *args, **kwargs)
         after_text()
         return encoded
 
@@ -66,6 +69,9 @@ def tapped(
     with ExitStack() as stack:
         if hasattr(pipe, "encode_prompt"):
             stack.enter_context(replaced(pipe, "encode_prompt", encode_prompt))
+        for owner, name in ((pipe, "encode_image"), (vae, "encode")):  # of what a video begins with
+            if hasattr(owner, name):
+                stack.enter_context(replaced(owner, name, encode))
         stack.enter_context(replaced(vae, "decode", decode))
         stack.enter_context(stoppable(vae, check))
         yield

@@ -240,6 +240,31 @@ def sdxl() -> Any:
     )
 
 
+def wan_from_image() -> Any:
+    """A WanImageToVideoPipeline as of 2.1: an image is encoded to five tokens besides."""
+    parts = wan().components
+    config = parts["transformer"].config
+    vision = transformers().CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    side = {"height": 16, "width": 16}
+    parts["transformer"] = diffusers().WanTransformer3DModel.from_config(
+        config, in_channels=12, image_dim=16, added_kv_proj_dim=24
+    )
+    parts["image_encoder"] = transformers().CLIPVisionModel(vision).eval()
+    parts["image_processor"] = transformers().CLIPImageProcessor(
+        size={"shortest_edge": 16}, crop_size=side
+    )
+    known = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
+    known += ("image_encoder", "image_processor")
+    return diffusers().WanImageToVideoPipeline(**{name: parts[name] for name in known})
+
+
 BUILDERS: dict[str, Callable[[], Any]] = {
     "wan": wan,
     "cogvideox": cogvideox,
@@ -283,6 +308,17 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folders[family] = root / family
         build().save_pretrained(folders[family])
     return folders
+
+
+@pytest.fixture(scope="session")
+def from_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random pipeline that makes videos from an image."""
+    import torch
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("from-image") / "wan-i2v"
+    wan_from_image().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

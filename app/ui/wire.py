@@ -23,6 +23,7 @@ _ELSEWHERE = {
     "output": "files are named here, and fetched by id",
     "num_videos": "ask once for each video",
     "force": "whether a run fits is decided here",
+    **dict.fromkeys(("image", "image_sha256"), "upload it as input_reference"),
 }
 _OWN = ("size", "seconds")
 VIDEO_FIELDS = (*(it for it in Request.model_fields if it not in _ELSEWHERE), *_OWN)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,8 +28,8 @@ _ELSEWHERE = {
 FIELDS = (*(it for it in Request.model_fields if it not in _ELSEWHERE), "size")
 """What a row can set."""
 MAX_SEEDS = 100_000
-# Where a row runs and where its files go are no part of what it is.
-_NOT_ITS_OWN = {"output", "device", "force", "num_videos", "settings"}
+# Where a row runs and where its files lie are no part of what it is; of an image the content is.
+_NOT_ITS_OWN = {"output", "device", "force", "num_videos", "settings", "image"}
 _ID_DIGITS = 16
 
 
@@ -82,12 +84,14 @@ class Row:
 class Reader:
     """Makes rows of entries; `defaults` are fields of a request for what entries leave out.
 
-    A row without a seed is made with each of `seeds`. One that names a recipe takes no default
-    settings: those were meant for another.
+    Paths of images that entries give are relative to `folder`. A row without a seed is made with
+    each of `seeds`. One that names a recipe takes no default settings: those were meant for
+    another.
     """
 
     defaults: Mapping[str, Any]
     seeds: Sequence[int] = ()
+    folder: Path = Path()
     _cards: dict[str, Card] = field(default_factory=dict[str, Card])
     _recipes: dict[str, dict[str, Any]] = field(default_factory=dict[str, "dict[str, Any]"])
 
@@ -100,6 +104,8 @@ class Reader:
             if {"width", "height"} & set(given):
                 raise ManifestError("it has a size beside a width or a height: leave one out")
             given |= size_of(str(given.pop("size")), "size")
+        if isinstance(given.get("image"), str):
+            given["image"] = str(self.folder / os.path.expanduser(given["image"]))
         defaults = dict(self.defaults)
         if "recipe" in given:
             defaults.pop("settings", None)

@@ -70,7 +70,7 @@ def build(path: Path, defaults: Mapping[str, Any], seeds: Sequence[int]) -> Tabl
     of `defaults` is none; rows that cannot run are in `Table.refused`.
     """
     recipe_table(Request(prompt="any", **defaults))
-    table, reader = Table(), Reader(defaults, seeds)
+    table, reader = Table(), Reader(defaults, seeds, path.parent)
     lines: dict[int, int] = {}
     groups: dict[Group, int] = {}
     for found in manifest.entries(path):

@@ -25,7 +25,7 @@ FLAGS = {
         "manifest", "output", "seeds", "shard", "retries", "keep-going", "dry-run", "engine",
         "workers", "address", "model", "recipe", "set", "strict", "size", "frames", "steps",
         "guidance", "negative-prompt", "format", "fps", "device", "dtype", "keep-latents", "force",
-        "json",
+        "json", "image",
     },
     "status": {"folder", "json"},
 }  # fmt: skip

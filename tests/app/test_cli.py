@@ -23,7 +23,7 @@ FLAGS = {
     "generate": {
         "prompt", "model", "size", "frames", "steps", "guidance", "negative-prompt", "seed",
         "num-videos", "output", "format", "fps", "device", "dtype", "keep-latents", "force", "from",
-        "json", "recipe", "set", "strict",
+        "json", "recipe", "set", "strict", "image",
     },
     "decode": {"latents", "model", "output", "format", "device", "force", "json"},
     "plan": {
@@ -35,20 +35,21 @@ FLAGS = {
     "inspect": {
         "prompt", "model", "recipe", "set", "layer", "step", "head", "query", "output", "size",
         "frames", "steps", "guidance", "negative-prompt", "seed", "device", "dtype", "json",
+        "image",
     },
     "doctor": {"json"},
     "models": {"json"},
-    "ui": {"output", "host", "port", "open"},
+    "ui": {"output", "host", "port", "open", "previews"},
     "bench": set(),
     "batch": set(),
     "eval": set(),
     "compare": {
         "recipes", "prompts", "output", "seeds", "model", "size", "frames", "steps", "guidance",
-        "negative-prompt", "strict", "format", "device", "dtype", "force", "json",
+        "negative-prompt", "strict", "format", "device", "dtype", "force", "json", "image",
     },
     "calibrate": {
         "model", "method", "output", "keep", "prompt", "size", "frames", "steps", "seed",
-        "device", "dtype", "json",
+        "device", "dtype", "json", "image",
     },
 }  # fmt: skip
 

@@ -247,3 +247,55 @@ def test_nulls_are_left_out(write: Write) -> None:
     assert list(manifest.entries(write("a.jsonl", '{"prompt": "a", "seed": null}'))) == [
         Entry(1, {"prompt": "a"})
     ]
+
+
+def pictures(folder: Path) -> None:
+    """Two files, red.png and blue.png."""
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    for color in ("red", "blue"):
+        Image.new("RGB", (32, 32), color).save(folder / f"{color}.png")
+
+
+def test_of_an_image_the_content_is_what_a_row_is(
+    write: Write, tmp_path: Path, from_image_folder: Path
+) -> None:
+    pictures(tmp_path / "in")
+    path = write(
+        "a.csv",
+        "prompt,image\na,in/red.png\na,in/blue.png\n"
+        f"a,{tmp_path}/in/../in/red.png\nb,none.png\nb,\nb,in\n",
+    )
+    found = read(path, model=str(from_image_folder))
+    red, blue = all_rows(found)
+    assert red.request.image == str(tmp_path / "in" / "red.png") and red.id != blue.id
+    told = [it.why for it in found.refused]
+    assert told[0] == "it asks for the same as line 2: leave it out"
+    assert "there is no image" in told[1] and "makes a video from an image" in told[2]
+    assert "is a folder" in told[3]
+    # Elsewhere it is the same row, with another content another one.
+    (tmp_path / "in").rename(tmp_path / "moved")
+    write("a.csv", "prompt,image\na,moved/red.png\n")
+    assert [it.id for it in all_rows(read(path, model=str(from_image_folder)))] == [red.id]
+    (tmp_path / "moved" / "blue.png").replace(tmp_path / "moved" / "red.png")
+    assert [it.id for it in all_rows(read(path, model=str(from_image_folder)))] == [blue.id]
+
+
+def test_an_image_for_all_rows_is_where_the_command_is_run(
+    write: Write, tmp_path: Path, from_image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.jsonl").write_text('{"prompt": "a"}\n')
+    monkeypatch.chdir(tmp_path)
+    found = read(Path("deep/a.jsonl"), model=str(from_image_folder), image="red.png")
+    assert [it.request.image for it in all_rows(found)] == [str(tmp_path / "red.png")]
+    image = {"prompt": "a", "image": 3}
+    refused = read(write("b.jsonl", json.dumps(image)), model=str(from_image_folder)).refused
+    assert "image must be text" in refused[0].why
+
+
+def test_rows_without_an_image_have_the_ids_they_had() -> None:
+    (row,) = Reader({}).rows(Entry(1, {"prompt": "a red circle"}))
+    assert row.id == "d6c5c42a478b502f"
