@@ -163,7 +163,7 @@ def _between(least: float, most: float, digits: int = 0) -> str:
 
 def refused(text: str, heading: str = "Predicted") -> str:
     """Why nothing can be predicted, or made."""
-    return remark(heading, [text], "k-bad k-refused" if heading == "Predicted" else "k-bad")
+    return remark(heading, [text], "k-bad")
 
 
 def remark(heading: str, lines: Sequence[str], mark: str = "") -> str:

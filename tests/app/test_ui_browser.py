@@ -74,6 +74,12 @@ def test_a_mistake_is_one_line(page: Page, server: Server) -> None:
     page.fill(frames=5, prompt="")
     page.generate("failed")
     page.until(lambda: "the prompt is empty" in page.text("status"))
+    page.fill(steps=0)
+    page.until(lambda: "Steps must be 1 to 1000, not 0" in page.text("prediction"))
+    assert page.value("command") == ""
+    page.generate("failed")
+    page.until(lambda: "Steps must be 1 to 1000" in page.text("status"))
+    page.until(lambda: not page.text("prediction"))
     page.fill(prompt="a", model="/no/folder")
     page.generate("failed")
     page.until(lambda: "there is no model folder at /no/folder" in page.text("status"))
