@@ -93,7 +93,9 @@ class Page:
         gr.on(
             [panel.generate.click, cast("Any", prompt).submit], self.generate, inputs,
             [panel.status, panel.result, *buttons], concurrency_limit=None, **OWN,
-        ).then(self.ready, None, buttons, **BRIEF).then(self.predict, *foretold, **BRIEF)  # fmt: skip
+        ).then(self.ready, None, buttons, **BRIEF).then(
+            self.predict, *foretold, **BRIEF  # how long it takes is known now
+        )  # fmt: skip
         panel.cancel.click(self.cancel, None, panel.cancel, **BRIEF)
         builder = panel.builder
         described = [model, *(panel.fields[name] for name in form.BY_CARD)]
