@@ -33,6 +33,7 @@ _WRONG = {
     "extra_forbidden": "is no field that Kinora knows",
     "json_invalid": "is no JSON",
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    "int_parsing_size": "must be a number of fewer digits",
     "finite_number": "must be a finite number",
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),

@@ -113,8 +113,12 @@ class Builder:
             **self._greyed(refused),
         }
 
+    def untold(self, why: str) -> dict[Any, Any]:
+        """Nothing to copy: what stood there would ask for something else than the fields do."""
+        return {self.toml: "", self.command: "", self.why: why}
+
     def greyed(self) -> list[Any]:
-        """What `told` changes."""
+        """What `told` and `untold` change."""
         lists = [it for (_, path), it in self.all_options().items() if path in _LISTS]
         return [self.toml, self.command, self.why, *self.selectors.values(), *lists]
 

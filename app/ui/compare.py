@@ -34,6 +34,8 @@ _STAGES = ("text", "denoise", "decode")
 _LOADING_S = 0.5
 _TOO_SHORT_S = 0.05  # for a ratio to mean anything
 _TICK_S = 0.5
+_CHOSEN = "of Generate", "/generate"
+"""How the lists offer what is chosen there, and what stands for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +64,13 @@ class Compare:
             )
             with gr.Row(elem_id="k-versus"):
                 names = [it for it in recipes.names() if it != DENSE]
+                offered = [*((it, it) for it in names), _CHOSEN]
                 shared: dict[str, Any] = {"allow_custom_value": True, "min_width": 140}
                 self._first = gr.Dropdown(
-                    names, value=names[0], label="Recipe", elem_id="k-recipe-1", **shared
+                    offered, value=names[0], label="Recipe", elem_id="k-recipe-1", **shared
                 )
                 self._second = gr.Dropdown(
-                    [("none", ""), *((it, it) for it in names)], value="", label="and recipe",
+                    [("none", ""), *offered], value="", label="and recipe",
                     elem_id="k-recipe-2", **shared,
                 )  # fmt: skip
                 self._start = gr.Button("Compare", variant="primary", elem_id="k-compare-start")
@@ -130,11 +133,13 @@ class Compare:
                 f"{' and several --frames' if resolved.frames == 1 else ''}"
             )
         chosen = [it for it in names if it]
-        if not chosen or len({DENSE, *chosen}) <= len(chosen):
+        dense = [it for it in chosen if it == _CHOSEN[1] and not resolved.recipe]
+        if not chosen or dense or len({DENSE, *chosen}) <= len(chosen):
             raise RequestError("choose a recipe to compare with dense, or two that differ")
         made: list[Request] = []
         for name in (DENSE, *chosen):
-            made.append(base.model_copy(update={"recipe": name, "settings": ()}))
+            own = name == _CHOSEN[1]
+            made.append(base if own else base.model_copy(update={"recipe": name, "settings": ()}))
             self._page.check(made[-1])
         return made
 

@@ -17,7 +17,7 @@ import gradio as gr
 from fastapi.concurrency import run_in_threadpool
 
 from ...pipelines.errors import RequestError
-from . import spelling, view
+from . import spelling, tied, view
 from .history import BRIEF, OWN, Fields, Update, Values
 
 _LONGEST_S = 1800.0
@@ -90,17 +90,23 @@ def _shown(picture: bytes) -> str:
 
 
 async def _run(arguments: list[str]) -> str:
-    """Run `kinora` so; what it complains of, or nothing. It ends with whoever waits for it."""
+    """Run `kinora` so; what it complains of, or nothing.
+
+    It ends with whoever waits for it, and with this process, however that ends.
+    """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "kinora.app", *arguments),
-        stdin=asyncio.subprocess.DEVNULL,
+        *(sys.executable, "-m", tied.__name__, *arguments),
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        start_new_session=True,
     )
+    assert process.stderr is not None
     try:
         async with asyncio.timeout(_LONGEST_S):
-            _, told = await process.communicate()
+            told = await process.stderr.read()  # `communicate` would end its stdin, and it
+            await process.wait()
     except TimeoutError:
         return f"it takes longer than {_LONGEST_S / 60:.0f} minutes: choose an earlier step"
     finally:

@@ -18,7 +18,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from ...eval.runs import differences
-from ...pipelines.errors import RequestError
+from ...pipelines.errors import RequestError, shortened
 from . import api, scores, view
 from .gallery import SHOWN, Gallery, Item
 from .history import BRIEF, OWN, Fields, Update
@@ -296,7 +296,7 @@ def choices(items: Sequence[Item], model: str, recipe: str) -> str:
 
 
 def _choice(item: Item) -> str:
-    prompt = escape(item.record.request.prompt)
+    prompt = view.prompt(item.record.request)
     return (
         f'<label class="k-card" title="{prompt}"><input type="checkbox" value="{item.id}">'
         f'<img src="/gallery/{item.id}/thumbnail" alt="" loading="lazy"><span>{prompt}</span>'
@@ -319,7 +319,7 @@ def _reference(item: Item, others: Sequence[Item]) -> Item | None:
 
 def _called(item: Item) -> str:
     request = item.record.request
-    return f"{request.prompt} · seed {request.seed} · {recipe_name(request.recipe)}"
+    return f"{shortened(request.prompt)} · seed {request.seed} · {recipe_name(request.recipe)}"
 
 
 def _doing(what: str, done: int, of: int) -> str:

@@ -183,7 +183,7 @@ def opened(item: Item) -> str:
     return (
         f'<div class="k-opened"><figure class="k-frame">'
         f"{view.media(request, f'/gallery/{item.id}/media')}</figure>"
-        f"<div><p><b>{escape(request.prompt)}</b></p>"
+        f"<div><p><b>{view.prompt(request)}</b></p>"
         f'<p class="k-facts">{view.settings(request)}</p>'
         f'<p class="k-acts"><button data-act="restore" data-id="{item.id}">Restore settings'
         f'</button> <button data-act="close" data-id="">Close</button></p>'
@@ -192,7 +192,7 @@ def opened(item: Item) -> str:
 
 
 def _card(item: Item) -> str:
-    prompt = escape(item.record.request.prompt)
+    prompt = view.prompt(item.record.request)
     return (
         f'<button class="k-card" data-act="open" data-id="{item.id}" title="{prompt}">'
         f'<img src="/gallery/{item.id}/thumbnail" alt="" loading="lazy"><span>{prompt}</span>'

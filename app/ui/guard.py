@@ -110,7 +110,8 @@ class Access:
             jar = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
         except CookieError:
             return False
-        return _COOKIE in jar and hmac.compare_digest(jar[_COOKIE].value, self.cookie)
+        shown = jar[_COOKIE].value if _COOKIE in jar else ""
+        return hmac.compare_digest(shown.encode(), self.cookie.encode())
 
 
 class Guard:
@@ -214,9 +215,14 @@ def _foreign(headers: Mapping[bytes, bytes], access: Access) -> str | None:
         return f"this server is not called {host[:60]!r}: open it as 127.0.0.1 or localhost"
     origin = headers.get(b"origin")
     schemes = ("http",) if access.token is None else ("http", "https")  # behind a proxy
-    if origin is None or origin.decode("latin-1").lower() in {f"{it}://{host}" for it in schemes}:
-        return None
-    return "another website may not ask here"
+    own = {f"{it}://{host}" for it in schemes}
+    if origin is not None and origin.decode("latin-1").lower() not in own:
+        return "another website may not ask here"
+    # Browsers send no Origin for what a website shows, as an image; a link may be followed.
+    site, mode = headers.get(b"sec-fetch-site"), headers.get(b"sec-fetch-mode")
+    if site in (b"cross-site", b"same-site") and mode != b"navigate":
+        return "another website may not ask here"
+    return None
 
 
 def _too_large(path: str) -> str:

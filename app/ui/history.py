@@ -80,9 +80,11 @@ class History:
         parts.opened.click(self.use, None, [parts.opened, *self._page.restoring()], **BRIEF)
 
     def listing(self) -> str:
-        """The newest jobs."""
-        seen = (see(self._jobs, job.id) for job in self._jobs.jobs(limit=_SHOWN))
-        return view.listing([it for it in seen if it is not None])
+        """What is being made, then the newest jobs."""
+        running, newest = self._jobs.running(), self._jobs.jobs(limit=_SHOWN + 1)
+        ids = dict.fromkeys(job.id for job in (*running, *newest[:_SHOWN]))
+        seen = (see(self._jobs, id) for id in ids)
+        return view.listing([it for it in seen if it is not None], more=len(newest) > _SHOWN)
 
     def browse(self, model: str | None, recipe: str | None) -> Update:
         """The videos of a model and a recipe, and what else there is to choose."""

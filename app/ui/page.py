@@ -88,11 +88,14 @@ class Page:
         inputs, prompt = set(panel.inputs()), panel.fields["prompt"]
         model, recipe = panel.fields["model"], panel.builder.recipe
         buttons = [panel.generate, panel.cancel]
+        foretold = inputs | {panel.status}, [panel.prediction, *panel.builder.greyed()]
         # Jobs are made in turn; here they are followed without holding up anything else.
         gr.on(
             [panel.generate.click, cast("Any", prompt).submit], self.generate, inputs,
             [panel.status, panel.result, *buttons], concurrency_limit=None, **OWN,
-        ).then(self.ready, None, buttons, **BRIEF)  # fmt: skip
+        ).then(self.ready, None, buttons, **BRIEF).then(
+            self.predict, *foretold, **BRIEF  # how long it takes is known now
+        )  # fmt: skip
         panel.cancel.click(self.cancel, None, panel.cancel, **BRIEF)
         builder = panel.builder
         described = [model, *(panel.fields[name] for name in form.BY_CARD)]
@@ -106,8 +109,8 @@ class Page:
         panel.dropped.upload(self.restore_file, panel.dropped, restored, **BRIEF)
         edits = [cast("Any", it).change for it in panel.inputs()]
         gr.on(
-            [self.blocks.load, *edits], self.predict, inputs,
-            [panel.prediction, *builder.greyed()], trigger_mode="always_last", **BRIEF,
+            [self.blocks.load, *edits], self.predict, *foretold,
+            trigger_mode="always_last", **BRIEF,
         )  # fmt: skip
 
     def restoring(self) -> list[Any]:
@@ -235,8 +238,10 @@ class Page:
                 **panel.builder.told(asked, choices.refused(request)),
             }
         except Exception as error:
-            told = view.refused(self.told(error))
-            return {panel.prediction: told, panel.builder.why: told}
+            line = self.told(error)
+            told = view.refused(line)
+            known = view.worded(line) in (values.get(panel.status) or "")  # the run said the same
+            return {panel.prediction: "" if known else told, **panel.builder.untold(told)}
 
     def _see(self, ids: Sequence[str]) -> list[Seen]:
         return [it for it in (see(self._jobs, id) for id in ids) if it is not None]

@@ -13,14 +13,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from ...pipelines.errors import KinoraError
+from .tied import end_with_stdin
 
 SUITES = ("world", "fidelity", "flicker", "vbench")
 _ENDING_S = 2.0  # for what it has started to end with it; then videos are left half scored
@@ -96,7 +95,7 @@ def main() -> int:
     # What libraries print is not for the one who listens.
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)
-        threading.Thread(target=_end_with_the_page, daemon=True).start()
+        end_with_stdin()
         # Nothing is fetched because of a click: what VBench needs is there, or that is the reason.
         os.environ.setdefault("UV_OFFLINE", "1")
         try:
@@ -143,13 +142,6 @@ def _telling(asked: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
             yield {"done": event.done, "of": event.of, "doing": event.path.name}
         else:
             yield {"report": event.to_json()}
-
-
-def _end_with_the_page() -> None:
-    sys.stdin.buffer.read()
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(_ENDING_S)
-    os.killpg(0, signal.SIGKILL)  # its group is its own
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from ...pipelines.errors import shortened
 from ...pipelines.events import STAGES
 from ...pipelines.memory import amount
 from ...pipelines.planning import Plan, refusal
@@ -106,21 +107,23 @@ def details(records: Sequence[Record]) -> str:
 
 def media(request: Resolved, address: str, extra: str = "controls autoplay loop") -> str:
     """A video or image in its place."""
-    prompt = escape(request.prompt)
+    told = prompt(request)
     # Its place is kept while it loads.
     facts = f'src="{address}" width="{request.width}" height="{request.height}"'
     if request.format in ("mp4", "webm"):
-        return f'<video {facts} aria-label="{prompt}" {extra} muted playsinline></video>'
-    return f'<img {facts} alt="{prompt}">'
+        return f'<video {facts} aria-label="{told}" {extra} muted playsinline></video>'
+    return f'<img {facts} alt="{told}">'
 
 
-def listing(seen: Sequence[Seen]) -> str:
-    """All jobs as a list, with what can be done about each."""
+def listing(seen: Sequence[Seen], *, more: bool = False) -> str:
+    """Jobs as a list, with what can be done about each; `more` says that there are older ones."""
     if not seen:
         return '<div class="k-frame k-empty">No job yet.</div>'
     held = next((it.held for it in seen if it.held), None)
     note = f'<p class="k-notice">{worded(held)}</p>' if held else ""
-    return f'{note}<ul class="k-jobs">{"".join(map(_listed, seen))}</ul>'
+    older = '<p class="k-facts">Older ones are in <code>GET /v1/videos</code> alone.</p>'
+    listed = "".join(map(_listed, seen))
+    return f'{note}<ul class="k-jobs">{listed}</ul>{older if more else ""}'
 
 
 def prediction(plan: Plan, timed: Timed | None = None) -> str:
@@ -163,7 +166,7 @@ def _between(least: float, most: float, digits: int = 0) -> str:
 
 def refused(text: str, heading: str = "Predicted") -> str:
     """Why nothing can be predicted, or made."""
-    return remark(heading, [text], "k-bad k-refused" if heading == "Predicted" else "k-bad")
+    return remark(heading, [text], "k-bad")
 
 
 def remark(heading: str, lines: Sequence[str], mark: str = "") -> str:
@@ -175,6 +178,11 @@ def remark(heading: str, lines: Sequence[str], mark: str = "") -> str:
 def worded(text: str) -> str:
     """A text of Kinora's as HTML, in the page's words."""
     return escape(in_titles(text))
+
+
+def prompt(request: Resolved) -> str:
+    """What was asked for in words; of long ones both ends."""
+    return escape(shortened(request.prompt))
 
 
 def settings(request: Resolved) -> str:
@@ -222,7 +230,7 @@ def _listed(seen: Seen) -> str:
         took = f" · {job.ended - job.started:.0f} s"
     return (
         f'<li data-status="{job.status}"><div class="k-what"><span class="k-chip">{job.status}'
-        f"</span> <b>{escape(job.row.request.prompt)}</b>"
+        f"</span> <b>{prompt(job.row.request)}</b>"
         f'<p class="k-facts">{settings(job.row.request)}{took}</p>{more}</div>'
         f'<div class="k-acts">{buttons}</div></li>'
     )

@@ -88,6 +88,10 @@ class Jobs:
         beyond = None if after is None else after.place
         return self._store.jobs(newest=newest, beyond=beyond, limit=limit)
 
+    def running(self) -> list[Job]:
+        """What is being made."""
+        return self._store.jobs(statuses=("running",))
+
     def ahead(self, job: Job) -> int:
         """How many jobs are made before it."""
         return self._store.ahead(job.place)

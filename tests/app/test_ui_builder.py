@@ -7,12 +7,16 @@ import base64
 import io
 import re
 import shlex
+import subprocess
+import sys
+import time
 import tomllib
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -134,7 +138,7 @@ def test_the_prediction_follows_and_a_bad_combination_is_one_line_in_place(page:
     for part in (standing.panel.prediction, standing.builder.why):
         assert "attention.from_step 0.9 must be below attention.to_step 0.3" in told[part]
         assert told[part].count("<li>") == 1 and "k-bad" in told[part]
-    assert standing.builder.toml not in told, "what could be copied stays as it was"
+    assert told[standing.builder.toml] == told[standing.builder.command] == ""
 
 
 def test_strict_says_what_it_would_refuse(page: Page) -> None:
@@ -311,3 +315,19 @@ def test_draw_shows_a_picture_or_one_line(page: Page, wan_folder: Path) -> None:
         page, layer="1.5", **small
     )
     assert "there is no model folder" in drawn(page, layer="1", **{**small, "model": "/no/folder"})
+
+
+def test_a_page_that_is_killed_leaves_no_drawing_behind(tmp_path: Path) -> None:
+    long = ["inspect", PROMPT, "--step", "29", "--output", str(tmp_path / "plan.png")]
+    script = f"import asyncio; from kinora.app.ui import drawing; asyncio.run(drawing._run({long}))"
+    with subprocess.Popen([sys.executable, "-c", script]) as page:
+        at_work: list[psutil.Process] = []
+        end = time.monotonic() + 60
+        while not at_work and time.monotonic() < end:
+            time.sleep(0.05)
+            at_work = psutil.Process(page.pid).children()
+        page.kill()
+    assert len(at_work) == 1
+    _, left = psutil.wait_procs(at_work, timeout=30)
+    assert not left
+    assert not list(tmp_path.iterdir())

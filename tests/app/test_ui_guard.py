@@ -24,6 +24,7 @@ from kinora.pipelines.errors import KinoraError
 
 TOKEN = "a secret of many letters"
 OPEN, CLOSED = Access(None), Access(TOKEN)
+SHOWN, FOLLOWED = {"sec_fetch_mode": "no-cors"}, {"sec_fetch_mode": "navigate"}
 ID = "video_0123456789abcdef"
 ROUTES = (
     *(("GET", it) for it in ("/", "/config", "/assets/x.js", "/gradio_api/queue/data")),
@@ -72,6 +73,11 @@ def served(tmp_path: Path) -> Generator[Served, None, None]:
         ("/v1/videos", {"host": "localhost:1", "origin": "https://localhost:1"}, 403),
         ("/v1/videos", {"host": "localhost:1", "origin": "http://evil.example"}, 403),
         ("/v1/videos", {"host": "localhost:1", "origin": "null"}, 403),
+        ("/v1/videos", {"host": "localhost:1", **SHOWN, "sec_fetch_site": "cross-site"}, 403),
+        ("/v1/videos", {"host": "localhost:1", **SHOWN, "sec_fetch_site": "same-site"}, 403),
+        ("/v1/videos", {"host": "localhost:1", **SHOWN, "sec_fetch_site": "same-origin"}, None),
+        ("/", {"host": "localhost", **FOLLOWED, "sec_fetch_site": "cross-site"}, None),
+        ("/", {"host": "localhost", **FOLLOWED, "sec_fetch_site": "none"}, None),
         ("/gradio_api/file=/tmp/x.mp4", {"host": "localhost"}, 404),
         ("/gradio_api/proxy=http://evil.example/", {"host": "localhost"}, 404),
         ("/gradio_api/call/generate", {"host": "localhost"}, 404),
@@ -101,6 +107,7 @@ def test_only_the_page_and_the_jobs_are_answered(
         ({"cookie": f"kinora={TOKEN.replace(' ', '')}"}, 401),
         ({"cookie": f"kinora={OPEN.cookie}"}, 401),
         ({"cookie": "\x00;;="}, 401),
+        ({"cookie": 'kinora="\xe9"'}, 401),
         ({"authorization": f"Bearer {TOKEN}", "origin": "https://evil.example"}, 403),
         ({"authorization": f"Bearer {TOKEN}", "origin": "https://a.example"}, None),
     ],

@@ -165,6 +165,9 @@ def test_the_list_of_jobs_says_what_can_be_done_about_each() -> None:
     assert "kinora-tiny · 128×128 · 33 frames · 30 steps · seed 0 · dense" in html
     assert "Stop at once" in view.listing([seen("running", stopping=True)])
     assert "No job yet" in view.listing([])
+    assert "Older ones" in view.listing([seen("done")], more=True) and "Older ones" not in html
+    long = RESOLVED.model_copy(update={"prompt": "a <b> " + "long " * 3000})
+    assert len(view.listing([seen("queued", request=long)])) < 1500
 
 
 def test_recipes_have_short_names() -> None:

@@ -148,6 +148,7 @@ def test_a_second_cancel_ends_a_worker_that_does_not_listen(
     worker.suspend()
     jobs.cancel(stuck.id)
     assert standing(jobs, stuck)[0].status == "running", "it is truthful"
+    assert [it.id for it in jobs.running()] == [stuck.id]
     jobs.cancel(stuck.id)
     assert [it.status for it in ended(jobs, stuck, other)] == ["cancelled", "done"]
     assert not worker.is_running()
