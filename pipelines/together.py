@@ -50,6 +50,16 @@ def processes(recipe: Mapping[str, Any]) -> int:
     return asked.processes if asked else 1
 
 
+def check_alone(recipe: Mapping[str, Any]) -> None:
+    """Raises `RequestError` where a recipe asks for several processes: a job has one."""
+    count = processes(recipe)
+    if count > 1:
+        raise RequestError(
+            f"parallel asks for {count} processes, and a job is made by one: start them as "
+            f"`{HOW.format(count)}`, or leave parallel out"
+        )
+
+
 def seat(recipe: Mapping[str, Any]) -> Seat | None:
     """The seat of this process; None where it makes the video alone.
 

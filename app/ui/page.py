@@ -16,7 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from ...accel import recipe as recipes
 from ...accel.recipe import Recipe
-from ...pipelines import cards, choices, planning, sidecar, timing
+from ...pipelines import cards, choices, planning, sidecar, timing, together
 from ...pipelines.errors import KinoraError
 from ...pipelines.jobs import Jobs
 from ...pipelines.request import DEFAULT_MODEL, DENSE, EXAMPLE_PROMPT, Request
@@ -233,8 +233,13 @@ class Page:
             request = asked.model_copy(update={"prompt": EXAMPLE_PROMPT})
             plan = planning.plan(request)
             timed = timing.timed(plan, (it.record for it in self._gallery.items()))
+            told = view.prediction(plan, timed)
+            try:
+                together.check_alone(plan.request.recipe)
+            except KinoraError as error:  # elsewhere it can run: it is there to copy
+                told = view.refused(self.told(error))
             return {
-                panel.prediction: view.prediction(plan, timed),
+                panel.prediction: told,
                 **panel.builder.told(asked, choices.refused(request)),
             }
         except Exception as error:

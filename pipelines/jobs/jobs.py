@@ -16,6 +16,7 @@ from ..events import Progress
 from ..files import LATENTS_SUFFIX, explain, slug
 from ..request import Request, Resolved, resolve
 from ..sidecar import Record
+from ..together import check_alone
 from .line import Line
 from .store import Job, Store
 
@@ -63,7 +64,9 @@ class Jobs:
     def resolve(self, request: Request) -> Resolved:
         """`request` with nothing left open, for this folder. Raises `KinoraError`."""
         request = request.model_copy(update={"output": f"{self.folder}/"})
-        return resolve(request, cards.find(request.model))
+        resolved = resolve(request, cards.find(request.model))
+        check_alone(resolved.recipe)
+        return resolved
 
     def submit(self, *requests: Request) -> list[Job]:
         """Put a job for each video of each request into the line: all, or none.

@@ -141,6 +141,18 @@ def test_the_prediction_follows_and_a_bad_combination_is_one_line_in_place(page:
     assert told[standing.builder.toml] == told[standing.builder.command] == ""
 
 
+def test_several_processes_are_refused_here_and_there_to_copy(page: Page) -> None:
+    standing = Standing(page)
+    standing.set("parallel", "parallel.ulysses", 2)
+    told = standing.predicted()
+    assert "a job is made by one" in told[standing.panel.prediction]
+    assert told[standing.panel.prediction].count("<li>") == 1
+    assert told[standing.builder.command].endswith("--set parallel.ulysses=2")
+    with pytest.raises(RequestError, match=r"2 processes, and a job .* --nproc-per-node 2"):
+        page._jobs.submit(standing.request())  # pyright: ignore[reportPrivateUsage]
+    assert not page._jobs.jobs()  # pyright: ignore[reportPrivateUsage]
+
+
 def test_strict_says_what_it_would_refuse(page: Page) -> None:
     standing = Standing(page)
     standing.put(page.preset("balanced"))
