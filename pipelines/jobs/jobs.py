@@ -18,6 +18,7 @@ from ..request import Request, Resolved, resolve
 from ..sidecar import Record
 from .line import Line
 from .store import Job, Store
+from .uploads import Uploads
 
 HIDDEN = ".kinora-jobs"
 """The folder of the line, in that of the videos."""
@@ -38,6 +39,7 @@ class Jobs:
         except BaseException:
             os.close(self._lock)
             raise
+        self.uploads = Uploads(self.folder / HIDDEN / "images")
         self._line = Line(self.folder, self._store, make)
 
     def start(self) -> None:
