@@ -41,7 +41,7 @@ def check(path: str) -> str:
 def _checked(path: str, stamp: tuple[int, ...]) -> str:
     """`check` of the file that has this `stamp`: rows of a batch often share one."""
     del stamp
-    raw = _bytes(path)
+    raw = read(path)
     decode(raw, named=path)
     return sha256(raw)
 
@@ -52,7 +52,7 @@ def first_frame(request: Resolved) -> Image:
     Raises `RequestError` where the file has changed since the request was resolved.
     """
     path = request.image or ""
-    raw = _bytes(path)
+    raw = read(path)
     if sha256(raw) != request.image_sha256:
         raise RequestError(changed(path))
     return fitted(decode(raw, named=path), (request.width, request.height))
@@ -126,7 +126,8 @@ def _rgb(picture: Image) -> Image:
     return picture.convert("RGB")
 
 
-def _bytes(path: str) -> bytes:
+def read(path: str) -> bytes:
+    """The bytes of a regular file that is no larger than an image. Raises `RequestError`."""
     with _reading(path) as file:
         raw = file.read(MOST_BYTES + 1)
     if len(raw) > MOST_BYTES:

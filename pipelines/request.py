@@ -242,7 +242,7 @@ def _image(request: Request, card: Card, *, read: bool) -> tuple[str | None, str
             raise RequestError("image_sha256 stands without an image: give the image too")
         if card.takes_image and read:
             raise RequestError(
-                f"{card.name} ({card.pipeline}) makes a video from an image: give --image FILE"
+                f"{card.name} ({card.pipeline}) makes a video from an image: say which by --image"
             )
         return None, None
     if not card.takes_image:

@@ -1,6 +1,6 @@
 """The jobs over HTTP in OpenAI's shape, on the application that serves the page.
 
-POST   /v1/videos                a job; JSON or a form
+POST   /v1/videos                a job; JSON or a form, with an image in a form alone
 GET    /v1/videos                all, newest first: after, limit, order
 GET    /v1/videos/ID             one as it stands
 GET    /v1/videos/ID/content     its video; ?variant=sidecar, latents
@@ -28,6 +28,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from ...pipelines.errors import BusyError, KinoraError, OutputError
+from ...pipelines.images import MOST_BYTES
 from ...pipelines.jobs import Job, Jobs
 from . import wire
 
@@ -64,7 +65,9 @@ class _Api:
 
     async def create(self, asker: Request) -> dict[str, Any]:
         fields = await _fields(asker)
-        (job,) = await run_in_threadpool(lambda: self._jobs.submit(wire.video_request(fields)))
+        (job,) = await run_in_threadpool(
+            lambda: self._jobs.submit(wire.video_request(fields, self._jobs.uploads))
+        )
         return wire.video(self._jobs, job)
 
     def list(
@@ -149,7 +152,9 @@ class _Api:
 
     async def images(self, asker: Request) -> dict[str, Any]:
         fields = await _fields(asker)
-        jobs = await run_in_threadpool(lambda: self._jobs.submit(*wire.image_requests(fields)))
+        jobs = await run_in_threadpool(
+            lambda: self._jobs.submit(*wire.image_requests(fields, self._jobs.uploads))
+        )
         while not await self._ended(jobs, _TICK_S):
             if await asker.is_disconnected():
                 for job in jobs:
@@ -231,11 +236,15 @@ def _known(asker: Request) -> None:
 async def _form(asker: Request) -> dict[str, Any]:
     """Its fields are text; one that ends with [] is an entry of a list."""
     fields: dict[str, Any] = {}
-    async with asker.form(max_files=1, max_fields=1000) as form:
+    async with asker.form(max_files=2, max_fields=1000) as form:
         for name, value in form.multi_items():
             if not isinstance(value, str):
-                fail(400, f"{name[:40]} is a file, which no field takes", name[:40])
-            if name.endswith("[]"):
+                if name != wire.REFERENCE:
+                    fail(400, f"{name[:40]} is a file, which only {wire.REFERENCE} is", name[:40])
+                if name in fields:
+                    fail(400, f"{name[:40]} is given twice", name[:40])
+                fields[name] = await value.read(MOST_BYTES + 1)
+            elif name.endswith("[]"):
                 fields.setdefault(name.removesuffix("[]"), []).append(value)
             elif name in fields:
                 fail(400, f"{name[:40]} is given twice", name[:40])

@@ -44,6 +44,7 @@ FIELDS: dict[str, Field] = {
     "steps": Field("Steps", arguments.Steps),
     "guidance": Field("Guidance", arguments.Guidance),
     "seed": Field("Seed", arguments.Seed),
+    "image": Field("Image", arguments.Image),
     "recipe": Field("Recipe, or the path of a TOML file", arguments.RecipeName),
     "negative_prompt": Field("Negative prompt", arguments.NegativePrompt),
     "num_videos": Field("Videos", arguments.NumVideos),

@@ -13,6 +13,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
+from ...pipelines import images
 from ...pipelines.errors import KinoraError
 
 Scope = MutableMapping[str, Any]
@@ -28,7 +29,9 @@ TOKEN = "KINORA_TOKEN"
 SHORTEST_TOKEN = 16
 UPLOAD_BYTES = 512 * 2**20
 BODY_BYTES = 2 * 2**20
+IMAGE_BYTES = images.MOST_BYTES + BODY_BYTES
 _UPLOAD = "/gradio_api/upload"
+_VIDEOS = "/v1/videos"
 _COOKIE = "kinora"
 _LONGEST_PATH = 1000
 # What the page asks for. Gradio offers much more: files by path, calls by name, a proxy.
@@ -134,7 +137,7 @@ class Guard:
         if refused is not None:
             await _refuse(send, *refused)
             return
-        over, left = False, most_bytes(path)
+        over, left = False, most_bytes(path, headers)
 
         async def counted() -> Message:
             nonlocal over, left
@@ -155,7 +158,7 @@ class Guard:
         with suppress(_TooLargeError):
             await self._app(scope, counted, sealed)
         if over:
-            await _refuse(send, 413, _too_large(path))
+            await _refuse(send, 413, _too_large(path, headers))
 
     async def _login(self, scope: Scope, headers: Mapping[bytes, bytes], send: Send) -> bool:
         """Take the token out of the page's address and into a cookie, where it is right."""
@@ -187,14 +190,17 @@ def refusal(path: str, headers: Mapping[bytes, bytes], access: Access) -> tuple[
     length = headers.get(b"content-length", b"0")
     if not length.isdigit():
         return 400, "content-length must be a number"
-    if int(length) > most_bytes(path):
-        return 413, _too_large(path)
+    if int(length) > most_bytes(path, headers):
+        return 413, _too_large(path, headers)
     return None
 
 
-def most_bytes(path: str) -> int:
-    """The largest body that is taken there."""
-    return UPLOAD_BYTES if path == _UPLOAD else BODY_BYTES
+def most_bytes(path: str, headers: Mapping[bytes, bytes]) -> int:
+    """The largest body that is taken there; a form for a video may hold an image."""
+    if path == _UPLOAD:
+        return UPLOAD_BYTES
+    form = headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data")
+    return IMAGE_BYTES if form and path == _VIDEOS else BODY_BYTES
 
 
 def is_loopback(host: str) -> bool:
@@ -225,8 +231,8 @@ def _foreign(headers: Mapping[bytes, bytes], access: Access) -> str | None:
     return None
 
 
-def _too_large(path: str) -> str:
-    return f"the body is larger than {most_bytes(path) // 2**20} MiB"
+def _too_large(path: str, headers: Mapping[bytes, bytes]) -> str:
+    return f"the body is larger than {most_bytes(path, headers) // 2**20} MiB"
 
 
 async def _refuse(send: Send, status: int, message: str) -> None:

@@ -18,6 +18,7 @@ from .builder import lay_out as lay_out_builder
 from .drawing import Drawing
 from .fields import explained, listed, number
 from .history import Fields
+from .image_field import ImageField
 
 RESTORED = (".mp4", ".webm", ".gif", ".png", ".json")
 """Endings of the files that settings are restored from."""
@@ -49,6 +50,7 @@ class Panel:
     result: gr.HTML
     dropped: gr.File
     drawing: Drawing
+    image: ImageField
 
     def inputs(self) -> list[Component]:
         """Everything that a request is made from."""
@@ -72,6 +74,7 @@ def lay_out(page: Fields) -> Panel:
                 cancel = gr.Button("Cancel", interactive=False, elem_id="k-cancel", min_width=90)
         with gr.Column(elem_id="k-fields"):
             fields = _model_fields()
+            image = ImageField(cards.find(DEFAULT_MODEL))
             builder = lay_out_builder()
             advanced = _advanced_fields()
             with gr.Accordion("Restore settings from a file", open=False, elem_id="k-restore"):
@@ -84,8 +87,10 @@ def lay_out(page: Fields) -> Panel:
             result = gr.HTML(view.EMPTY, elem_id="k-output")
             prediction = gr.HTML(elem_id="k-prediction")
             drawing = Drawing(page)
-    fields = {"prompt": prompt, **fields, "recipe": builder.recipe, **advanced}
-    return Panel(fields, builder, prediction, generate, cancel, status, result, dropped, drawing)
+    fields = {"prompt": prompt, **fields, "image": image.id, "recipe": builder.recipe, **advanced}
+    return Panel(
+        fields, builder, prediction, generate, cancel, status, result, dropped, drawing, image
+    )
 
 
 def lay_out_history() -> History:

@@ -99,6 +99,8 @@ class Page:
         panel.cancel.click(self.cancel, None, panel.cancel, **BRIEF)
         builder = panel.builder
         described = [model, *(panel.fields[name] for name in form.BY_CARD)]
+        described += panel.image.changed()
+        panel.image.wire(self._jobs.uploads)
         cast("Any", model).input(self.describe, model, described, **BRIEF)
         recipe.input(self.preset, recipe, builder.changed(), **BRIEF)
         builder.presets.click(self.press, None, builder.changed(), **BRIEF)
@@ -116,7 +118,8 @@ class Page:
     def restoring(self) -> list[Any]:
         """The components that `restore` changes."""
         panel = self._panel
-        return [*panel.fields.values(), *panel.builder.changed(), panel.status, self._tabs]
+        parts = [*panel.builder.changed(), *panel.image.changed(), panel.status, self._tabs]
+        return list(dict.fromkeys((*panel.fields.values(), *parts)))
 
     async def generate(self, values: Values, asker: gr.Request) -> AsyncGenerator[Update, None]:
         """Put what is asked for into the line, and show how far it is until it has ended."""
@@ -142,6 +145,8 @@ class Page:
     def request(self, values: Values) -> Request:
         """What the fields ask for. Raises `KinoraError`."""
         request = self._panel.request(values, str(self._jobs.folder))
+        if request.image is not None:  # its id
+            request = request.model_copy(update=self._jobs.uploads.fields(request.image))
         self.check(request)
         return request
 
@@ -188,6 +193,7 @@ class Page:
         with suppress(KinoraError):  # gone since: the prediction says so
             card = cards.find(model)
             about = form.about(card)
+            update |= panel.image.standing(card, record.request.image_sha256)
             for name, step in form.steps(card).items():
                 update[panel.fields[name]] = gr.Number(fields[name], step=step)
         return {
@@ -210,7 +216,8 @@ class Page:
             panel.fields[name]: gr.Number(value, step=steps.get(name, 1))
             for name, value in values.items()
         }
-        return {panel.fields["model"]: gr.Dropdown(info=form.about(card)), **told}
+        about = gr.Dropdown(info=form.about(card))
+        return {panel.fields["model"]: about, **told, **panel.image.standing(card)}
 
     def press(self, event: gr.EventData) -> Update:
         """Choose the preset whose button was pressed."""

@@ -12,7 +12,7 @@ from .fields import FIELDS, spelled_as
 
 _BY_SIZE = ("width", "height")
 _INSPECTED = (
-    "model", "frames", "steps", "guidance", "seed", "negative_prompt", "device", "dtype"
+    "model", "frames", "steps", "guidance", "seed", "negative_prompt", "image", "device", "dtype"
 )  # fmt: skip
 
 

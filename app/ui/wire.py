@@ -15,7 +15,7 @@ from ...pipelines import cards
 from ...pipelines.cards import Card
 from ...pipelines.errors import RequestError, nearest, shortened
 from ...pipelines.events import Progress
-from ...pipelines.jobs import Job, Jobs
+from ...pipelines.jobs import Job, Jobs, Uploads
 from ...pipelines.request import DEFAULT_MODEL, Request, size_of
 from . import form
 
@@ -23,12 +23,14 @@ _ELSEWHERE = {
     "output": "files are named here, and fetched by id",
     "num_videos": "ask once for each video",
     "force": "whether a run fits is decided here",
-    **dict.fromkeys(("image", "image_sha256"), "upload it as input_reference"),
+    **dict.fromkeys(("image", "image_sha256"), "send the file as input_reference, in a form"),
 }
-_OWN = ("size", "seconds")
+REFERENCE = "input_reference"
+"""OpenAI's name for the image that a video begins with."""
+_OWN = ("size", "seconds", REFERENCE)
 VIDEO_FIELDS = (*(it for it in Request.model_fields if it not in _ELSEWHERE), *_OWN)
 IMAGE_FIELDS = (
-    *(it for it in VIDEO_FIELDS if it not in ("frames", "fps", "seconds", "format")),
+    *(it for it in VIDEO_FIELDS if it not in ("frames", "fps", "seconds", "format", REFERENCE)),
     *("n", "response_format"),
 )
 MOST_IMAGES = 10
@@ -36,11 +38,13 @@ _SPENT = {"load": 0.0, "text": 0.0, "denoise": 0.0, "decode": 0.95, "save": 0.98
 _ID = re.compile(r"video_([0-9a-f]{16})")
 
 
-def video_request(given: Mapping[str, Any]) -> Request:
+def video_request(given: Mapping[str, Any], uploads: Uploads) -> Request:
     """What `POST /v1/videos` asks for. Raises `KinoraError`."""
     _check_names(given, VIDEO_FIELDS)
     fields = {name: it for name, it in given.items() if it is not None}  # null is the default
     card = _card(fields)
+    image = fields.pop(REFERENCE, None)
+    _check_image(image, card)
     if "size" in fields:
         if {"width", "height"} & set(fields):
             raise RequestError("size stands beside width or height: leave one out")
@@ -49,10 +53,14 @@ def video_request(given: Mapping[str, Any]) -> Request:
         if "frames" in fields:
             raise RequestError("seconds stands beside frames: leave one out")
         fields["frames"] = _frames(fields.pop("seconds"), fields.get("fps"), card)
-    return form.checked(fields)
+    request = form.checked(fields)
+    if image is None:
+        return request
+    kept = uploads.fields(uploads.keep(image, named=REFERENCE))
+    return request.model_copy(update=kept)
 
 
-def image_requests(given: Mapping[str, Any]) -> list[Request]:
+def image_requests(given: Mapping[str, Any], uploads: Uploads) -> list[Request]:
     """What `POST /v1/images/generations` asks for, one for each image. Raises `KinoraError`."""
     _check_names(given, IMAGE_FIELDS)
     fields = {name: it for name, it in given.items() if name not in ("n", "response_format")}
@@ -62,7 +70,7 @@ def image_requests(given: Mapping[str, Any]) -> list[Request]:
     number = str(1 if given.get("n") is None else given["n"])
     if not re.fullmatch("[0-9]{1,3}", number) or not 1 <= int(number) <= MOST_IMAGES:
         raise RequestError(f"n must be 1 to {MOST_IMAGES}, not {number[:40]}")
-    first = video_request({**fields, "frames": 1, "format": "png"})
+    first = video_request({**fields, "frames": 1, "format": "png"}, uploads)
     return [
         first.model_copy(update={"seed": first.seed + index}) for index in range(int(number))
     ]  # fmt: skip
@@ -120,6 +128,7 @@ def _further(jobs: Jobs, job: Job, told: tuple[Progress, float] | None) -> dict[
         "steps": request.steps,
         "seed": request.seed,
         "format": request.format,
+        "image_sha256": request.image_sha256,
         "recipe": request.recipe,
         "reason": job.reason,
         "notices": list(jobs.notices(job)),
@@ -150,6 +159,18 @@ def _check_names(given: Mapping[str, Any], known: tuple[str, ...]) -> None:
             close = nearest(name, known, 1)
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
             raise RequestError(f"{shortened(name)!r} is no field that Kinora knows: {hint}")
+
+
+def _check_image(image: object, card: Card) -> None:
+    """Raises `RequestError` where the model needs an image and has none, or takes none."""
+    if image is None and card.takes_image:
+        raise RequestError(
+            f"{card.name} makes a video from an image: send one as {REFERENCE}, a file in a form"
+        )
+    if image is not None and not card.takes_image:
+        raise RequestError(f"{card.name} takes no image: leave {REFERENCE} out")
+    if not isinstance(image, bytes | None):
+        raise RequestError(f"{REFERENCE} must be a file, in a form (multipart/form-data)")
 
 
 def _card(fields: Mapping[str, Any]) -> Card:

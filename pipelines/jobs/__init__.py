@@ -9,5 +9,6 @@ from __future__ import annotations
 
 from .jobs import Jobs
 from .store import STATUSES, Job, Status
+from .uploads import Uploads
 
-__all__ = ["STATUSES", "Job", "Jobs", "Status"]
+__all__ = ["STATUSES", "Job", "Jobs", "Status", "Uploads"]

@@ -19,6 +19,7 @@ from ..sidecar import Record
 from ..together import check_alone
 from .line import Line
 from .store import Job, Store
+from .uploads import Uploads
 
 HIDDEN = ".kinora-jobs"
 """The folder of the line, in that of the videos."""
@@ -39,6 +40,7 @@ class Jobs:
         except BaseException:
             os.close(self._lock)
             raise
+        self.uploads = Uploads(self.folder / HIDDEN / "images")
         self._line = Line(self.folder, self._store, make)
 
     def start(self) -> None:

@@ -168,10 +168,9 @@ class Page:
         """Press a button of the first job that is listed as that."""
         self.find(f"#k-jobs li[data-status={status}] [data-act={act}]").click()
 
-    def drop(self, path: Path) -> None:
-        """Let go a file over the field that settings are restored from."""
-        where = "#k-dropped button"
-        self.tab.evaluate(_DROP, [where, path.name, list(path.read_bytes())])
+    def drop(self, path: Path, name: str = "dropped") -> None:
+        """Let go a file over a field: the one that settings are restored from, or another."""
+        self.tab.evaluate(_DROP, [f"#k-{name} button", path.name, list(path.read_bytes())])
 
     def value(self, name: str) -> str:
         """What stands in a field."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Callable, Generator
@@ -59,6 +60,22 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_
         return Called(status, streams.out, streams.err)
 
     return call
+
+
+@pytest.fixture
+def closed_loops(monkeypatch: pytest.MonkeyPatch) -> Generator[None, None, None]:
+    """Gradio makes an event loop for each page, and leaves it open."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    new = asyncio.new_event_loop
+
+    def made() -> asyncio.AbstractEventLoop:
+        loops.append(new())
+        return loops[-1]
+
+    monkeypatch.setattr(asyncio, "new_event_loop", made)
+    yield
+    for it in loops:
+        it.close()
 
 
 @pytest.fixture(scope="module")

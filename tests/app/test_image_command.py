@@ -51,7 +51,7 @@ def test_a_missing_and_a_needless_image_are_refused_in_one_line(
     cli: Cli, from_image_folder: Path, wan_folder: Path, photos: Path, command: str
 ) -> None:
     without = cli(command, "a", "--model", from_image_folder)
-    assert without.status == 2 and "give --image FILE" in without.complaint
+    assert without.status == 2 and "say which by --image" in without.complaint
     needless = cli(command, "a", "--model", wan_folder, "--image", photos / "a.png")
     assert needless.status == 2 and "leave --image out" in needless.complaint
 

@@ -169,7 +169,8 @@ def test_the_page_has_the_command_lines_options_with_their_words() -> None:
     for flag, it in here.items():
         default = f" [default: {it.default}]" if it.default else ""
         assert known[flag] == f"{it.help}{default}"
-    assert set(Request.model_fields) - set(fields.FIELDS) == {"prompt", "settings", "output"}
+    others = {"prompt", "settings", "output", "image_sha256"}
+    assert set(Request.model_fields) - set(fields.FIELDS) == others
 
 
 @pytest.mark.parametrize("name", fields.FIELDS)

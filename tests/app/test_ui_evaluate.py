@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,26 +29,13 @@ from kinora.app.ui.scoring import Scoring, ScoringError
 ASKER: Any = SimpleNamespace(session_hash="me")
 
 
+pytestmark = pytest.mark.usefixtures("closed_loops")
+
+
 @pytest.fixture(autouse=True)
 def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No score of another test is known."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-
-
-@pytest.fixture(autouse=True)
-def closed_loops(monkeypatch: pytest.MonkeyPatch) -> Generator[None, None, None]:
-    """Gradio makes an event loop for each page, and leaves it open."""
-    loops: list[asyncio.AbstractEventLoop] = []
-    new = asyncio.new_event_loop
-
-    def made() -> asyncio.AbstractEventLoop:
-        loops.append(new())
-        return loops[-1]
-
-    monkeypatch.setattr(asyncio, "new_event_loop", made)
-    yield
-    for it in loops:
-        it.close()
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from kinora.pipelines.errors import KinoraError
 TOKEN = "a secret of many letters"
 OPEN, CLOSED = Access(None), Access(TOKEN)
 SHOWN, FOLLOWED = {"sec_fetch_mode": "no-cors"}, {"sec_fetch_mode": "navigate"}
+FORM = {"host": "localhost", "content_type": "multipart/form-data; boundary=x"}
 ID = "video_0123456789abcdef"
 ROUTES = (
     *(("GET", it) for it in ("/", "/config", "/assets/x.js", "/gradio_api/queue/data")),
@@ -83,6 +84,9 @@ def served(tmp_path: Path) -> Generator[Served, None, None]:
         ("/gradio_api/call/generate", {"host": "localhost"}, 404),
         ("/docs", {"host": "localhost"}, 404),
         ("/v1/videos", {"host": "localhost", "content_length": "3000000"}, 413),
+        ("/v1/videos", {**FORM, "content_length": "30000000"}, None),
+        ("/v1/videos", {**FORM, "content_length": "40000000"}, 413),
+        ("/v1/images/generations", {**FORM, "content_length": "3000000"}, 413),
         ("/gradio_api/upload", {"host": "localhost", "content_length": "3000000"}, None),
         ("/gradio_api/upload", {"host": "localhost", "content_length": "600000000"}, 413),
         ("/v1/videos", {"host": "localhost", "content_length": "-1"}, 400),

@@ -226,7 +226,7 @@ def test_a_full_disk_refuses_new_jobs_and_settles_finished_ones_later(
         (pages,) = db.execute("PRAGMA page_count").fetchone()
     jobs._store._connection.execute(f"PRAGMA max_page_count = {pages}")  # pyright: ignore[reportPrivateUsage]
     with pytest.raises(OutputError, match="full"):
-        jobs.submit(ask("a long prompt " * 10_000))
+        jobs.submit(*(ask("a long prompt " * 1_400, seed=it) for it in range(20)))
     assert len(jobs.jobs()) == 2, "all or none"
 
 

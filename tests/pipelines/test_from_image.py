@@ -139,7 +139,10 @@ def test_what_an_image_cannot_be_for_is_refused_before_anything_loads(
     monkeypatch.setattr(models, "load", lambda *_: pytest.fail("it was loaded"))
     (tmp_path / "page.png").write_text("<svg/>")
     for fields, told in (
-        ({"image": None}, "(WanImageToVideoPipeline) makes a video from an image: give --image"),
+        (
+            {"image": None},
+            "(WanImageToVideoPipeline) makes a video from an image: say which by --image",
+        ),
         ({"model": str(wan_folder)}, "(WanPipeline) takes no image: leave --image out"),
         ({"image": str(tmp_path / "none.png")}, "there is no image"),
         ({"image": str(tmp_path / "page.png")}, "is no image that can be read"),
