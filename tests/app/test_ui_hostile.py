@@ -135,11 +135,11 @@ def page_of(served: Served) -> dict[str, Any]:
 def test_files_that_a_client_names_are_neither_read_nor_removed(
     served: Served, folder: Path
 ) -> None:
-    """The field that takes dropped files is told a path, as if that had been uploaded."""
+    """The fields that take dropped files are told a path, as if that had been uploaded."""
     config = page_of(served)
-    (dropped,) = [it["id"] for it in config["components"] if it["type"] == "file"]
-    asked = [it for it in config["dependencies"] if dropped in it["inputs"]]
-    assert asked
+    dropped = {it["id"] for it in config["components"] if it["type"] == "file"}
+    asked = [it for it in config["dependencies"] if dropped & set(it["inputs"])]
+    assert len(dropped) == 2 == len(asked), "settings are restored from one, videos begin with one"
     victim = folder / "one.json"
     for path in (str(victim), "/etc/passwd", str(folder.parent / "secret.txt")):
         for call in asked:
