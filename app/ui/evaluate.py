@@ -20,7 +20,7 @@ from fastapi.responses import Response
 from ...eval.runs import differences
 from ...pipelines.errors import RequestError, shortened
 from . import api, scores, view
-from .gallery import SHOWN, Gallery, Item
+from .gallery import SHOWN, Gallery, Item, of
 from .history import BRIEF, OWN, Fields, Update
 from .scoring import SUITES, Scoring, ScoringError
 from .seen import recipe_name
@@ -277,12 +277,7 @@ class Evaluate:
 
 def choices(items: Sequence[Item], model: str, recipe: str) -> str:
     """The videos of a model and a recipe (each empty for all) as pictures to tick."""
-    chosen = [
-        it
-        for it in items
-        if model in ("", it.record.request.model)
-        and recipe in ("", recipe_name(it.record.request.recipe))
-    ]
+    chosen = of(items, model, recipe)
     if not chosen:
         return '<div class="k-frame k-empty">No video here.</div>'
     cards = "".join(map(_choice, chosen[:SHOWN]))

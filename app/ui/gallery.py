@@ -7,6 +7,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -154,14 +155,19 @@ def recipes_of(items: list[Item]) -> list[str]:
     return sorted({recipe_name(it.record.request.recipe) for it in items})
 
 
-def grid(items: list[Item], model: str, recipe: str) -> str:
-    """Those of a model and a recipe (each empty for all) as pictures to choose from."""
-    chosen = [
+def of(items: Sequence[Item], model: str, recipe: str) -> list[Item]:
+    """Those of a model and a recipe, each empty for all."""
+    return [
         it
         for it in items
         if model in ("", it.record.request.model)
         and recipe in ("", recipe_name(it.record.request.recipe))
     ]
+
+
+def grid(items: list[Item], model: str, recipe: str) -> str:
+    """Those of a model and a recipe (each empty for all) as pictures to choose from."""
+    chosen = of(items, model, recipe)
     if not chosen:
         return '<div class="k-frame k-empty">No video here.</div>'
     cards = "".join(map(_card, chosen[:SHOWN]))
