@@ -30,7 +30,7 @@ def distance(one: Values, other: Values) -> float:
     gap = one.mean(0) - other.mean(0)
     # With centred features A and B over √(n − 1), Σ₁ = AᵀA and Σ₂ = BᵀB, and the trace of the root
     # of their product is the sum of the singular values of A Bᵀ: no root of a singular matrix.
-    factors = [np.linalg.qr((it - it.mean(0)) / np.sqrt(len(it) - 1), mode="r")
+    factors = [np.linalg.qr((it - it.mean(0)) / np.sqrt(len(it) - 1)).R
                for it in (one.astype(np.float64), other.astype(np.float64))]  # fmt: skip
     traces = sum(float((it**2).sum()) for it in factors)
     root = float(np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum())
