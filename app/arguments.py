@@ -110,11 +110,30 @@ def spelled(option: Any, parameter: str) -> Spelled:
     return Spelled(flag, text, default.removesuffix("]"))
 
 
-def size_of(text: str) -> dict[str, int]:
-    """`WIDTHxHEIGHT` as fields of a request. Raises `RequestError`."""
-    from ..pipelines import request
+def requested(
+    *,
+    size: str | None = None,
+    settings: list[str] | None = None,
+    media: str | None = None,
+    keep_latents: bool = False,
+    force: bool = False,
+    **others: object,
+) -> dict[str, Any]:
+    """What these options say of a request, by its fields; `others` are called as the fields are.
 
-    return request.size_of(text)
+    Raises `RequestError`.
+    """
+    from ..pipelines.request import size_of
+
+    fields = {
+        **others,
+        "settings": tuple(settings) if settings else None,
+        "format": format_of(media),
+        "keep_latents": keep_latents or None,
+        "force": force or None,
+    }
+    given = {name: value for name, value in fields.items() if value is not None}
+    return given if size is None else given | size_of(size)
 
 
 def format_of(text: str | None) -> Format | None:

@@ -28,8 +28,7 @@ from .arguments import (
     Size,
     Steps,
     Strict,
-    format_of,
-    size_of,
+    requested,
 )
 from .ending import EXIT_FAULT, EXIT_REFUSED, Left, print_json, stdout
 
@@ -128,28 +127,15 @@ def run(
     from ..pipelines.batch.rows import seeds_of
     from ..pipelines.batch.run import shard_of
 
-    fields: dict[str, Any] = {
-        "model": model,
-        "frames": frames,
-        "steps": steps,
-        "guidance": guidance,
-        "negative_prompt": negative_prompt,
-        "image": image,
-        "format": format_of(media),
-        "fps": fps,
-        "dtype": dtype,
-        "recipe": recipe,
-        "settings": tuple(settings) if settings else None,
-        "strict": strict,
-        "keep_latents": keep_latents or None,
-        "force": force or None,
-    }
-    if size is not None:
-        fields |= size_of(size)
     options = Options(
         manifest=manifest,
         output=output or Path("outputs") / manifest.stem,
-        defaults={name: value for name, value in fields.items() if value is not None},
+        defaults=requested(
+            model=model, recipe=recipe, settings=settings, strict=strict, size=size,
+            frames=frames, steps=steps, guidance=guidance, negative_prompt=negative_prompt,
+            image=image, media=media, fps=fps, dtype=dtype, keep_latents=keep_latents,
+            force=force,
+        ),
         seeds=tuple(seeds_of(seeds)) if seeds is not None else (),
         shard=shard_of(shard) if shard is not None else (1, 1),
         retries=1 if retries is None else retries,
@@ -158,7 +144,7 @@ def run(
         device=device or "auto",
         workers=workers,
         address=address,
-    )
+    )  # fmt: skip
     batch = prepare(options)
     if dry_run:
         _foretell(batch, as_json)

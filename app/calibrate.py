@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .arguments import Device, Dtype, Frames, Image, Json, Seed, Size, Steps, size_of
+from .arguments import Device, Dtype, Frames, Image, Json, Seed, Size, Steps, requested
 from .ending import print_json
 
 if TYPE_CHECKING:
@@ -47,15 +47,12 @@ def calibrate(
 
     if method != "paro":
         raise RequestError(f"--method is {method!r}; paro is the one that is calibrated")
-    fields: dict[str, Any] = {
-        "frames": frames, "steps": steps, "seed": seed, "image": image, "device": device,
-        "dtype": dtype,
-    }  # fmt: skip
-    given = {name: value for name, value in fields.items() if value is not None}
-    if size is not None:
-        given |= size_of(size)
+    given = requested(
+        model=model, size=size, frames=frames, steps=steps, seed=seed, image=image,
+        device=device, dtype=dtype,
+    )  # fmt: skip
     made = learn(
-        Request(prompt=prompt or EXAMPLE_PROMPT, model=model, **given),
+        Request(prompt=prompt or EXAMPLE_PROMPT, **given),
         output or Path("paro.npz"),
         keep=0.4 if keep is None else keep,
         report=lambda line: typer.echo(line, err=True),

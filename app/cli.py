@@ -35,7 +35,7 @@ from .arguments import (
     Steps,
     Strict,
     format_of,
-    size_of,
+    requested,
 )
 from .batch import batch_app
 from .bench.command import bench_app
@@ -131,34 +131,17 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Generate a video (or an image) from PROMPT."""
-    fields: dict[str, Any] = {
-        "prompt": prompt,
-        "model": model,
-        "frames": frames,
-        "steps": steps,
-        "guidance": guidance,
-        "negative_prompt": negative_prompt,
-        "image": image,
-        "seed": seed,
-        "num_videos": num_videos,
-        "output": output,
-        "format": media,
-        "fps": fps,
-        "device": device,
-        "dtype": dtype,
-        "recipe": recipe,
-        "settings": tuple(settings) if settings else None,
-        "strict": strict,
-        "keep_latents": keep_latents or None,
-        "force": force or None,
-    }
 
     def events() -> Generator[Event, None, None]:
         from ..pipelines.generate import generate as run
 
-        given = {name: value for name, value in fields.items() if value is not None}
-        if size is not None:
-            given |= size_of(size)
+        given = requested(
+            prompt=prompt, model=model, recipe=recipe, settings=settings, strict=strict,
+            size=size, frames=frames, steps=steps, guidance=guidance,
+            negative_prompt=negative_prompt, image=image, seed=seed, num_videos=num_videos,
+            output=output, media=media, fps=fps, device=device, dtype=dtype,
+            keep_latents=keep_latents, force=force,
+        )  # fmt: skip
         request, original = _request(given, source)
         left: Left = context.obj
         return run(request, original=original, finished=left.finished, unfinished=left.unfinished)
@@ -212,18 +195,10 @@ def plan(
     from ..pipelines.request import Request
     from .terminal import show_plan
 
-    fields: dict[str, Any] = {
-        "model": model,
-        "recipe": recipe,
-        "settings": tuple(settings) if settings else None,
-        "frames": frames,
-        "steps": steps,
-        "device": device,
-        "dtype": dtype,
-    }
-    given = {name: value for name, value in fields.items() if value is not None}
-    if size is not None:
-        given |= size_of(size)
+    given = requested(
+        model=model, recipe=recipe, settings=settings, size=size, frames=frames, steps=steps,
+        device=device, dtype=dtype,
+    )  # fmt: skip
     predicted = predict(Request(prompt="any", **given))
     if as_json:
         print_json(predicted.to_json())
@@ -289,8 +264,6 @@ def _request(given: dict[str, Any], source: Path | None) -> tuple[Request, Recor
     from ..pipelines.request import DEFAULT_OUTPUT, Request, names_a_file
     from ..pipelines.sidecar import read
 
-    if "format" in given:
-        given["format"] = format_of(given["format"])
     if source is None:
         if "prompt" not in given:
             raise RequestError("there is no PROMPT: say what to show, or give --from a sidecar")

@@ -23,8 +23,7 @@ from .arguments import (
     Size,
     Steps,
     Strict,
-    format_of,
-    size_of,
+    requested,
 )
 from .ending import EXIT_FAULT, Left, print_json, stdout
 
@@ -92,21 +91,11 @@ def compare(
     """Make the same videos by several recipes, and compare them with dense."""
     from rich.console import Console
 
-    fields: dict[str, Any] = {
-        "model": model,
-        "frames": frames,
-        "steps": steps,
-        "guidance": guidance,
-        "negative_prompt": negative_prompt,
-        "image": image,
-        "format": format_of(media) or "png",
-        "dtype": dtype,
-        "strict": strict,
-        "force": force or None,
-    }
-    if size is not None:
-        fields |= size_of(size)
-    defaults = {name: value for name, value in fields.items() if value is not None}
+    defaults = requested(
+        model=model, strict=strict, size=size, frames=frames, steps=steps, guidance=guidance,
+        negative_prompt=negative_prompt, image=image, media=media or "png", dtype=dtype,
+        force=force,
+    )  # fmt: skip
     tables = chosen([it for given in recipes for it in given.split(",")])
     batches = _prepared(tables, prompts, output, defaults, seeds, device)
     err = Console(stderr=True)

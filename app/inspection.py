@@ -21,7 +21,7 @@ from .arguments import (
     Settings,
     Size,
     Steps,
-    size_of,
+    requested,
 )
 from .ending import print_json
 
@@ -90,20 +90,13 @@ def inspect(
         if output.suffix.lower() != ".png":
             raise OutputError(f"--output {output} must end in .png")
         files.check_new(output)
-    fields: dict[str, Any] = {
-        "model": model, "frames": frames, "steps": steps, "guidance": guidance, "seed": seed,
-        "negative_prompt": negative_prompt, "image": image, "device": device, "dtype": dtype,
-    }  # fmt: skip
-    given = {name: value for name, value in fields.items() if value is not None}
-    if size is not None:
-        given |= size_of(size)
+    given = requested(
+        model=model, recipe="balanced" if recipe is None else recipe, settings=settings,
+        size=size, frames=frames, steps=steps, guidance=guidance, seed=seed,
+        negative_prompt=negative_prompt, image=image, device=device, dtype=dtype,
+    )  # fmt: skip
     found = look(
-        Request(
-            prompt=EXAMPLE_PROMPT if prompt is None else prompt,
-            recipe="balanced" if recipe is None else recipe,
-            settings=tuple(settings or ()),
-            **given,
-        ),
+        Request(prompt=EXAMPLE_PROMPT if prompt is None else prompt, **given),
         layer=layer,
         step=step,
         heads=head or (),
