@@ -176,7 +176,8 @@ def find(name: str) -> Recipe:
 def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """`recipe` with settings such as `attention.keep=0.3` put over it.
 
-    A new `attention.method` begins with the defaults of that method.
+    A new `attention.method` begins with the defaults of that method. A title says what the recipe
+    is for as it stands, so one that is changed has none but a new one.
 
     Raises:
         RecipeError: see `from_table`; or a setting without `=`.
@@ -214,6 +215,9 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             table = from_table(table, name).table()
         except RecipeError as error:
             refusal = refusal or error
+    before = recipe.table()
+    if table.get("title") == before.get("title") and table != before:
+        table.pop("title", None)
     try:
         return from_table(table, name)
     except RecipeError as error:

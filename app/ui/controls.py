@@ -44,7 +44,7 @@ def groups() -> dict[str, dict[str, Option]]:
             models = {key: (part.model,)}
         for group, each in models.items():
             found[group] = {f"{key}.{it.name}": it for model in each for it in options_of(model)}
-    found[""] = {it.name: it for it in options_of(Recipe)}
+    found[""] = {it.name: it for it in options_of(Recipe) if it.name != "title"}
     return {group: options for group, options in found.items() if options}
 
 
@@ -82,7 +82,7 @@ def values(recipe: Recipe) -> Values:
     for key, value in table.items():
         if isinstance(value, Mapping):
             found |= {f"{key}.{name}": it for name, it in value.items()}
-        else:
+        elif key in found:
             found[key] = value
     return found
 

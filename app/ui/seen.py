@@ -87,7 +87,8 @@ def phase(seen: Sequence[Seen]) -> Phase:
 
 def recipe_name(table: dict[str, Any]) -> str:
     """What a recipe is called in a list: the preset that it is, or what it consists of."""
-    if not set(table) - {"title"}:
+    table = _untitled(table)
+    if not table:
         return "dense"
     for name, known in _presets().items():
         if known == table:
@@ -99,4 +100,8 @@ def recipe_name(table: dict[str, Any]) -> str:
 
 @cache
 def _presets() -> dict[str, dict[str, Any]]:
-    return {name: recipes.find(name).table() for name in recipes.names()}
+    return {name: _untitled(recipes.find(name).table()) for name in recipes.names()}
+
+
+def _untitled(table: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name != "title"}

@@ -254,6 +254,16 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path):
     assert recipes.find(str(path)).attention == Within(method=TopBlocks(keep=0.5))
 
 
+def test_a_title_goes_with_what_it_describes():
+    fast = recipes.find("fast")
+    assert "title" not in recipes.changed(fast, ["attention.keep=0.4"]).table()
+    there_and_back = ["attention.keep=0.4", f"attention.keep={fast.table()['attention']['keep']}"]
+    for settings in ((), there_and_back):
+        assert recipes.changed(fast, settings).table() == fast.table()
+    own = recipes.changed(fast, ["attention.keep=0.4", "title=Mine"])
+    assert own.title == "Mine" and recipes.changed(fast, ["title=Mine"]).title == "Mine"
+
+
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path):
     path = tmp_path / "mine.toml"
     path.write_text(recipes.find("balanced").to_toml(), encoding="utf-8-sig")

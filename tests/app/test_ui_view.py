@@ -198,6 +198,7 @@ def test_fields_restored_from_a_record_ask_for_the_same(
     assert preset in (None, given["recipe"])
     request = form.request_of(given, controls.values(recipe), "outputs")
     again = resolve(request, cards.find("kinora-tiny"))
+    table.pop("title" if preset is None else "", None)  # that of a preset alone comes back
     assert again.recipe == (table if changes or base != "dense" else {})
     without = {"recipe": {}}
     assert again.model_copy(update=without) == asked.request.model_copy(update=without)
