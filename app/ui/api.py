@@ -26,6 +26,7 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from ...pipelines.errors import BusyError, KinoraError, OutputError
 from ...pipelines.images import MOST_BYTES
@@ -43,7 +44,7 @@ def add(app: FastAPI, jobs: Jobs) -> None:
     """Add the routes to `app`."""
     app.include_router(_Api(jobs).router)
     app.add_exception_handler(KinoraError, _refused)
-    app.add_exception_handler(HTTPException, _missing)
+    app.add_exception_handler(AnyHTTPException, _missing)
     app.add_exception_handler(RequestValidationError, _invalid)
 
 
@@ -62,6 +63,9 @@ class _Api:
         add("/videos/{name}/cancel", self.cancel, methods=["POST"])
         add("/videos/{name}/retry", self.retry, methods=["POST"])
         add("/images/generations", self.images, methods=["POST"])
+        # Else the page would answer, in a shape of its own.
+        every = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+        add("/{rest:path}", self.nowhere, methods=every, response_model=None)
 
     async def create(self, asker: Request) -> dict[str, Any]:
         fields = await _fields(asker)
@@ -172,6 +176,9 @@ class _Api:
                 data.append({"b64_json": base64.b64encode(image).decode()})
         return {"created": int(time.time()), "data": data}
 
+    def nowhere(self, asker: Request) -> NoReturn:
+        fail(404, f"there is no {asker.method} {asker.url.path[:100]}", None)
+
     async def _ended(self, jobs: list[Job], seconds: float) -> bool:
         """Whether all jobs have ended, waiting for it so long."""
         until = time.monotonic() + seconds
@@ -274,7 +281,7 @@ def _refused(_: Request, error: Exception) -> Response:
 
 
 def _missing(_: Request, error: Exception) -> Response:
-    failed = cast("HTTPException", error)
+    failed = cast("AnyHTTPException", error)
     detail: Any = failed.detail
     if isinstance(detail, dict):
         return _error(failed.status_code, detail["message"], detail["param"])

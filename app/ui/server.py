@@ -15,7 +15,6 @@ import webbrowser
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
@@ -54,11 +53,11 @@ def serve(
     _check_libraries()
     with (
         listening(port, host) as listener,
-        TemporaryDirectory(prefix="kinora-ui-") as scratch,
         closing(Jobs(folder, make=with_previews if previews else Studio)) as jobs,
+        jobs.scratch() as scratch,
     ):
         # Read when gradio is imported. Its own folder in /tmp may belong to somebody else.
-        os.environ["GRADIO_TEMP_DIR"] = scratch
+        os.environ["GRADIO_TEMP_DIR"] = str(scratch)
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         jobs.start()
         taken = listener.getsockname()[1]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import shutil
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .. import cards, sidecar
@@ -52,6 +55,23 @@ class Jobs:
         self._line.close()
         self._store.close()
         os.close(self._lock)
+
+    @contextmanager
+    def scratch(self) -> Generator[Path, None, None]:
+        """An empty folder for the length of the body.
+
+        What a process that was killed left in it is removed first. Raises `OutputError`.
+        """
+        folder = self.folder / HIDDEN / "scratch"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise explain(error, folder) from None
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def alive(self) -> bool:

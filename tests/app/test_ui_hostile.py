@@ -305,6 +305,28 @@ def test_what_is_no_request_is_refused_in_a_line(served: Served, body: Any, comp
 
 
 @pytest.mark.parametrize(
+    ("parts", "complaint"),
+    [
+        (3 * ['name="input_reference"; filename="a.png"'], "Too many files"),
+        ([f'name="a{i}"' for i in range(1001)], "Too many fields"),
+        (['nothing="a"'], "name"),
+    ],
+)
+def test_what_is_no_form_is_refused_in_a_line(
+    served: Served, parts: list[str], complaint: str
+) -> None:
+    body = "".join(f"--b\r\nContent-Disposition: form-data; {it}\r\n\r\nx\r\n" for it in parts)
+    answer = served.ask("/v1/videos", f"{body}--b--\r\n".encode(), content_type=FORM)
+    assert answer.status == 400 and complaint in answer.complaint
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("PUT", "/v1/videos")])
+def test_where_nothing_is_the_answer_is_a_line(served: Served, method: str, path: str) -> None:
+    answer = served.ask(path, method=method)
+    assert answer.status == 404 and answer.complaint == f"there is no {method} {path}"
+
+
+@pytest.mark.parametrize(
     ("path", "unknown"),
     [
         ("/v1/videos?limt=3", "limt"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -263,6 +264,18 @@ def test_the_line_has_an_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Non
     jobs.submit(ask("a"))
     with pytest.raises(BusyError, match="1 jobs wait already, 2 are the most"):
         jobs.submit(ask("b", num_videos=2))
+
+
+def test_what_a_killed_process_left_in_the_scratch_folder_is_removed(desk: Desk) -> None:
+    jobs = desk.open(start=False)
+    with jobs.scratch() as folder:
+        (folder / "upload").write_text("of somebody")
+        kept = shutil.copytree(folder, desk.folder / "kept")
+    assert not folder.exists()
+    shutil.copytree(kept, folder)
+    with jobs.scratch() as again:
+        assert again == folder and not list(again.iterdir())
+        assert again.stat().st_mode & 0o077 == 0
 
 
 def test_a_store_of_somebody_else_is_one_line(desk: Desk) -> None:
