@@ -2,19 +2,23 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PARTS  := app pipelines accel kernels eval
+TESTS  := $(BIN)/python -m pytest -n 2 --dist loadfile
 PROMPT ?= a red circle moving left over a black background
 export PROMPT
 
-.PHONY: generate test test-slow test-vbench screens check format typing clean
+.PHONY: generate test test-long test-slow test-vbench screens check format typing clean
 .DELETE_ON_ERROR:
 
 generate: $(VENV)/.installed  ## write a video of PROMPT="…"
 	@$(BIN)/kinora generate "$$PROMPT"
 
 test: $(VENV)/.test-installed  ## the default test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	$(TESTS) -m "not long and not slow and not gpu"
 
-test-slow: $(VENV)/.test-installed  ## the slow tests too
+test-long: $(VENV)/.test-installed  ## the long tests too, as each change on main has to pass them
+	$(TESTS) -m "not slow and not gpu"
+
+test-slow: $(VENV)/.test-installed  ## the slow tests too: all that need no GPU
 	$(BIN)/python -m pytest -m "not gpu"
 
 test-vbench: $(VENV)/.test-installed  ## the tests that install the VBench package

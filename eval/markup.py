@@ -42,7 +42,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         f"<tr><th>{row[0]}</th>{''.join(f'<td>{it}</td>' for it in row[1:])}</tr>" for row in rows
     )
     return (
-        f'<div class="wide"><table class="k-figures"><thead><tr>{head}</tr></thead>'
+        f'<div class="k-wide"><table class="k-figures"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ...eval import markup
+
 _STATES = {"ok": "ok", "partial": "in part", "skipped": "skipped", "failed": "failed"}
 _NONE = "–"
 
@@ -22,7 +24,7 @@ def shown(report: Mapping[str, Any], names: Mapping[str, str]) -> str:
         rows.append(
             [f"{_plain(name)}{told}", _number(it["mean"]), _span(it), over, _state(it["status"])]
         )  # fmt: skip
-    parts = [_table(("metric", "mean", "95 % interval", "videos", "status"), rows)]
+    parts = [markup.table(("metric", "mean", "95 % interval", "videos", "status"), rows)]
     parts.append(_reasons(report["totals"], report.get("rejected", ())))
     parts.append(_videos(report["clips"], names))
     return f'<div class="k-scores">{"".join(parts)}</div>'
@@ -38,7 +40,7 @@ def _vbench(report: Mapping[str, Any]) -> str:
     rows += [[escape(name), _percent(it), ""] for name, it in totals.items()]
     why = report["totals"].get("why")
     told = f'<p class="k-facts">No total: {escape(str(why))}</p>' if why else ""
-    table = _table(("dimension", "score, %", "status"), rows)
+    table = markup.table(("dimension", "score, %", "status"), rows)
     reasons = _reasons(dimensions, report.get("rejected", ()))
     return f'<div class="k-scores">{table}{told}{reasons}</div>'
 
@@ -74,7 +76,7 @@ def _videos(clips: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str
     for it in clips:
         called = escape(names.get(it["path"], it["path"]))
         rows.append([called, *(_score(it["results"][name]) for name in metrics)])
-    table = _table(("video", *map(_plain, metrics)), rows)
+    table = markup.table(("video", *map(_words, metrics)), rows)
     return f"<details><summary>By video</summary>{table}</details>"
 
 
@@ -86,9 +88,13 @@ def _score(result: Mapping[str, Any]) -> str:
     return f'<span title="{why}">{value}</span>'
 
 
+def _words(name: str) -> str:
+    return name.removeprefix("world.").replace("_", " ")
+
+
 def _plain(name: str) -> str:
-    """A metric in words."""
-    return escape(name.removeprefix("world.").replace("_", " "))
+    """A metric in words, as HTML."""
+    return escape(_words(name))
 
 
 def _few(names: Sequence[str]) -> str:
@@ -118,15 +124,3 @@ def _state(status: str) -> str:
 def _list(lines: Sequence[str]) -> str:
     items = "".join(f"<li>{it}</li>" for it in lines)
     return f'<div class="k-remark"><ul>{items}</ul></div>' if lines else ""
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """`heads` and `rows` are HTML already."""
-    head = "".join(f"<th>{it}</th>" for it in heads)
-    body = "".join(
-        f"<tr><th>{row[0]}</th>{''.join(f'<td>{it}</td>' for it in row[1:])}</tr>" for row in rows
-    )
-    return (
-        f'<div class="k-wide"><table class="k-figures"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )

@@ -204,6 +204,7 @@ def test_ring(pair: Gang, folders: dict[str, str], family: str) -> None:
     same(pair, family, folders[family], {}, {"parallel": {"ring": 2}})
 
 
+@pytest.mark.long
 def test_it_is_stock_again_afterwards(pair: Gang, folders: dict[str, str]) -> None:
     assert all(pair.run(stock_again, "cogvideox", folders["cogvideox"]))
 

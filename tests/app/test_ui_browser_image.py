@@ -14,6 +14,8 @@ from browsing import SMALL, Page, Server
 
 from kinora.pipelines import images, sidecar
 
+pytestmark = pytest.mark.long
+
 SHOWN = "#k-image-shown img.k-image"
 
 

@@ -15,6 +15,8 @@ pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[u
 from browsing import Page, Server
 from filming import BALANCED, HOSTILE, WORLDLY, film
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def films(server: Server) -> Path:

@@ -55,6 +55,7 @@ def actors() -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.long
 @with_ray
 @pytest.mark.usefixtures("cluster")
 def test_rows_that_fail_crash_and_flake(place: Place) -> None:
@@ -67,6 +68,7 @@ def test_rows_that_fail_crash_and_flake(place: Place) -> None:
     assert place.standings
 
 
+@pytest.mark.long
 @with_ray
 @pytest.mark.usefixtures("cluster")
 def test_a_broken_accelerator_fails_no_later_row(place: Place) -> None:
@@ -77,6 +79,7 @@ def test_a_broken_accelerator_fails_no_later_row(place: Place) -> None:
     assert [it.text for it in place.notices] == [told]
 
 
+@pytest.mark.long
 @with_ray
 @pytest.mark.usefixtures("cluster")
 def test_as_without_ray_and_again_there_is_nothing_left(place: Place) -> None:
@@ -89,6 +92,7 @@ def test_as_without_ray_and_again_there_is_nothing_left(place: Place) -> None:
     assert place.made() == made
 
 
+@pytest.mark.long
 @with_ray
 @pytest.mark.usefixtures("cluster")
 def test_workers_killed_in_the_middle(place: Place) -> None:
@@ -117,6 +121,7 @@ def test_workers_killed_in_the_middle(place: Place) -> None:
     assert place.made() == interrupted
 
 
+@pytest.mark.long
 @with_ray
 @pytest.mark.usefixtures("cluster")
 def test_it_stops_within_a_step(place: Place) -> None:

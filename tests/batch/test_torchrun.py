@@ -24,6 +24,7 @@ from kinora.pipelines.run import Run
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
+@pytest.mark.long
 def test_two_ranks_make_all_rows_once(wan_folder: Path, tmp_path: Path) -> None:
     manifest, output = tmp_path / "rows.jsonl", tmp_path / "out"
     rows: list[dict[str, object]] = [
@@ -92,6 +93,7 @@ def command(wan_folder: Path, manifest: Path, output: Path, *more: str) -> list[
 SHARED = ("--engine", "torchrun", "--set", "parallel.ulysses=2")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pairs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_pairs_of_ranks_make_what_one_process_makes(
     wan_folder: Path, tmp_path: Path, pairs: int

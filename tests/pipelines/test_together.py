@@ -18,6 +18,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 PARALLEL = {"parallel": {"ulysses": 2}}
 
 
+@pytest.mark.long
 def generated(wan_folder: Path, output: Path, *more: str) -> tuple[dict[str, str], str]:
     """The sidecar of what the command makes, and what it prints."""
     command = ["-m", "kinora.app", "generate", "a red circle", "--model", str(wan_folder), "--size",
