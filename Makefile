@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PARTS  := app pipelines accel kernels eval
-TESTS  := $(BIN)/python -m pytest -n 2 --dist loadfile
+TESTS  := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PROMPT ?= a red circle moving left over a black background
 export PROMPT
 

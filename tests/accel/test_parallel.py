@@ -204,11 +204,11 @@ def test_ring(pair: Gang, folders: dict[str, str], family: str) -> None:
     same(pair, family, folders[family], {}, {"parallel": {"ring": 2}})
 
 
-@pytest.mark.long
 def test_it_is_stock_again_afterwards(pair: Gang, folders: dict[str, str]) -> None:
     assert all(pair.run(stock_again, "cogvideox", folders["cogvideox"]))
 
 
+@pytest.mark.long
 def test_four_processes_in_every_arrangement(folders: dict[str, str]) -> None:
     gang = Gang(4)
     try:

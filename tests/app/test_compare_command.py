@@ -29,6 +29,7 @@ def files(cli: Cli) -> None:
     Path("skipping.toml").write_text('[steps]\npolicy = "pattern"\npattern = "sC"')
 
 
+@pytest.mark.long
 def test_it_makes_compares_and_goes_on_where_it_was(cli: Cli):
     asked = ("compare", "--recipes", "skipping.toml", "--prompts", "prompts.txt", "-o", "out")
     first = cli(*asked, "--seeds", "0", *SMALL)

@@ -96,6 +96,7 @@ def started(wan_folder: Path, tmp_path: Path, *size: str) -> subprocess.Popen[st
     return process
 
 
+@pytest.mark.long
 def test_ctrl_c_and_sigterm_stop_within_a_step_and_leave_nothing(
     wan_folder: Path, tmp_path: Path
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_stop_while_decoding_keeps_the_latents_and_names_them(
     assert cli("decode", kept).status == 0
 
 
+@pytest.mark.long
 def test_ctrl_c_names_the_videos_that_are_finished(wan_folder: Path, tmp_path: Path) -> None:
     size = ("--size", "128x128", "--frames", "65", "--steps", "3", "--num-videos", "3")
     with started(wan_folder, tmp_path, *size) as process:

@@ -18,7 +18,6 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 PARALLEL = {"parallel": {"ulysses": 2}}
 
 
-@pytest.mark.long
 def generated(wan_folder: Path, output: Path, *more: str) -> tuple[dict[str, str], str]:
     """The sidecar of what the command makes, and what it prints."""
     command = ["-m", "kinora.app", "generate", "a red circle", "--model", str(wan_folder), "--size",
@@ -30,6 +29,7 @@ def generated(wan_folder: Path, output: Path, *more: str) -> tuple[dict[str, str
     return json.loads(output.with_suffix(".json").read_text()), done.stdout
 
 
+@pytest.mark.long
 def test_two_processes_write_one_video(wan_folder: Path, tmp_path: Path) -> None:
     alone, _ = generated(wan_folder, tmp_path / "alone" / "video.mp4")
     shared, told = generated(
