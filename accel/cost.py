@@ -278,6 +278,6 @@ def slower(problem: Problem, density: float, beside: float = 0.0) -> str | None:
     if ratio < 1:
         return None
     return (
-        f"because the {work.kernel} kernel is predicted to take {ratio:.2f} times as long at "
-        f"{problem.keys:,} tokens and density {density:.2f}"
+        f"because at {problem.keys:,} tokens the {work.kernel} kernel is predicted to take "
+        f"{ratio:.2f} times as long, computing {density:.0%} of their pairs"
     )

@@ -93,8 +93,8 @@ def compare(
 
     defaults = requested(
         model=model, strict=strict, size=size, frames=frames, steps=steps, guidance=guidance,
-        negative_prompt=negative_prompt, image=image, media=media or "png", dtype=dtype,
-        force=force,
+        negative_prompt=negative_prompt, image=image, media="png" if media is None else media,
+        dtype=dtype, force=force,
     )  # fmt: skip
     tables = chosen([it for given in recipes for it in given.split(",")])
     batches = _prepared(tables, prompts, output, defaults, seeds, device)

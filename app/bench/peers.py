@@ -136,8 +136,8 @@ def _flash4(case: Case) -> Call:
     return lambda: attend.flash_attn_func(q, k, v, block_sparse_tensors=lists)[0].transpose(1, 2)
 
 
-DENSE_CUDA = ("sdpa-cudnn", "sdpa-flash", "sdpa-efficient")
 PEERS: dict[str, Peer] = {
+    "sdpa": Peer(_dense("sdpa"), dense=True),  # what torch chooses by itself
     "sdpa-cudnn": Peer(_dense("cudnn"), dense=True),
     "sdpa-flash": Peer(_dense("flash"), dense=True),
     "sdpa-efficient": Peer(_dense("efficient"), dense=True),
