@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import sys
 from collections.abc import Callable, Generator
@@ -76,6 +77,23 @@ def closed_loops(monkeypatch: pytest.MonkeyPatch) -> Generator[None, None, None]
     yield
     for it in loops:
         it.close()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Generator[Any, None, None]:
+    """Jobs of an empty folder over HTTP, a `jobserver.Served`."""
+    from jobserver import serving
+
+    with serving(tmp_path / "out") as served:
+        yield served
+
+
+@pytest.fixture
+def client(served: Any) -> Generator[Any, None, None]:
+    """OpenAI's client of it."""
+    openai = importlib.import_module("openai")
+    with openai.OpenAI(base_url=f"{served.address}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

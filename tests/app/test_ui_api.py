@@ -6,8 +6,7 @@ import base64
 import json
 import time
 import urllib.request
-from collections.abc import Callable, Generator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,24 +15,10 @@ pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[u
 pytest.importorskip("openai", reason="the client is tested: pip install openai")
 
 import openai
-from jobserver import Served, serving
+from jobserver import Served
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 PATIENCE_S = 60
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Generator[Served, None, None]:
-    """Jobs of an empty folder."""
-    with serving(tmp_path / "out") as served:
-        yield served
-
-
-@pytest.fixture
-def client(served: Served) -> Generator[Any, None, None]:
-    """OpenAI's client of it."""
-    with openai.OpenAI(base_url=f"{served.address}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def until(condition: Callable[[], object]) -> None:

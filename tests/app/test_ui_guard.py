@@ -7,7 +7,6 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -49,13 +48,6 @@ def status(path: str, access: Access, **headers: str) -> int | None:
     """What a request is refused with."""
     refused = guard.refusal(path, raw(**headers), access)
     return None if refused is None else refused[0]
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Generator[Served, None, None]:
-    """Jobs of an empty folder, for this machine."""
-    with serving(tmp_path / "out") as served:
-        yield served
 
 
 @pytest.mark.parametrize(

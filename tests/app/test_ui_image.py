@@ -6,7 +6,6 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ pytest.importorskip("openai", reason="the client is tested: pip install openai")
 
 import gradio as gr
 import openai
-from jobserver import Served, serving
+from jobserver import Served
 
 from kinora.app.ui import spelling
 from kinora.app.ui.image_field import ImageField
@@ -63,20 +62,6 @@ BAD = {
     "large.png": (encoded() + bytes(images.MOST_BYTES), "is larger than 32 MiB"),
     "empty.png": (b"", "is no image that can be read"),
 }
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Generator[Served, None, None]:
-    """Jobs of an empty folder."""
-    with serving(tmp_path / "out") as served:
-        yield served
-
-
-@pytest.fixture
-def client(served: Served) -> Generator[Any, None, None]:
-    """OpenAI's client of it."""
-    with openai.OpenAI(base_url=f"{served.address}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def uploaded(served: Served) -> list[str]:
