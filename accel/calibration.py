@@ -79,6 +79,8 @@ class Calibration:
             AccelerationError: no such file, or another one; one line with the remedy.
         """
         remedy = "make one with `kinora calibrate`"
+        if path.exists() and not path.is_file():  # what never ends would be waited for
+            raise AccelerationError(f"{path} is no calibration file: {remedy}")
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 header = json.loads(bytes(arrays["header"]))

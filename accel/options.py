@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import RecipeError, hint
 
+LONGEST_TEXT = 20_000
+"""Characters of an option; a calibration of 1,000 steps is written in 8,000."""
+
 
 class Options(BaseModel):
     """A frozen set of options; fields are made by `option`."""
@@ -25,12 +28,14 @@ def option(
     above: float | None = None,
     most: float | None = None,
     unit: str = "",
+    path: bool = False,
 ) -> Any:
-    """A field with its range (`least` or, exclusive, `above`, and `most`), unit and help."""
-    extra = {"unit": unit}
-    return Field(
-        default, ge=least, gt=above, le=most, description=help, json_schema_extra=dict(extra)
-    )
+    """A field with its range (`least` or, exclusive, `above`, and `most`), unit and help.
+
+    `path`: it names a file that a run reads.
+    """
+    extra: Any = {"unit": unit, "path": path}
+    return Field(default, ge=least, gt=above, le=most, description=help, json_schema_extra=extra)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,8 @@ class Option:
     """Whether `least` itself is excluded."""
     most: float | None
     choices: tuple[str, ...]
+    path: bool = False
+    """Whether it names a file that a run reads."""
 
     def allowed(self) -> str:
         """The values that it takes, in words."""
@@ -87,6 +94,7 @@ def options_of(model: type[BaseModel]) -> tuple[Option, ...]:
                 above=above is not None,
                 most=most.le if most else None,
                 choices=get_args(annotation) if literal else (),
+                path=bool(field.json_schema_extra.get("path")),
             )
         )
     return tuple(found)
@@ -107,6 +115,15 @@ def checked(option: Option, value: Any, path: str) -> Any:
     if option.kind is str:
         if not isinstance(value, str):
             raise refusal
+        if len(value) > LONGEST_TEXT:
+            raise RecipeError(
+                f"{path} has {len(value):,} characters: {LONGEST_TEXT:,} are the most"
+            )
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            near = ascii(value[max(0, error.start - 20) : error.end])
+            raise RecipeError(f"{path} is no UTF-8 text, near {near}") from None
         return value
     if option.kind is bool:
         told = str(value).lower()
@@ -134,4 +151,5 @@ def checked(option: Option, value: Any, path: str) -> Any:
 def shown(value: Any) -> str:
     """A value that was given, at a length that fits a message."""
     told = value if isinstance(value, str) and value else repr(value)
-    return told if len(told) <= 60 else f"{told[:60]}…"
+    told = told if len(told) <= 60 else f"{told[:60]}…"
+    return told.encode("utf-8", "backslashreplace").decode()  # it may be no UTF-8

@@ -207,12 +207,13 @@ class Settings:
 
 
 def explained(values: Mapping[str, Any], known: Iterable[Option]) -> list[str]:
-    """Lines of TOML, each with what it means; JSON writes these values as TOML does."""
-    return [
-        f"{it.name} = {json.dumps(values[it.name], ensure_ascii=False)}  "
-        f"# {it.help}: {it.allowed()}"
-        for it in known
-    ]
+    """Lines of TOML, each with what it means."""
+    return [f"{it.name} = {_toml(values[it.name])}  # {it.help}: {it.allowed()}" for it in known]
+
+
+def _toml(value: Any) -> str:
+    """JSON writes these values as TOML does, but for one character that TOML wants escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def idle(wrapper: type[Wrapper], name: str) -> Any:

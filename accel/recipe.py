@@ -88,6 +88,17 @@ class Recipe(Options):
         """What belongs to no part."""
         return {it.name: getattr(self, it.name) for it in options_of(Recipe)}
 
+    def paths(self) -> dict[str, str]:
+        """The files that it names, by what `--set` calls the option."""
+        table = self.table()
+        return {
+            f"{part.key}.{it.name}": table[part.key][it.name]
+            for part in PARTS.values()
+            if part.key in table and not isinstance(part, Settings)
+            for it in part.options(part.known[table[part.key][part.selector]])
+            if it.path and table[part.key].get(it.name)
+        }
+
     def words(self) -> str:
         """What it asks for, in words."""
         told: list[str] = []
@@ -182,7 +193,7 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     Raises:
         RecipeError: see `from_table`; or a setting without `=`.
     """
-    table, name = recipe.table(), recipe.name
+    table, name, titled = recipe.table(), recipe.name, False
     refusal: RecipeError | None = None
     for setting in settings:
         path, equals, text = setting.partition("=")
@@ -195,6 +206,7 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             if any(key in it.names() for it in PARTS.values()):
                 raise RecipeError(f"a recipe has no {key!r}{_near(key, [])}")
             table[key] = text.strip()
+            titled |= key == "title"
         elif part is None:
             raise RecipeError(
                 f"a recipe has no part {where!r}{hint(where, PARTS)}; it has {', '.join(PARTS)}"
@@ -215,8 +227,7 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             table = from_table(table, name).table()
         except RecipeError as error:
             refusal = refusal or error
-    before = recipe.table()
-    if table.get("title") == before.get("title") and table != before:
+    if not titled and table != recipe.table():
         table.pop("title", None)
     try:
         return from_table(table, name)

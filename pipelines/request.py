@@ -206,7 +206,8 @@ def _check_text(request: Request, card: Card) -> None:
                 f"the {what} has {len(text):,} characters: {LONGEST_TEXT:,} are the most"
             )
     paths = {"output": request.output, "model's path": card.name}
-    for what, text in {**texts, **paths, "image's path": request.image or ""}.items():
+    settings = {f"setting {shortened(it)!r}": it for it in request.settings}
+    for what, text in {**texts, **paths, "image's path": request.image or "", **settings}.items():
         try:
             text.encode()
         except UnicodeEncodeError as error:

@@ -42,7 +42,9 @@ class Paro(AttentionMethod):
         "calibrate`, and choosing costs nothing."
     )
 
-    calibration: str = option("", "File made by `kinora calibrate` for this model and size")
+    calibration: str = option(
+        "", "File made by `kinora calibrate` for this model and size", path=True
+    )
     tail: Literal["none", "complement"] = option(
         "none", "What stands for the tiles that are left out: nothing, or their means"
     )

@@ -37,7 +37,9 @@ class Pattern(SkipPolicy):
     )
 
     pattern: str = option("sC", "Letters that repeat: C evaluates a step, s skips it")
-    mask: str = option("", "File with a letter for each step of the run, instead of pattern")
+    mask: str = option(
+        "", "File with a letter for each step of the run, instead of pattern", path=True
+    )
 
     @classmethod
     def check_options(cls, values: Mapping[str, Any]) -> None:
@@ -100,7 +102,10 @@ class _PatternRun(SkippingRun):
 
 def _read(name: str, steps: int) -> str:
     try:
-        letters = "".join(Path(name).expanduser().read_text(encoding="utf-8").split())
+        path = Path(name).expanduser()
+        if path.exists() and not path.is_file():  # what never ends would be waited for
+            raise ValueError("no file")
+        letters = "".join(path.read_text(encoding="utf-8").split())
     except (OSError, ValueError, RuntimeError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise RecipeError(f"the mask {name[-200:]} cannot be read: {reason}") from error

@@ -267,7 +267,8 @@ def fail(status: int, message: str, param: str | None) -> NoReturn:
 
 def _error(status: int, message: str, param: str | None = None) -> JSONResponse:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    content = {"message": message, "type": kind, "param": param, "code": None}
+    told = message.encode("utf-8", "backslashreplace").decode()  # it may quote what is no UTF-8
+    content = {"message": told, "type": kind, "param": param, "code": None}
     return JSONResponse({"error": content}, status)
 
 

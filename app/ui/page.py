@@ -151,9 +151,10 @@ class Page:
         return request
 
     def check(self, request: Request) -> None:
-        """Raises `RequestError` where it gives the path of a model or recipe and may not."""
+        """Raises `RequestError` where it gives a path of the server and may not."""
         if self._named_only:
             wire.check_named(request.model, request.recipe)
+            wire.check_no_paths(request)
 
     def ready(self) -> Update:
         """Offer the next run."""

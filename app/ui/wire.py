@@ -16,7 +16,7 @@ from ...pipelines.cards import Card
 from ...pipelines.errors import RequestError, nearest, shortened
 from ...pipelines.events import Progress
 from ...pipelines.jobs import Job, Jobs, Uploads
-from ...pipelines.request import DEFAULT_MODEL, Request, size_of
+from ...pipelines.request import DEFAULT_MODEL, Request, recipe_table, size_of
 from . import form
 
 _ELSEWHERE = {
@@ -54,6 +54,7 @@ def video_request(given: Mapping[str, Any], uploads: Uploads) -> Request:
             raise RequestError("seconds stands beside frames: leave one out")
         fields["frames"] = _frames(fields.pop("seconds"), fields.get("fps"), card)
     request = form.checked(fields)
+    check_no_paths(request)
     if image is None:
         return request
     kept = uploads.fields(uploads.keep(image, named=REFERENCE))
@@ -177,6 +178,15 @@ def _card(fields: Mapping[str, Any]) -> Card:
     """The card of the model. Raises `RequestError` for what is no name of a model or recipe."""
     check_named(fields.get("model", DEFAULT_MODEL), fields.get("recipe"))
     return cards.find(fields.get("model", DEFAULT_MODEL))
+
+
+def check_no_paths(request: Request) -> None:
+    """Raises `RequestError` where the recipe or a setting names a file, `RecipeError` for others.
+
+    A recipe that is named by a path is not looked at: `check_named` refuses it.
+    """
+    for option in recipes.from_table(recipe_table(request)).paths():
+        raise RequestError(f"{option} names a file of the server, as clients may not: leave it out")
 
 
 def check_named(model: object, recipe: object) -> None:

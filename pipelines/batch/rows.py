@@ -143,9 +143,13 @@ class Reader:
 def identity(resolved: Resolved) -> str:
     """The id of a row: 16 hexadecimal digits, of everything that makes the request what it is.
 
-    Fields that have their default do not count, so that new ones change no id.
+    Fields that have their default do not count, so that new ones change no id, nor does what a
+    recipe is called.
     """
     content = resolved.model_dump(exclude=_NOT_ITS_OWN, exclude_defaults=True)
+    recipe = {key: it for key, it in resolved.recipe.items() if key != "title"}
+    content = {key: it for key, it in content.items() if key != "recipe"}
+    content |= {"recipe": recipe} if recipe else {}
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:_ID_DIGITS]
 

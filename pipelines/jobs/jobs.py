@@ -14,7 +14,7 @@ from pathlib import Path
 from .. import cards, sidecar
 from ..batch.making import Make, Studio
 from ..batch.rows import Row
-from ..errors import OutputError, SidecarError
+from ..errors import OutputError, RequestError, SidecarError
 from ..events import Progress
 from ..files import LATENTS_SUFFIX, explain, slug
 from ..request import Request, Resolved, resolve
@@ -88,6 +88,13 @@ class Jobs:
         request = request.model_copy(update={"output": f"{self.folder}/"})
         resolved = resolve(request, cards.find(request.model))
         check_alone(resolved.recipe)
+        if "steps" in resolved.recipe:
+            from ...accel import recipe as recipes  # it needs torch
+
+            policy = recipes.from_table(resolved.recipe).steps
+            refusal = policy and policy.refuses(resolved.steps)
+            if refusal:
+                raise RequestError(refusal)
         return resolved
 
     def submit(self, *requests: Request) -> list[Job]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from kinora.accel.errors import AccelerationError
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import Paro
 from kinora.accel.order import AXES, axes, raster
+from kinora.accel.policies.pattern import Pattern
 from kinora.accel.site import Site
 from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import tiles_of
@@ -275,6 +277,15 @@ def test_files_that_are_none(content: bytes, tmp_path: Path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(AccelerationError, match="is no calibration file"):
         Calibration.read(path)
+
+
+def test_what_never_ends_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(AccelerationError, match="is no calibration file: make one"):
+            Calibration.read(path)
+    refused = Pattern(mask=str(tmp_path / "pipe")).refuses(16)
+    assert refused is not None and "cannot be read: no file" in refused
 
 
 def test_no_file():

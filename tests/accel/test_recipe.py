@@ -260,8 +260,28 @@ def test_a_title_goes_with_what_it_describes():
     there_and_back = ["attention.keep=0.4", f"attention.keep={fast.table()['attention']['keep']}"]
     for settings in ((), there_and_back):
         assert recipes.changed(fast, settings).table() == fast.table()
+    its_own = ["attention.keep=0.4", f"title={fast.title}"]
+    assert recipes.changed(fast, its_own).title == fast.title, "who says so means it"
     own = recipes.changed(fast, ["attention.keep=0.4", "title=Mine"])
     assert own.title == "Mine" and recipes.changed(fast, ["title=Mine"]).title == "Mine"
+
+
+def test_texts_are_short_and_utf8_and_come_back_from_a_file(tmp_path: Path):
+    for text, told in (("\ud800", "title is no UTF-8 text"), ("a" * 20_001, "20,000 are the most")):
+        with pytest.raises(RecipeError, match=told):
+            recipes.from_table({"title": text})
+    path = tmp_path / "mine.toml"
+    title = 'a "b" \\ \x7f \x01 é \n'
+    path.write_text(recipes.from_table({"title": title}).to_toml())
+    assert recipes.find(str(path)).title == title
+
+
+def test_files_that_a_recipe_names_are_known():
+    paro = {"method": "paro", "calibration": "a.npz", "from_step": 0.5}
+    found = recipes.from_table({"attention": paro, "steps": {"policy": "pattern", "mask": "b"}})
+    assert found.paths() == {"attention.calibration": "a.npz", "steps.mask": "b"}
+    for table in ({}, {"attention": {"method": "paro"}}, {"parallel": {"cfg": 2}}):
+        assert recipes.from_table(table).paths() == {}
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path):

@@ -80,6 +80,21 @@ class Standing:
         return self.page.predict(self.values)
 
 
+@pytest.mark.parametrize("named_only", [True, False])
+def test_strangers_name_no_files(named_only: bool, page: Page) -> None:
+    page._named_only = named_only  # pyright: ignore[reportPrivateUsage]
+    standing = Standing(page)
+    standing.choose("attention.method", "paro")
+    standing.set("attention.paro", "attention.calibration", "/etc/passwd")
+    if named_only:
+        with pytest.raises(RequestError, match="calibration names a file of the server"):
+            standing.request()
+        told = standing.predicted()
+        assert "/etc/passwd" not in str(told) and "names a file" in str(told)
+    else:
+        assert standing.request().settings[-1] == "attention.calibration=/etc/passwd"
+
+
 def test_a_preset_is_shown_with_its_figures_and_pressed() -> None:
     html = builder.presets("balanced")
     assert html.count("<button") == len(MEASURED)

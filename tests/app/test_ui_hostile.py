@@ -294,6 +294,25 @@ def test_the_page_is_served_to_many_at_once(served: Served) -> None:
         ({"prompt": "a" * 200_001}, "prompt"),
         ({"prompt": "a", "settings": "attention.keep=1" * 1000}, "settings"),
         ({"prompt": "a", "recipe": {"x": {"y": {}}}}, "x"),
+        (b'{"prompt": "a", "recipe": {"title": "\\ud800"}}', "title is no UTF-8 text"),
+        (b'{"prompt": "a", "settings": ["title=\\ud800"]}', "no UTF-8 text"),
+        (
+            b'{"prompt": "a", "settings": ["attention.method=blade", "attention.keep=\\ud800"]}',
+            "keep",
+        ),
+        (b'{"prompt": "a", "recipe": {"\\ud800": 1}}', "has no"),
+        (b'{"prompt": "a", "model": "\\ud800"}', "there is no model"),
+        (b'{"prompt": "a", "\\ud800": 1}', "no field"),
+        ({"prompt": "a", "recipe": {"title": "a" * 20_001}}, "title has 20,001 characters"),
+        ({"prompt": "a", "steps": 8, "settings": ["steps.policy=pattern"]}, "need 12 steps"),
+        *(
+            ({"prompt": "a", **it}, "names a file of the server")
+            for it in (
+                {"settings": ["attention.method=paro", "attention.calibration=/etc/passwd"]},
+                {"recipe": {"attention": {"method": "paro", "calibration": "/nowhere"}}},
+                {"settings": ["steps.policy=pattern", "steps.mask=/etc/passwd"]},
+            )
+        ),
     ],
 )
 def test_what_is_no_request_is_refused_in_a_line(served: Served, body: Any, complaint: str) -> None:
@@ -301,7 +320,7 @@ def test_what_is_no_request_is_refused_in_a_line(served: Served, body: Any, comp
         answer = served.ask(route, body)
         assert answer.status == 400, answer
         assert complaint in answer.complaint and len(answer.complaint) < 1000
-    assert served.jobs.jobs() == []
+    assert served.jobs.jobs() == [] and served.ask("/v1/videos").status == 200
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,9 @@ def test_what_no_run_could_do_is_refused_before_it_is_a_job(desk: Desk) -> None:
     jobs = desk.open(start=False)
     with pytest.raises(RequestError, match="cannot make 6 frames"):
         jobs.submit(ask("a"), ask("b", frames=6))
+    short = ("steps.policy=pattern",)
+    with pytest.raises(RequestError, match="need 12 steps or more, this run has 3: raise"):
+        jobs.submit(ask("a"), ask("b", settings=short))
     assert jobs.jobs() == [], "all or none"
 
 

@@ -181,6 +181,8 @@ def test_an_id_is_what_a_row_asks_for_and_nothing_else() -> None:
         first.id == row({"steps": first.request.steps, "force": True}, prompt=" a red circle ").id
     )
     assert first.id == row(recipe="dense").id == row({"recipe": "balanced"}, recipe={}).id
+    attention = {"attention": {"method": "blade"}}
+    assert row(recipe=attention).id == row(recipe={**attention, "title": "called so"}).id
     others = [row(seed=1), row(steps=7), row(guidance=1.5), row(size="128x96"), row(fps=3),
               row(format="gif"), row(recipe="balanced"), row(keep_latents=True),
               row(prompt="a Red circle"), row(dtype="bfloat16"), row(strict=True)]  # fmt: skip
