@@ -1,6 +1,8 @@
-"""Has jobs made where it can be killed: serving.py FOLDER JOBS, until that many are done.
+"""Has jobs of so many seconds made where it can be killed, until all are done.
 
-Each that was submitted is told in FOLDER/submitted; those that came to nothing are retried, as a
+    serving.py FOLDER JOBS SECONDS
+
+Those that were submitted are told in FOLDER/submitted; those that came to nothing are retried, as a
 person would.
 """
 
@@ -29,7 +31,7 @@ def main() -> int:
         while True:
             known = jobs.jobs(limit=count + 1)
             for number in range(len(known), count):
-                (job,) = jobs.submit(ask("sleep 0.1", seed=number))
+                (job,) = jobs.submit(ask(f"sleep {sys.argv[3]}", seed=number))
                 told.write(f"{job.id}\n")
                 told.flush()
                 os.fsync(told.fileno())

@@ -35,9 +35,11 @@ def finished(folder: Path) -> Seen:
 
 
 @pytest.mark.parametrize(
-    ("kills", "jobs", "seed"), [(4, 10, 1), pytest.param(50, 20, 2, marks=pytest.mark.slow)]
+    ("kills", "jobs", "seconds", "seed"),
+    # Jobs must last for all kills, also where other work slows these down.
+    [(4, 10, 0.1, 1), pytest.param(50, 20, 0.3, 2, marks=pytest.mark.slow)],
 )
-def test_random_kills(tmp_path: Path, kills: int, jobs: int, seed: int) -> None:
+def test_random_kills(tmp_path: Path, kills: int, jobs: int, seconds: float, seed: int) -> None:
     folder, over = tmp_path / "out", threading.Event()
     seen: list[Seen] = []
 
@@ -48,7 +50,7 @@ def test_random_kills(tmp_path: Path, kills: int, jobs: int, seed: int) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        command = [sys.executable, str(SERVER), str(folder), str(jobs)]
+        command = [sys.executable, str(SERVER), str(folder), str(jobs), str(seconds)]
         made = run_killed(command, kills, (0.1, 0.6), seed, tmp_path / "log")
     finally:
         over.set()
