@@ -194,7 +194,9 @@ def refusal(path: str, headers: Mapping[bytes, bytes], access: Access) -> tuple[
         return 403, foreign
     if not access.admits(headers):
         return 401, _NO_TOKEN
-    if (path not in _PATHS and not path.startswith(_UNDER)) or len(path) > _LONGEST_PATH:
+    known = path in _PATHS or path.startswith(_UNDER)
+    # Patterns of routes overlook a line break at the end.
+    if not known or not path.isprintable() or len(path) > _LONGEST_PATH:
         return 404, "there is nothing here"
     length = headers.get(b"content-length", b"0")
     if not length.isdigit():

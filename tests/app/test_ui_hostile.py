@@ -219,10 +219,43 @@ def test_what_is_no_form_is_refused_in_a_line(
     assert answer.status == 400 and complaint in answer.complaint
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("PUT", "/v1/videos")])
+METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW")
+ID = "video_0123456789abcdef"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/", "/v1/videos/", "/v1/a/b?c=d", "/v1/a?b&b"])
 def test_where_nothing_is_the_answer_is_a_line(served: Served, method: str, path: str) -> None:
     answer = served.ask(path, method=method)
-    assert answer.status == 404 and answer.complaint == f"there is no {method} {path}"
+    assert answer.status == 404
+    assert answer.complaint == f"there is no {method} {path.partition('?')[0]}"
+
+
+@pytest.mark.parametrize(
+    ("path", "taken"),
+    [
+        ("/v1/videos", {"GET", "HEAD", "POST"}),
+        (f"/v1/videos/{ID}", {"DELETE", "GET", "HEAD"}),
+        (f"/v1/videos/{ID}/events", {"GET", "HEAD"}),
+        (f"/v1/videos/{ID}/retry", {"POST"}),
+        ("/v1/images/generations", {"POST"}),
+    ],
+)
+def test_other_methods_are_told_those_that_there_are(
+    served: Served, path: str, taken: set[str]
+) -> None:
+    for method in {*METHODS, "HEAD"} - taken:
+        answer = served.ask(path, method=method)
+        assert answer.status == 405 and set(answer.headers["allow"].split(", ")) == taken
+        if method != "HEAD":
+            known = ", ".join(sorted(taken))
+            assert answer.complaint == f"{path} takes {known}, not {method}"
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing%0a", "/v1/videos%0a", "/v1/a%0ab", "/v1/videos/%00"])
+def test_a_line_break_is_no_part_of_a_path(served: Served, path: str) -> None:
+    answer = served.ask(path)
+    assert answer.status == 404 and answer.complaint == "there is nothing here"
 
 
 @pytest.mark.parametrize(
@@ -239,10 +272,10 @@ def test_unknown_parameters_are_refused(served: Served, path: str, unknown: str)
     assert answer.status == 400 and f"'{unknown}' is no parameter" in answer.complaint
 
 
-@pytest.mark.parametrize("method", ["PUT", "PATCH", "OPTIONS", "TRACE", "HEAD", "BREW"])
-def test_other_methods_do_nothing(served: Served, method: str) -> None:
-    for path in ("/v1/videos", "/v1/videos/video_0123456789abcdef"):
-        assert served.ask(path, method=method).status in (404, 405)
+@pytest.mark.parametrize("query", ["limit=1&limit=2", "limit=1&order=asc&limit=1", "limit&limit"])
+def test_parameters_that_are_given_twice_are_refused(served: Served, query: str) -> None:
+    answer = served.ask(f"/v1/videos?{query}")
+    assert answer.status == 400 and answer.complaint == "limit is given twice"
 
 
 def test_answers_have_the_headers_that_keep_strangers_out(served: Served) -> None:
