@@ -165,6 +165,8 @@ def served(app: Any, listener: socket.socket) -> Generator[threading.Thread, Non
     import uvicorn
 
     debug = bool(os.environ.get("KINORA_DEBUG"))
+    # It tells of each malformed form, in words of whoever sent it.
+    logging.getLogger("python_multipart").setLevel(logging.INFO if debug else logging.CRITICAL)
     config = uvicorn.Config(
         app,
         log_config=None,

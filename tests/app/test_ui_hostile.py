@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
 
 from filming import film
-from jobserver import Served, whole
+from jobserver import Served, serving, whole
 
 from kinora.app.ui.gallery import Gallery
 
@@ -217,6 +217,20 @@ def test_what_is_no_form_is_refused_in_a_line(
         "/v1/videos", f"{body}--b--\r\n".encode(), content_type="multipart/form-data; boundary=b"
     )
     assert answer.status == 400 and complaint in answer.complaint
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_clients_write_no_lines_to_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, debug: bool
+) -> None:
+    monkeypatch.setenv("KINORA_DEBUG", "1" if debug else "")
+    with serving(tmp_path / "out") as served:
+        answer = served.ask(
+            "/v1/videos", b"--b\r\n\r\nEvil line", content_type="multipart/form-data; boundary=a"
+        )
+        assert answer.status == 400
+    told = [it for it in caplog.records if it.name.startswith("python_multipart")]
+    assert bool(told) == debug
 
 
 METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW")
