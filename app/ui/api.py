@@ -50,7 +50,7 @@ def add(app: FastAPI, jobs: Jobs) -> None:
     api = _Api(jobs)
     app.include_router(api.router)
     app.mount("/v1", api.nowhere)  # else the page would answer, in a shape of its own
-    app.add_exception_handler(KinoraError, _refused)
+    app.add_exception_handler(KinoraError, api.refused)
     app.add_exception_handler(Exception, _fault)
     app.add_exception_handler(AnyHTTPException, _missing)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -175,7 +175,8 @@ class _Api:
         for job in jobs:
             now = await run_in_threadpool(self._jobs.get, job.id)
             if now is None or now.status != "done":
-                fail(500, (now and now.reason) or "the job was cancelled", "prompt")
+                reason = wire.within(self._jobs.folder, now and now.reason)
+                fail(500, reason or "the job was cancelled", "prompt")
             if fields.get("response_format") == "url":
                 address = asker.url_for("content", name=wire.name_of(now))
                 data.append({"url": str(address)})
@@ -197,6 +198,15 @@ class _Api:
             answer = _error(405, f"{path[:100]} takes {allowed}, not {method}")
             answer.headers["allow"] = allowed
         await answer(scope, receive, send)
+
+    def refused(self, _: Request, error: Exception) -> Response:
+        """Answer with an error of Kinora's."""
+        status = 400
+        if isinstance(error, BusyError):
+            status = 429
+        elif isinstance(error, OutputError):
+            status = 507
+        return _error(status, wire.within(self._jobs.folder, str(error)) or "")
 
     async def _ended(self, jobs: list[Job], seconds: float) -> bool:
         """Whether all jobs have ended, waiting for it so long."""
@@ -290,15 +300,6 @@ def _error(status: int, message: str, param: str | None = None) -> JSONResponse:
     kind = "invalid_request_error" if status < 500 else "server_error"
     content = {"message": message, "type": kind, "param": param, "code": None}
     return JSONResponse({"error": content}, status)
-
-
-def _refused(_: Request, error: Exception) -> Response:
-    status = 400
-    if isinstance(error, BusyError):
-        status = 429
-    elif isinstance(error, OutputError):
-        status = 507
-    return _error(status, str(error))
 
 
 def _missing(_: Request, error: Exception) -> Response:

@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +20,7 @@ pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[u
 from filming import film
 from jobserver import Served, serving, whole
 
+from kinora.app.ui import wire
 from kinora.app.ui.gallery import Gallery
 
 TOKEN = "a secret of many letters"
@@ -50,6 +51,14 @@ def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     """The application for this machine."""
     with whole(folder, tmp_path_factory.mktemp("scratch")) as served:
         yield served
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def routes(served: Served) -> list[tuple[str, str]]:
@@ -306,3 +315,45 @@ def test_the_page_names_no_folder_to_strangers(served: Served, folder: Path) -> 
     text = json.dumps(page_of(served)) + served.ask("/").body.decode()
     assert str(folder.parent) not in text
     assert not re.search(r"share\.gradio|googleapis|cdnjs", text)
+
+
+def test_jobs_and_errors_name_no_folder_to_strangers(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with serving(folder) as served:
+        asked = served.ask("/v1/videos", {"prompt": "nan"}).json["id"]
+        until(lambda: served.ask(f"/v1/videos/{asked}").json["status"] == "failed")
+        told = served.ask(f"/v1/videos/{asked}").json
+        name = f"nan-s0-{asked.removeprefix('video_')}.latents.safetensors"
+        assert told["error"]["message"] == f"decoding gave NaN; `kinora decode {name}`"
+        assert told["kinora"]["reason"] == told["error"]["message"]
+        image = served.ask("/v1/images/generations", {"prompt": "nan"})
+        assert image.status == 500 and "`kinora decode nan-s0-" in image.complaint
+        waiting = served.ask("/v1/videos", {"prompt": "disk"}).json["id"]
+        until(lambda: served.ask(f"/v1/videos/{waiting}").json["kinora"].get("held"))
+        shown = [served.ask("/v1/videos").body, image.body]
+        store = served.jobs._store  # pyright: ignore[reportPrivateUsage]
+        connection = store._connection  # pyright: ignore[reportPrivateUsage]
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        prompt = "a long prompt " * 1400
+        answers = [served.ask("/v1/videos", {"prompt": prompt}) for _ in range(20)]
+        full = answers[-1]
+        assert full.status == 507
+        told = ".kinora-jobs/jobs.sqlite cannot be used: database or disk is full"
+        assert full.complaint == told
+    for body in (*shown, full.body):
+        assert str(tmp_path).encode() not in body
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, None),
+        ("/a/out/b.mp4 and `/a/out/c` stay", "b.mp4 and `c` stay"),
+        ("the disk is full: /a/out cannot be written", "the disk is full: . cannot be written"),
+        ("(/a/out) or /a/out. file:///a/out/b", "(.) or .. file://b"),
+        ("/a/output/b, /z/a/out/b, /a/out.old", "/a/output/b, /z/a/out/b, /a/out.old"),
+    ],
+)
+def test_files_are_named_from_the_output_folder_on(text: str | None, told: str | None) -> None:
+    assert wire.within(Path("/a/out"), text) == told
