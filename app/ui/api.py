@@ -10,6 +10,8 @@ POST   /v1/videos/ID/cancel      stop it within a step
 POST   /v1/videos/ID/retry       another attempt
 DELETE /v1/videos/ID             stop it, forget it, remove its files
 POST   /v1/images/generations    one frame each, waited for
+
+HEAD is answered where GET is. Whatever is refused below /v1 is so in OpenAI's shape.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.types import Receive, Scope, Send
 
 from ...pipelines.errors import BusyError, KinoraError, OutputError
 from ...pipelines.images import MOST_BYTES
@@ -38,12 +42,16 @@ PREVIEW = "image/jpeg"
 _TICK_S = 0.25
 _STILL_S = 15.0  # without news, something is sent, so that a client that is gone is noticed
 _LONGEST_WAIT_S = 60.0
+_GET = ["GET", "HEAD"]
 
 
 def add(app: FastAPI, jobs: Jobs) -> None:
     """Add the routes to `app`."""
-    app.include_router(_Api(jobs).router)
-    app.add_exception_handler(KinoraError, _refused)
+    api = _Api(jobs)
+    app.include_router(api.router)
+    app.mount("/v1", api.nowhere)  # else the page would answer, in a shape of its own
+    app.add_exception_handler(KinoraError, api.refused)
+    app.add_exception_handler(Exception, _fault)
     app.add_exception_handler(AnyHTTPException, _missing)
     app.add_exception_handler(RequestValidationError, _invalid)
 
@@ -54,18 +62,15 @@ class _Api:
         self.router = APIRouter(prefix="/v1", dependencies=[Depends(_known)])
         add = self.router.add_api_route
         add("/videos", self.create, methods=["POST"])
-        add("/videos", self.list, methods=["GET"])
-        add("/videos/{name}", self.retrieve, methods=["GET"])
+        add("/videos", self.list, methods=_GET)
+        add("/videos/{name}", self.retrieve, methods=_GET)
         add("/videos/{name}", self.delete, methods=["DELETE"])
-        add("/videos/{name}/content", self.content, methods=["GET"], response_model=None)
-        add("/videos/{name}/events", self.events, methods=["GET"], response_model=None)
-        add("/videos/{name}/preview", self.preview, methods=["GET"], response_model=None)
+        add("/videos/{name}/content", self.content, methods=_GET, response_model=None)
+        add("/videos/{name}/events", self.events, methods=_GET, response_model=None)
+        add("/videos/{name}/preview", self.preview, methods=_GET, response_model=None)
         add("/videos/{name}/cancel", self.cancel, methods=["POST"])
         add("/videos/{name}/retry", self.retry, methods=["POST"])
         add("/images/generations", self.images, methods=["POST"])
-        # Else the page would answer, in a shape of its own.
-        every = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-        add("/{rest:path}", self.nowhere, methods=every, response_model=None)
 
     async def create(self, asker: Request) -> dict[str, Any]:
         fields = await _fields(asker)
@@ -110,10 +115,13 @@ class _Api:
             return Response(status_code=204)
         return Response(found[1], media_type=PREVIEW, headers={"cache-control": "no-store"})
 
-    def events(self, name: str) -> Response:
+    def events(self, asker: Request, name: str) -> Response:
         self._find(name)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(self._told(name), media_type="text/event-stream", headers=headers)
+        kind = "text/event-stream"
+        if asker.method == "HEAD":
+            return Response(media_type=kind, headers=headers)
+        return StreamingResponse(self._told(name), media_type=kind, headers=headers)
 
     async def _told(self, name: str) -> AsyncGenerator[str, None]:
         before, said_s = "", time.monotonic()
@@ -167,7 +175,8 @@ class _Api:
         for job in jobs:
             now = await run_in_threadpool(self._jobs.get, job.id)
             if now is None or now.status != "done":
-                fail(500, (now and now.reason) or "the job was cancelled", "prompt")
+                reason = wire.within(self._jobs.folder, now and now.reason)
+                fail(500, reason or "the job was cancelled", "prompt")
             if fields.get("response_format") == "url":
                 address = asker.url_for("content", name=wire.name_of(now))
                 data.append({"url": str(address)})
@@ -176,8 +185,28 @@ class _Api:
                 data.append({"b64_json": base64.b64encode(image).decode()})
         return {"created": int(time.time()), "data": data}
 
-    def nowhere(self, asker: Request) -> NoReturn:
-        fail(404, f"there is no {asker.method} {asker.url.path[:100]}", None)
+    async def nowhere(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what no route does, whatever its method. See ASGI."""
+        method, path = scope["method"][:20], scope["path"]
+        routes = [it for it in self.router.routes if isinstance(it, APIRoute)]
+        known = {
+            name for it in routes if it.path_regex.fullmatch(path) for name in it.methods or ()
+        }
+        answer = _error(404, f"there is no {method} {path[:100]}")
+        if known:
+            allowed = ", ".join(sorted(known))
+            answer = _error(405, f"{path[:100]} takes {allowed}, not {method}")
+            answer.headers["allow"] = allowed
+        await answer(scope, receive, send)
+
+    def refused(self, _: Request, error: Exception) -> Response:
+        """Answer with an error of Kinora's."""
+        status = 400
+        if isinstance(error, BusyError):
+            status = 429
+        elif isinstance(error, OutputError):
+            status = 507
+        return _error(status, wire.within(self._jobs.folder, str(error)) or "")
 
     async def _ended(self, jobs: list[Job], seconds: float) -> bool:
         """Whether all jobs have ended, waiting for it so long."""
@@ -232,12 +261,14 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _known(asker: Request) -> None:
-    """Refuse parameters of the address that its route does not take."""
+    """Refuse parameters of the address that its route does not take, or are given twice."""
     known = [it.alias for it in asker.scope["route"].dependant.query_params]
     for name in asker.query_params:
         if name not in known:
             told = f"choose from {', '.join(known)}" if known else "there are none here"
             fail(400, f"{name[:40]!r} is no parameter: {told}", name[:40])
+        if len(asker.query_params.getlist(name)) > 1:
+            fail(400, f"{name} is given twice", name)
 
 
 async def _form(asker: Request) -> dict[str, Any]:
@@ -272,21 +303,18 @@ def _error(status: int, message: str, param: str | None = None) -> JSONResponse:
     return JSONResponse({"error": content}, status)
 
 
-def _refused(_: Request, error: Exception) -> Response:
-    status = 400
-    if isinstance(error, BusyError):
-        status = 429
-    elif isinstance(error, OutputError):
-        status = 507
-    return _error(status, str(error))
-
-
 def _missing(_: Request, error: Exception) -> Response:
     failed = cast("AnyHTTPException", error)
     detail: Any = failed.detail
     if isinstance(detail, dict):
         return _error(failed.status_code, detail["message"], detail["param"])
     return _error(failed.status_code, str(detail))
+
+
+def _fault(_: Request, error: Exception) -> Response:
+    """What it says may name folders; it is raised again, for the server to show on demand."""
+    told = f"a fault in Kinora: {type(error).__name__}; KINORA_DEBUG=1 shows where"
+    return _error(500, f"{told}, please report it")
 
 
 def _invalid(_: Request, error: Exception) -> Response:

@@ -7,7 +7,7 @@ import hmac
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -15,6 +15,8 @@ from urllib.parse import parse_qs
 
 from ...pipelines import images
 from ...pipelines.errors import KinoraError
+from . import dropped
+from .dropped import Dropped
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -120,8 +122,8 @@ class Access:
 class Guard:
     """Answers those who may ask, and refuses the rest in OpenAI's shape."""
 
-    def __init__(self, app: App, access: Access) -> None:
-        self._app, self._access = app, access
+    def __init__(self, app: App, access: Access, uploads: Dropped | None = None) -> None:
+        self._app, self._access, self._uploads = app, access, uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -137,28 +139,35 @@ class Guard:
         if refused is not None:
             await _refuse(send, *refused)
             return
-        over, left = False, most_bytes(path, headers)
+        left = most_bytes(path, headers)
+        over: tuple[int, str] | None = None
+        upload = self._uploads if path == _UPLOAD else None
+        with nullcontext() if upload is None else upload.receiving() as taken:
 
-        async def counted() -> Message:
-            nonlocal over, left
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                over = True
-                raise _TooLargeError
-            return message
+            async def counted() -> Message:
+                nonlocal over, left
+                message = await receive()
+                size = len(message.get("body", b""))
+                left -= size
+                if left < 0:
+                    over = 413, _too_large(path, headers)
+                elif taken is not None and not taken(size):
+                    over = 507, _full()
+                if over is not None:
+                    raise _TooLargeError
+                return message
 
-        async def sealed(message: Message) -> None:
-            if over:
-                return  # whatever it makes of it
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
-            await send(message)
+            async def sealed(message: Message) -> None:
+                if over is not None:
+                    return  # whatever it makes of it
+                if message["type"] == "http.response.start":
+                    message["headers"] = [*message.get("headers", ()), *_HEADERS]
+                await send(message)
 
-        with suppress(_TooLargeError):
-            await self._app(scope, counted, sealed)
-        if over:
-            await _refuse(send, 413, _too_large(path, headers))
+            with suppress(_TooLargeError):
+                await self._app(scope, counted, sealed)
+        if over is not None:
+            await _refuse(send, *over)
 
     async def _login(self, scope: Scope, headers: Mapping[bytes, bytes], send: Send) -> bool:
         """Take the token out of the page's address and into a cookie, where it is right."""
@@ -185,7 +194,9 @@ def refusal(path: str, headers: Mapping[bytes, bytes], access: Access) -> tuple[
         return 403, foreign
     if not access.admits(headers):
         return 401, _NO_TOKEN
-    if (path not in _PATHS and not path.startswith(_UNDER)) or len(path) > _LONGEST_PATH:
+    known = path in _PATHS or path.startswith(_UNDER)
+    # Patterns of routes overlook a line break at the end.
+    if not known or not path.isprintable() or len(path) > _LONGEST_PATH:
         return 404, "there is nothing here"
     length = headers.get(b"content-length", b"0")
     if not length.isdigit():
@@ -235,8 +246,13 @@ def _too_large(path: str, headers: Mapping[bytes, bytes]) -> str:
     return f"the body is larger than {most_bytes(path, headers) // 2**20} MiB"
 
 
+def _full() -> str:
+    most, minutes = dropped.MOST_BYTES // 2**20, dropped.AGE_S // 60
+    return f"uploads hold {most} MiB, which is the most: try again in {minutes:.0f} minutes"
+
+
 async def _refuse(send: Send, status: int, message: str) -> None:
-    kind = "invalid_request_error"
+    kind = "invalid_request_error" if status < 500 else "server_error"
     content = {"message": message, "type": kind, "param": None, "code": None}
     headers = [(b"content-type", b"application/json"), *_HEADERS]
     if status == 401:

@@ -22,6 +22,7 @@ from ...pipelines.batch.making import Studio, with_previews
 from ...pipelines.errors import KinoraError
 from ...pipelines.jobs import Jobs
 from . import later
+from .dropped import Dropped
 from .guard import TOKEN, UPLOAD_BYTES, Access, Guard
 
 HOST = "127.0.0.1"
@@ -56,13 +57,10 @@ def serve(
         closing(Jobs(folder, make=with_previews if previews else Studio)) as jobs,
         jobs.scratch() as scratch,
     ):
-        # Read when gradio is imported. Its own folder in /tmp may belong to somebody else.
-        os.environ["GRADIO_TEMP_DIR"] = str(scratch)
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         jobs.start()
         taken = listener.getsockname()[1]
         with later.uncollected():
-            app = application(jobs, access)
+            app = application(jobs, access, scratch)
             gc.freeze()  # what stays is not looked through again
         with served(app, listener) as thread:
             address = f"http://{f'[{host}]' if ':' in host else host}:{taken}"
@@ -123,8 +121,11 @@ def _check_libraries() -> None:
             )
 
 
-def application(jobs: Jobs, access: Access) -> Guard:
-    """The page and the jobs over HTTP as one ASGI application."""
+def application(jobs: Jobs, access: Access, scratch: Path) -> Guard:
+    """The page and the jobs over HTTP as one ASGI application, with a folder for uploads."""
+    # Read when gradio is imported. Its own folder in /tmp may belong to somebody else.
+    os.environ["GRADIO_TEMP_DIR"] = str(scratch)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
     from fastapi import FastAPI
 
@@ -155,7 +156,7 @@ def application(jobs: Jobs, access: Access) -> Guard:
         theme=page.theme(),
         css_paths=[players.STYLE, page.CSS],
     )
-    return Guard(mounted, access)
+    return Guard(mounted, access, Dropped(scratch))
 
 
 @contextmanager
@@ -164,6 +165,8 @@ def served(app: Any, listener: socket.socket) -> Generator[threading.Thread, Non
     import uvicorn
 
     debug = bool(os.environ.get("KINORA_DEBUG"))
+    # It tells of each malformed form, in words of whoever sent it.
+    logging.getLogger("python_multipart").setLevel(logging.INFO if debug else logging.CRITICAL)
     config = uvicorn.Config(
         app,
         log_config=None,

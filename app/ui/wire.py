@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ...accel import recipe as recipes
@@ -104,7 +105,7 @@ def video(jobs: Jobs, job: Job) -> dict[str, Any]:
         "seconds": f"{request.frames / request.fps:g}",
         "created_at": int(job.created),
         "completed_at": None if job.status != "done" or job.ended is None else int(job.ended),
-        "error": _error(job),
+        "error": _error(jobs, job),
         "kinora": _further(jobs, job, told),
     }
 
@@ -116,6 +117,14 @@ def share(progress: Progress | None) -> float:
     if progress.stage == "denoise" and progress.steps:
         return 0.95 * progress.step / progress.steps
     return _SPENT[progress.stage]
+
+
+def within(folder: Path, text: str | None) -> str | None:
+    """The text with files named from `folder` on: where that is, clients need not know."""
+    if text is None:
+        return None
+    whole = rf"(?<![\w.-]){re.escape(str(folder))}(?:/|(?![\w-]|\.\w))"
+    return re.sub(whole, lambda it: "" if it[0].endswith("/") else ".", text)
 
 
 def _further(jobs: Jobs, job: Job, told: tuple[Progress, float] | None) -> dict[str, Any]:
@@ -131,11 +140,11 @@ def _further(jobs: Jobs, job: Job, told: tuple[Progress, float] | None) -> dict[
         "format": request.format,
         "image_sha256": request.image_sha256,
         "recipe": request.recipe,
-        "reason": job.reason,
-        "notices": list(jobs.notices(job)),
+        "reason": within(jobs.folder, job.reason),
+        "notices": [within(jobs.folder, it) for it in jobs.notices(job)],
     }
     if job.status == "queued":
-        content |= {"ahead": jobs.ahead(job), "held": jobs.held}
+        content |= {"ahead": jobs.ahead(job), "held": within(jobs.folder, jobs.held)}
     if told is not None:
         progress, ago_s = told
         eta_s = None if progress.eta_s is None else round(max(0.0, progress.eta_s - ago_s), 1)
@@ -145,11 +154,11 @@ def _further(jobs: Jobs, job: Job, told: tuple[Progress, float] | None) -> dict[
     return content
 
 
-def _error(job: Job) -> dict[str, str] | None:
+def _error(jobs: Jobs, job: Job) -> dict[str, str] | None:
     if job.status in ("queued", "running", "done"):
         return None
-    code = job.kind or job.status
-    return {"code": code, "message": job.reason or f"the job was {job.status}"}
+    code, reason = job.kind or job.status, within(jobs.folder, job.reason)
+    return {"code": code, "message": reason or f"the job was {job.status}"}
 
 
 def _check_names(given: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -63,6 +63,7 @@ class Jobs:
         What a process that was killed left in it is removed first. Raises `OutputError`.
         """
         folder = self.folder / HIDDEN / "scratch"
+        _check_ours(folder)
         shutil.rmtree(folder, ignore_errors=True)
         try:
             folder.mkdir(mode=0o700)
@@ -194,9 +195,24 @@ class Jobs:
             return None
 
 
+def _check_ours(folder: Path) -> None:
+    """Raise `OutputError` where something else is in its place; a link may lead to anything."""
+    if os.path.islink(folder):
+        told = "a symbolic link"
+    elif os.path.lexists(folder) and not os.path.isdir(folder):
+        told = "no folder"
+    else:
+        return
+    raise OutputError(
+        f"{folder} is {told}, where Kinora keeps a folder of its own: "
+        "move it away, or choose another --output"
+    )
+
+
 def _claim(folder: Path) -> int:
     """Make the folder, and hold its line until the descriptor is closed. Raises `OutputError`."""
     hidden = folder / HIDDEN
+    _check_ours(hidden)
     try:
         hidden.mkdir(parents=True, exist_ok=True)
         lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT, 0o600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi import FastAPI
 
 from kinora.app.ui import api, server
@@ -91,3 +93,28 @@ def serving(
         api.add(app, jobs)
         with server.served(Guard(app, Access(token)), listener):
             yield Served(jobs, f"http://127.0.0.1:{listener.getsockname()[1]}")
+
+
+@contextmanager
+def whole(folder: Path, scratch: Path, token: str | None = None) -> Generator[Served, None, None]:
+    """Serve the page and the jobs, as `kinora ui` does."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    new = asyncio.new_event_loop
+
+    def made() -> asyncio.AbstractEventLoop:
+        loops.append(new())
+        return loops[-1]
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(asyncio, "new_event_loop", made)  # gradio leaves one open
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+        patch.setenv(name, "")  # it is set to something else, and is to be restored
+    try:
+        with closing(Jobs(folder, make=stand_in())) as jobs, server.listening(0) as listener:
+            jobs.start()
+            with server.served(server.application(jobs, Access(token), scratch), listener):
+                yield Served(jobs, f"http://127.0.0.1:{listener.getsockname()[1]}")
+    finally:
+        patch.undo()
+        for it in loops:
+            it.close()

@@ -7,7 +7,8 @@ import json
 import time
 import urllib.request
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -15,7 +16,9 @@ pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[u
 pytest.importorskip("openai", reason="the client is tested: pip install openai")
 
 import openai
-from jobserver import Served
+from jobserver import Served, serving
+
+from kinora.app.ui import wire
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 PATIENCE_S = 60
@@ -199,3 +202,40 @@ def test_what_a_running_job_is_heading_for_can_be_looked_at(served: Served) -> N
     until(lambda: "stage" in served.ask(f"/v1/videos/{plain}").json["kinora"])
     assert served.ask(f"/v1/videos/{plain}").json["kinora"]["preview_step"] is None
     assert served.ask(f"/v1/videos/{plain}/preview").status == 204
+
+
+def test_head_says_what_get_would(client: Any, served: Served) -> None:
+    asked = client.videos.create_and_poll(prompt="a", poll_interval_ms=20).id
+    running = client.videos.create(prompt="sleep 60").id
+    for path in ("", f"/{asked}", f"/{asked}/content", f"/{asked}/content?variant=sidecar"):
+        told = served.ask(f"/v1/videos{path}", method="HEAD")
+        shown = served.ask(f"/v1/videos{path}")
+        assert (told.status, told.body) == (200, b"")
+        assert told.headers["content-type"] == shown.headers["content-type"]
+        if path:
+            assert told.headers["content-length"] == str(len(shown.body))
+    events = served.ask(f"/v1/videos/{running}/events", method="HEAD")
+    assert (events.status, events.body) == (200, b""), "it does not wait for the end"
+    assert events.headers["content-type"].startswith("text/event-stream")
+    assert served.ask(f"/v1/videos/video_{'0' * 16}", method="HEAD").status == 404
+    served.ask(f"/v1/videos/{running}/cancel", method="POST")
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_fault_is_told_in_a_line_and_shows_where_on_demand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str], debug: bool,
+) -> None:  # fmt: skip
+    def wrong(*_: object) -> NoReturn:
+        raise ZeroDivisionError("of /home/somebody")
+
+    monkeypatch.setattr(wire, "video", wrong)
+    monkeypatch.setenv("KINORA_DEBUG", "1" if debug else "")
+    with serving(tmp_path / "out") as served:
+        answer = served.ask("/v1/videos", {"prompt": "a"})
+        assert answer.status == 500 and answer.json["error"]["type"] == "server_error"
+        assert answer.complaint == (
+            "a fault in Kinora: ZeroDivisionError; KINORA_DEBUG=1 shows where, please report it"
+        )
+    assert ("of /home/somebody" in caplog.text) == debug
+    assert capfd.readouterr().err == ""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import re
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,12 +18,10 @@ import pytest
 pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
 
 from filming import film
-from jobserver import Served, stand_in
+from jobserver import Served, serving, whole
 
-from kinora.app.ui import guard, server
+from kinora.app.ui import wire
 from kinora.app.ui.gallery import Gallery
-from kinora.app.ui.guard import Access
-from kinora.pipelines.jobs import Jobs
 
 TOKEN = "a secret of many letters"
 SECRET = "nobody may read this"
@@ -50,35 +46,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def application(
-    folder: Path, scratch: Path, token: str | None = None
-) -> Generator[Served, None, None]:
-    """The page and the jobs, as `kinora ui` serves them."""
-    loops: list[asyncio.AbstractEventLoop] = []
-    new = asyncio.new_event_loop
-
-    def made() -> asyncio.AbstractEventLoop:
-        loops.append(new())
-        return loops[-1]
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(asyncio, "new_event_loop", made)  # gradio leaves one open
-    patch.setenv("GRADIO_TEMP_DIR", str(scratch))
-    try:
-        with closing(Jobs(folder, make=stand_in())) as jobs, server.listening(0) as listener:
-            jobs.start()
-            with server.served(server.application(jobs, Access(token)), listener):
-                yield Served(jobs, f"http://127.0.0.1:{listener.getsockname()[1]}")
-    finally:
-        patch.undo()
-        for it in loops:
-            it.close()
-
-
 @pytest.fixture(scope="module")
 def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The application for this machine."""
-    yield from application(folder, tmp_path_factory.mktemp("scratch"))
+    with whole(folder, tmp_path_factory.mktemp("scratch")) as served:
+        yield served
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def routes(served: Served) -> list[tuple[str, str]]:
@@ -118,7 +98,7 @@ def test_no_route_leads_to_a_file_by_its_path(served: Served, path: str) -> None
 
 
 def test_every_route_of_the_application_asks_for_the_token(folder: Path, tmp_path: Path) -> None:
-    for served in application(tmp_path / "made", tmp_path / "scratch", TOKEN):
+    with whole(tmp_path / "made", tmp_path / "scratch", TOKEN) as served:
         for method, route in routes(served):
             answer = served.ask(route.format("x"), method=method)
             assert answer.status == 401 and "the token is missing" in answer.complaint, route
@@ -167,80 +147,6 @@ def test_junk_for_the_page_ends_nothing(served: Served, junk: bytes) -> None:
         answer = served.ask(route, junk)
         assert b"Traceback" not in answer.body and b"/app/ui/" not in answer.body, answer
     assert served.ask("/v1/videos").status == 200
-    assert served.ask("/config").status == 200
-
-
-def upload(served: Served, body: bytes, kind: str) -> Any:
-    """Send a body to where dropped files go."""
-    return served.ask("/gradio_api/upload?upload_id=x", body, method="POST", content_type=kind)
-
-
-def form(name: str, content: bytes) -> bytes:
-    """A form with one file."""
-    head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
-    return head.encode("utf-8", "surrogateescape") + content + b"\r\n--b--\r\n"
-
-
-FORM = "multipart/form-data; boundary=b"
-
-
-@pytest.mark.parametrize(
-    ("body", "kind"),
-    [
-        (b"", FORM),
-        (b"--b", FORM),
-        (b"--b\r\n\r\n", FORM),
-        (b"\x00" * 1000, FORM),
-        (form("a.mp4", b"x")[:-10], FORM),
-        (b"x", "multipart/form-data"),
-        (b"x", "multipart/form-data; boundary=" + "b" * 5000),
-        (b"{}", "application/json"),
-        (b"x", "text/\xff"),
-    ],
-)
-def test_a_malformed_upload_is_refused(served: Served, body: bytes, kind: str) -> None:
-    answer = upload(served, body, kind)
-    assert answer.status >= 400 or answer.json == [], "no file is in it"
-    assert b"Traceback" not in answer.body
-    assert served.ask("/config").status == 200
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("../../../x.mp4", "/etc/cron.d/x.mp4", "..", "", "a" * 4000 + ".mp4", "con\x01trol.mp4"),
-        *("<img src=x onerror=alert(1)>.mp4", "x.mp4\\..\\..\\y", "\u202egpm.4", "-rf.mp4"),
-    ],
-)
-def test_a_hostile_file_name_stays_in_the_scratch_folder(
-    served: Served, folder: Path, name: str
-) -> None:
-    before = {it for it in folder.parent.rglob("*") if ".kinora-jobs" not in it.parts}
-    answer = upload(served, form(name, b"x"), FORM)
-    assert b"Traceback" not in answer.body
-    if answer.status == 200:
-        for path in answer.json:
-            assert ".." not in Path(path).parts and "scratch" in path
-    assert {it for it in folder.parent.rglob("*") if ".kinora-jobs" not in it.parts} == before
-
-
-def test_an_oversized_upload_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "UPLOAD_BYTES", 2**20)
-    assert upload(served, form("a.mp4", b"x" * 2**19), FORM).status == 200
-    with socket.create_connection(("127.0.0.1", served.port), timeout=30) as client:
-        lines = ("POST /gradio_api/upload HTTP/1.1", "Host: localhost", f"Content-Type: {FORM}")
-        client.sendall(
-            "".join(f"{it}\r\n" for it in (*lines, "Transfer-Encoding: chunked")).encode()
-        )
-        client.sendall(b"\r\n")
-        first = form("a.mp4", b"")[:-9]
-        client.sendall(b"%x\r\n%s\r\n" % (len(first), first))
-        for _ in range(32):
-            try:
-                client.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
-            except OSError:
-                break
-        assert client.recv(100).startswith(b"HTTP/1.1 413 ")
     assert served.ask("/config").status == 200
 
 
@@ -335,14 +241,63 @@ def test_what_is_no_form_is_refused_in_a_line(
     served: Served, parts: list[str], complaint: str
 ) -> None:
     body = "".join(f"--b\r\nContent-Disposition: form-data; {it}\r\n\r\nx\r\n" for it in parts)
-    answer = served.ask("/v1/videos", f"{body}--b--\r\n".encode(), content_type=FORM)
+    answer = served.ask(
+        "/v1/videos", f"{body}--b--\r\n".encode(), content_type="multipart/form-data; boundary=b"
+    )
     assert answer.status == 400 and complaint in answer.complaint
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("PUT", "/v1/videos")])
+@pytest.mark.parametrize("debug", [False, True])
+def test_clients_write_no_lines_to_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, debug: bool
+) -> None:
+    monkeypatch.setenv("KINORA_DEBUG", "1" if debug else "")
+    with serving(tmp_path / "out") as served:
+        answer = served.ask(
+            "/v1/videos", b"--b\r\n\r\nEvil line", content_type="multipart/form-data; boundary=a"
+        )
+        assert answer.status == 400
+    told = [it for it in caplog.records if it.name.startswith("python_multipart")]
+    assert bool(told) == debug
+
+
+METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW")
+ID = "video_0123456789abcdef"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/", "/v1/videos/", "/v1/a/b?c=d", "/v1/a?b&b"])
 def test_where_nothing_is_the_answer_is_a_line(served: Served, method: str, path: str) -> None:
     answer = served.ask(path, method=method)
-    assert answer.status == 404 and answer.complaint == f"there is no {method} {path}"
+    assert answer.status == 404
+    assert answer.complaint == f"there is no {method} {path.partition('?')[0]}"
+
+
+@pytest.mark.parametrize(
+    ("path", "taken"),
+    [
+        ("/v1/videos", {"GET", "HEAD", "POST"}),
+        (f"/v1/videos/{ID}", {"DELETE", "GET", "HEAD"}),
+        (f"/v1/videos/{ID}/events", {"GET", "HEAD"}),
+        (f"/v1/videos/{ID}/retry", {"POST"}),
+        ("/v1/images/generations", {"POST"}),
+    ],
+)
+def test_other_methods_are_told_those_that_there_are(
+    served: Served, path: str, taken: set[str]
+) -> None:
+    for method in {*METHODS, "HEAD"} - taken:
+        answer = served.ask(path, method=method)
+        assert answer.status == 405 and set(answer.headers["allow"].split(", ")) == taken
+        if method != "HEAD":
+            known = ", ".join(sorted(taken))
+            assert answer.complaint == f"{path} takes {known}, not {method}"
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing%0a", "/v1/videos%0a", "/v1/a%0ab", "/v1/videos/%00"])
+def test_a_line_break_is_no_part_of_a_path(served: Served, path: str) -> None:
+    answer = served.ask(path)
+    assert answer.status == 404 and answer.complaint == "there is nothing here"
 
 
 @pytest.mark.parametrize(
@@ -359,10 +314,10 @@ def test_unknown_parameters_are_refused(served: Served, path: str, unknown: str)
     assert answer.status == 400 and f"'{unknown}' is no parameter" in answer.complaint
 
 
-@pytest.mark.parametrize("method", ["PUT", "PATCH", "OPTIONS", "TRACE", "HEAD", "BREW"])
-def test_other_methods_do_nothing(served: Served, method: str) -> None:
-    for path in ("/v1/videos", "/v1/videos/video_0123456789abcdef"):
-        assert served.ask(path, method=method).status in (404, 405)
+@pytest.mark.parametrize("query", ["limit=1&limit=2", "limit=1&order=asc&limit=1", "limit&limit"])
+def test_parameters_that_are_given_twice_are_refused(served: Served, query: str) -> None:
+    answer = served.ask(f"/v1/videos?{query}")
+    assert answer.status == 400 and answer.complaint == "limit is given twice"
 
 
 def test_answers_have_the_headers_that_keep_strangers_out(served: Served) -> None:
@@ -379,3 +334,45 @@ def test_the_page_names_no_folder_to_strangers(served: Served, folder: Path) -> 
     text = json.dumps(page_of(served)) + served.ask("/").body.decode()
     assert str(folder.parent) not in text
     assert not re.search(r"share\.gradio|googleapis|cdnjs", text)
+
+
+def test_jobs_and_errors_name_no_folder_to_strangers(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with serving(folder) as served:
+        asked = served.ask("/v1/videos", {"prompt": "nan"}).json["id"]
+        until(lambda: served.ask(f"/v1/videos/{asked}").json["status"] == "failed")
+        told = served.ask(f"/v1/videos/{asked}").json
+        name = f"nan-s0-{asked.removeprefix('video_')}.latents.safetensors"
+        assert told["error"]["message"] == f"decoding gave NaN; `kinora decode {name}`"
+        assert told["kinora"]["reason"] == told["error"]["message"]
+        image = served.ask("/v1/images/generations", {"prompt": "nan"})
+        assert image.status == 500 and "`kinora decode nan-s0-" in image.complaint
+        waiting = served.ask("/v1/videos", {"prompt": "disk"}).json["id"]
+        until(lambda: served.ask(f"/v1/videos/{waiting}").json["kinora"].get("held"))
+        shown = [served.ask("/v1/videos").body, image.body]
+        store = served.jobs._store  # pyright: ignore[reportPrivateUsage]
+        connection = store._connection  # pyright: ignore[reportPrivateUsage]
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        prompt = "a long prompt " * 1400
+        answers = [served.ask("/v1/videos", {"prompt": prompt}) for _ in range(20)]
+        full = answers[-1]
+        assert full.status == 507
+        told = ".kinora-jobs/jobs.sqlite cannot be used: database or disk is full"
+        assert full.complaint == told
+    for body in (*shown, full.body):
+        assert str(tmp_path).encode() not in body
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, None),
+        ("/a/out/b.mp4 and `/a/out/c` stay", "b.mp4 and `c` stay"),
+        ("the disk is full: /a/out cannot be written", "the disk is full: . cannot be written"),
+        ("(/a/out) or /a/out. file:///a/out/b", "(.) or .. file://b"),
+        ("/a/output/b, /z/a/out/b, /a/out.old", "/a/output/b, /z/a/out/b, /a/out.old"),
+    ],
+)
+def test_files_are_named_from_the_output_folder_on(text: str | None, told: str | None) -> None:
+    assert wire.within(Path("/a/out"), text) == told

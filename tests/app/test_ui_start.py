@@ -12,13 +12,14 @@ pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[u
 
 _PAGE = """
 import os, sys, tempfile
+from pathlib import Path
 from kinora.app.ui import later, server
 from kinora.app.ui.guard import Access
 from kinora.pipelines.jobs import Jobs
 before = len(sys.meta_path)
 later.defer(*server.LATER)
 later.without_stubs()
-server.application(Jobs(tempfile.mkdtemp()), Access(None))
+server.application(Jobs(tempfile.mkdtemp()), Access(None), Path(tempfile.mkdtemp()))
 heavy = ("torch._C", "pandas.core", "diffusers", "transformers")
 print("loaded:", [name for name in heavy if name in sys.modules])
 import torch

@@ -281,6 +281,34 @@ def test_what_a_killed_process_left_in_the_scratch_folder_is_removed(desk: Desk)
         assert again.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("link", "a symbolic link"), ("dangling", "a symbolic link"), ("file", "no folder")],
+)
+@pytest.mark.parametrize("place", [".kinora-jobs", ".kinora-jobs/scratch"])
+def test_what_stands_in_place_of_a_folder_is_told_and_left(
+    desk: Desk, tmp_path: Path, place: str, kind: str, told: str
+) -> None:
+    path, victim = desk.folder / place, tmp_path / "victim"
+    path.parent.mkdir(parents=True)
+    (victim / "scratch").mkdir(parents=True)
+    (victim / "scratch" / "precious").touch()
+    if kind == "file":
+        path.touch()
+    else:
+        path.symlink_to(victim if kind == "link" else tmp_path / "nothing")
+    with pytest.raises(OutputError) as raised, desk.open(start=False).scratch():
+        raise AssertionError
+    assert str(raised.value) == (
+        f"{path} is {told}, where Kinora keeps a folder of its own: "
+        "move it away, or choose another --output"
+    )
+    assert [it.relative_to(victim) for it in victim.rglob("*")] == [
+        Path("scratch"), Path("scratch/precious"),
+    ]  # fmt: skip
+    assert not (tmp_path / "nothing").exists() and os.path.lexists(path)
+
+
 def test_a_store_of_somebody_else_is_one_line(desk: Desk) -> None:
     hidden = desk.folder / ".kinora-jobs"
     hidden.mkdir(parents=True)
