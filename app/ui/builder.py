@@ -6,12 +6,14 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
 from ...accel import recipe as recipes
+from ...accel.errors import RecipeError
 from ...accel.facts import facts
 from ...accel.presets import MEASURED
 from ...accel.recipe import Recipe
@@ -74,11 +76,19 @@ class Builder:
 
     def shown(self, name: str, recipe: Recipe) -> dict[Any, Any]:
         """All of it as the recipe of that name has it."""
-        return {
-            self.recipe: gr.update(value=name, info=recipe.title),
-            self.presets: presets(name),
-            **self._standing(controls.values(recipe)),
-        }
+        found = controls.values(recipe)
+        update = {**self.named(name, found), **self._standing(found)}
+        return {**update, self.recipe: {**update[self.recipe], "value": name}}
+
+    def named(self, name: str, chosen: Mapping[str, Any]) -> dict[Any, Any]:
+        """What the recipe of that name is called, and its preset pressed, while it is as chosen."""
+        try:
+            recipe = recipes.find(name)
+        except RecipeError:  # the prediction says why
+            return {self.recipe: gr.update(info=""), self.presets: presets("")}
+        same = controls.settings(recipe, chosen) == ()
+        info = recipe.title if same else f"{Path(name).stem}, changed"
+        return {self.recipe: gr.update(info=info), self.presets: presets(name if same else "")}
 
     def selected(self, path: str, name: str | None) -> dict[Any, Any]:
         """The controls once a method or policy is chosen: all at its defaults."""
@@ -118,9 +128,10 @@ class Builder:
         return {self.toml: "", self.command: "", self.why: why}
 
     def greyed(self) -> list[Any]:
-        """What `told` and `untold` change."""
+        """What `named`, `told` and `untold` change."""
         lists = [it for (_, path), it in self.all_options().items() if path in _LISTS]
-        return [self.toml, self.command, self.why, *self.selectors.values(), *lists]
+        own = [self.recipe, self.presets, self.toml, self.command, self.why]
+        return [*own, *self.selectors.values(), *lists]
 
     def _greyed(self, refused: Refused) -> dict[Any, Any]:
         update: dict[Any, Any] = {}

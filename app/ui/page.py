@@ -198,7 +198,7 @@ class Page:
                 update[panel.fields[name]] = gr.Number(fields[name], step=step)
         return {
             **update,
-            panel.fields["model"]: gr.Dropdown(value=model, info=about),
+            panel.fields["model"]: gr.update(value=model, info=about),
             **panel.builder.shown(fields["recipe"], recipe),
             panel.status: view.restored(record),
             self._tabs: gr.Tabs(selected="generate"),
@@ -233,8 +233,10 @@ class Page:
 
     def predict(self, values: Values) -> Update:
         """What the run would do, in words, and how to ask for it elsewhere."""
-        panel = self._panel
+        panel, named = self._panel, Update()
         try:
+            name, chosen = values[panel.builder.recipe], panel.builder.chosen(values)
+            named = panel.builder.named(name or DENSE, chosen)
             asked = self.request(values)
             # Whether there is a prompt yet changes nothing.
             request = asked.model_copy(update={"prompt": EXAMPLE_PROMPT})
@@ -247,13 +249,15 @@ class Page:
                 told = view.refused(self.told(error))
             return {
                 panel.prediction: told,
+                **named,
                 **panel.builder.told(asked, choices.refused(request)),
             }
         except Exception as error:
             line = self.told(error)
             told = view.refused(line)
             known = view.worded(line) in (values.get(panel.status) or "")  # the run said the same
-            return {panel.prediction: "" if known else told, **panel.builder.untold(told)}
+            shown = "" if known else told
+            return {panel.prediction: shown, **named, **panel.builder.untold(told)}
 
     def _see(self, ids: Sequence[str]) -> list[Seen]:
         return [it for it in (see(self._jobs, id) for id in ids) if it is not None]
