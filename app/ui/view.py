@@ -126,8 +126,8 @@ def listing(seen: Sequence[Seen], *, more: bool = False) -> str:
     return f'{note}<ul class="k-jobs">{listed}</ul>{older if more else ""}'
 
 
-def prediction(plan: Plan, timed: Timed | None = None) -> str:
-    """What a run would do and need, and how long it would take."""
+def prediction(plan: Plan, timed: Timed | None = None, notices: Sequence[str] = ()) -> str:
+    """What a run would do and need, how long it would take, and what it would say besides."""
     request = plan.request
     fits = plan.memory.peak <= plan.free_bytes
     lines = [
@@ -146,7 +146,7 @@ def prediction(plan: Plan, timed: Timed | None = None) -> str:
         lines.append(str(error) if adjusted else f"{part.part} {part.verdict}: {part.why}")
     lines += [] if plan.parts else ["nothing accelerated: the stock pipeline"]
     bad = not fits or any(errors)
-    return remark("Predicted", lines, "k-bad" if bad else "")
+    return remark("Predicted", [*lines, *notices], "k-bad" if bad else "")
 
 
 def _lasting(timed: Timed | None) -> str:

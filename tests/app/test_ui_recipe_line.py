@@ -1,10 +1,8 @@
-"""The line under Recipe and the preset that is pressed: of what the fields ask for, nothing else."""
+"""The line under Recipe and the preset that is pressed: of what the fields ask for alone."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Generator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +10,12 @@ import pytest
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
 
+from standing import Standing, opened
+
 from kinora.accel import recipe as recipes
 from kinora.accel.presets import MEASURED
-from kinora.app.ui.gallery import Gallery
 from kinora.app.ui.page import Page
 from kinora.pipelines import cards
-from kinora.pipelines.jobs import Jobs
 from kinora.pipelines.request import Request, resolve
 from kinora.pipelines.sidecar import Machine, ModelRecord, Record
 
@@ -25,36 +23,24 @@ from kinora.pipelines.sidecar import Machine, ModelRecord, Record
 @pytest.fixture
 def page(tmp_path: Path) -> Generator[Page, None, None]:
     """The page over an empty folder; nothing is made."""
-    with closing(Jobs(tmp_path / "made")) as jobs:
-
-        async def made() -> Page:
-            return Page(jobs, Gallery(jobs.folder))
-
-        yield asyncio.run(made())
+    with opened(tmp_path / "made") as made:
+        yield made
 
 
-class Fields:
+class Fields(Standing):
     """What the fields of Generate hold, and what the page says of their recipe."""
 
-    def __init__(self, page: Page) -> None:
-        self._page, panel = page, page._panel  # pyright: ignore[reportPrivateUsage]
-        self.builder = panel.builder
-        self.values = {it: getattr(it, "value", None) for it in panel.inputs()}
-
-    def put(self, update: dict[Any, Any]) -> tuple[str, list[str]]:
+    def shown(self, update: dict[Any, Any]) -> tuple[str, list[str]]:
         """Take up what a handler returns; see `said`."""
-        for it, value in update.items():
-            told = value.get("value") if isinstance(value, dict) else getattr(value, "value", value)
-            if it in self.values and told is not None:
-                self.values[it] = told
-        return self._said(update)
+        self.put(update)
+        return self.said(update)
 
-    def set(self, group: str, path: str, value: Any) -> tuple[str, list[str]]:
+    def after(self, group: str, path: str, value: Any) -> tuple[str, list[str]]:
         """Change an option; see `said`."""
-        self.values[self.builder.options[group][path]] = value
-        return self._said(self._page.predict(self.values))
+        self.set(group, path, value)
+        return self.said(self.predicted())
 
-    def _said(self, update: dict[Any, Any]) -> tuple[str, list[str]]:
+    def said(self, update: dict[Any, Any]) -> tuple[str, list[str]]:
         """The line under Recipe, and the presets that are pressed."""
         shown = update[self.builder.presets]
         return update[self.builder.recipe]["info"], [
@@ -82,36 +68,36 @@ def test_a_restored_recipe_is_called_what_the_fields_ask_for(
 ) -> None:
     recipe = recipes.changed(recipes.find("fast"), (*settings, f"title={title}"))
     fields = Fields(page)
-    said = fields.put(page.restore(record(recipe.table())))
+    said = fields.shown(page.restore(record(recipe.table())))
     assert said == (line, [] if settings else ["fast"])
 
 
 def test_a_preset_that_is_changed_is_no_longer_it(page: Page) -> None:
     fields = Fields(page)
     whole = recipes.find("fast").title, ["fast"]
-    assert fields.put(page.preset("fast")) == whole
+    assert fields.shown(page.preset("fast")) == whole
     keep = fields.builder.options["attention.blade"]["attention.keep"]
     before = fields.values[keep]
     changed = "fast, changed", []
-    assert fields.set("attention.blade", "attention.keep", 0.4) == changed
-    assert fields.set("attention.blade", "attention.keep", -1) == changed, "refused"
-    assert fields.set("attention.blade", "attention.keep", before) == whole
+    assert fields.after("attention.blade", "attention.keep", 0.4) == changed
+    assert fields.after("attention.blade", "attention.keep", -1) == changed, "refused"
+    assert fields.after("attention.blade", "attention.keep", before) == whole
 
 
 def test_a_part_that_is_left_out_is_a_change(page: Page) -> None:
     fields = Fields(page)
     fields.put(page.preset("balanced"))
     fields.values[fields.builder.selectors["attention.method"]] = ""
-    assert fields.set("", "when", "faster") == ("balanced, changed", [])
+    assert fields.after("", "when", "faster") == ("balanced, changed", [])
 
 
 def test_what_is_no_recipe_has_no_line(page: Page) -> None:
-    assert Fields(page).put(page.preset("no such")) == ("", [])
+    assert Fields(page).shown(page.preset("no such")) == ("", [])
 
 
 def test_a_file_is_called_by_its_title_until_it_is_changed(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(recipes.changed(recipes.find("fast"), ("title=My own",)).to_toml())
     fields = Fields(page)
-    assert fields.put(page.preset(str(file))) == ("My own", [])
-    assert fields.set("", "when", "always") == ("mine, changed", [])
+    assert fields.shown(page.preset(str(file))) == ("My own", [])
+    assert fields.after("", "when", "always") == ("mine, changed", [])
