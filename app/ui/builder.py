@@ -21,7 +21,8 @@ from ...pipelines.choices import Refused
 from ...pipelines.request import DENSE, Request
 from . import controls, spelling
 from .acting import acting
-from .fields import in_titles, listed
+from .fields import listed
+from .view import worded
 
 _TITLES = {"attention.method": "Attention method", "steps.policy": "Step policy"}
 _PARTS = {
@@ -234,7 +235,7 @@ def reasons(refused: Refused) -> str:
         lines += [f"{what} {', '.join(names)}: {why}" for why, names in by_reason.items()]
     if not lines:
         return ""
-    items = "".join(f"<li>{escape(in_titles(line))}</li>" for line in lines)
+    items = "".join(f"<li>{worded(line)}</li>" for line in lines)
     return (
         '<details class="k-remark"><summary>What cannot run here, and why</summary>'
         f"<ul>{items}</ul></details>"

@@ -91,18 +91,9 @@ def lay_out(page: Fields) -> Panel:
             drawing = Drawing(page)
     fields = {"prompt": prompt, **fields, "image": image.id, "recipe": builder.recipe, **advanced}
     return Panel(
-        fields,
-        builder,
-        prediction,
-        generate,
-        cancel,
-        status,
-        result,
-        dropped,
-        drawing,
-        image,
-        words,
-    )
+        fields, builder, prediction, generate, cancel, status, result, dropped, drawing,
+        image, words,
+    )  # fmt: skip
 
 
 def lay_out_history() -> History:

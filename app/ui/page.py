@@ -19,13 +19,7 @@ from ...accel.recipe import Recipe
 from ...pipelines import cards, choices, planning, sidecar, timing, together, vocabulary
 from ...pipelines.errors import KinoraError
 from ...pipelines.jobs import Jobs
-from ...pipelines.request import (
-    DEFAULT_MODEL,
-    DENSE,
-    EXAMPLE_PROMPT,
-    Request,
-    check_image_given,
-)
+from ...pipelines.request import DEFAULT_MODEL, DENSE, EXAMPLE_PROMPT, Request, check_image_given
 from ...pipelines.sidecar import Record
 from . import form, view, wire
 from .acting import said
