@@ -44,6 +44,7 @@ class Builder:
     """
 
     recipe: gr.Dropdown
+    line: gr.HTML
     presets: gr.HTML
     selectors: dict[str, gr.Dropdown]
     about: dict[str, gr.HTML]
@@ -66,7 +67,14 @@ class Builder:
     def changed(self) -> list[Any]:
         """What `shown` changes."""
         about = self.about.values()
-        return [self.recipe, self.presets, *self.inputs(), *self.columns.values(), *about]
+        return [
+            self.recipe,
+            self.line,
+            self.presets,
+            *self.inputs(),
+            *self.columns.values(),
+            *about,
+        ]
 
     def chosen(self, values: Mapping[Component, Any]) -> controls.Values:
         """What its controls say, by what `--set` calls it; of groups that do not count, nothing."""
@@ -79,17 +87,18 @@ class Builder:
         """All of it as the recipe of that name has it."""
         found = controls.values(recipe)
         update = {**self.named(name, found), **self._standing(found)}
-        return {**update, self.recipe: {**update[self.recipe], "value": name}}
+        return {**update, self.recipe: gr.update(value=name)}
 
     def named(self, name: str, chosen: Mapping[str, Any]) -> dict[Any, Any]:
         """What the recipe of that name is called, and its preset pressed, while it is as chosen."""
         try:
             recipe = recipes.find(name)
         except RecipeError:  # the prediction says why
-            return {self.recipe: gr.update(info=""), self.presets: presets("")}
+            return {self.line: "", self.presets: presets("")}
         same = controls.settings(recipe, chosen) == ()
-        info = recipe.title if same else f"{Path(name).stem}, changed"
-        return {self.recipe: gr.update(info=info), self.presets: presets(name if same else "")}
+        told = recipe.title if same else f"{Path(name).stem}, changed"
+        # Not as the field's info: an update of it on its way would undo a choice made meanwhile.
+        return {self.line: _line(told), self.presets: presets(name if same else "")}
 
     def selected(self, path: str, name: str | None) -> dict[Any, Any]:
         """The controls once a method or policy is chosen: all at its defaults."""
@@ -131,7 +140,7 @@ class Builder:
     def greyed(self) -> list[Any]:
         """What `named`, `told` and `untold` change."""
         lists = [it for (_, path), it in self.all_options().items() if path in _LISTS]
-        own = [self.recipe, self.presets, self.toml, self.command, self.why]
+        own = [self.line, self.presets, self.toml, self.command, self.why]
         return [*own, *self.selectors.values(), *lists]
 
     def _greyed(self, refused: Refused) -> dict[Any, Any]:
@@ -153,7 +162,8 @@ def lay_out() -> Builder:
     """Make the components, as the dense recipe has them."""
     first = recipes.find(DENSE)
     shown = acting("k-presets", presets(DENSE))
-    recipe = listed("recipe", DENSE, recipes.names(), first.title)
+    recipe = listed("recipe", DENSE, recipes.names(), "")
+    line = gr.HTML(_line(first.title), elem_id="k-recipe-line")
     with gr.Accordion("Every method and option", open=False, elem_id="k-builder"):
         selectors: dict[str, gr.Dropdown] = {}
         abouts: dict[str, gr.HTML] = {}
@@ -190,7 +200,11 @@ def lay_out() -> Builder:
         label="As a command line", lines=1, max_lines=4, interactive=False, buttons=["copy"],
         elem_id="k-command",
     )  # fmt: skip
-    return Builder(recipe, shown, selectors, abouts, options, columns, why, toml, command)
+    return Builder(recipe, line, shown, selectors, abouts, options, columns, why, toml, command)
+
+
+def _line(told: str) -> str:
+    return f'<p class="k-facts">{escape(told)}</p>'
 
 
 def presets(chosen: str) -> str:

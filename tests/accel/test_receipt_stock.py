@@ -10,12 +10,10 @@ from kinora.accel.receipt import AttentionReceipt, CacheReceipt, Receipt, StepsR
 
 
 def attention(**ran: Any) -> AttentionReceipt:
+    told: dict[str, Any] = {"kernels": {}, "dense": {"because": 4}, **ran}
     return AttentionReceipt(
-        **{
-            "asked": "a", "layers": 1, "calls": 4, "kernels": {}, "dense": {"because": 4},
-            "fallbacks": [], "density": 1.0, "density_by_layer": [1.0], **ran,
-        }
-    )  # fmt: skip
+        asked="a", layers=1, calls=4, fallbacks=[], density=1.0, density_by_layer=[1.0], **told
+    )
 
 
 def steps(pattern: str) -> StepsReceipt:
@@ -49,7 +47,6 @@ def cache(evaluated: int, halved: int = 0) -> CacheReceipt:
     ],
 )
 def test_a_receipt_says_whether_all_ran_as_without_it(parts: dict[str, Any], stock: bool) -> None:
-    receipt = Receipt(
-        **{"recipe": {"when": "faster"}, "strict": False, "steps": 4, "attention": None, **parts}
-    )
+    told: dict[str, Any] = {"attention": None, **parts}
+    receipt = Receipt(recipe={"when": "faster"}, strict=False, steps=4, **told)
     assert receipt.stock is stock

@@ -43,9 +43,8 @@ class Fields(Standing):
     def said(self, update: dict[Any, Any]) -> tuple[str, list[str]]:
         """The line under Recipe, and the presets that are pressed."""
         shown = update[self.builder.presets]
-        return update[self.builder.recipe]["info"], [
-            it for it in MEASURED if f'data-id="{it}" aria-pressed="true"' in shown
-        ]
+        line = update[self.builder.line].removeprefix('<p class="k-facts">').removesuffix("</p>")
+        return line, [it for it in MEASURED if f'data-id="{it}" aria-pressed="true"' in shown]
 
 
 def record(recipe: dict[str, Any]) -> Record:
