@@ -167,6 +167,18 @@ class Receipt(_Part):
             None if self.attention is None or not self.attention.calls else self.attention.density
         )
 
+    @property
+    def stock(self) -> bool:
+        """Whether nothing ran otherwise than without the recipe, whatever that asked for."""
+        attention, policy, cache = self.attention, self.policy, self.cache
+        return not (
+            self.processes > 1
+            or self.skipped
+            or (attention is not None and (attention.kernels or attention.dense_kernels))
+            or (policy is not None and policy.pattern.strip("C"))
+            or (cache is not None and (cache.evaluated < cache.calls or cache.halved))
+        )
+
     def words(self) -> list[str]:
         """The same in plain sentences."""
         if not set(self.recipe) - {"title", "when"}:

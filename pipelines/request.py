@@ -235,16 +235,22 @@ def _size(request: Request, card: Card) -> tuple[int, int]:
     return width, height
 
 
+def check_image_given(request: Request, card: Card) -> None:
+    """Raises `RequestError` where `card` needs an image, as `resolve` does unless told not to."""
+    if card.takes_image and request.image is None:
+        raise RequestError(
+            f"{card.name} ({card.pipeline}) makes a video from an image: say which by --image"
+        )
+
+
 def _image(request: Request, card: Card, *, read: bool) -> tuple[str | None, str | None]:
     """The absolute path of the image, and its SHA-256."""
     given, expected = request.image, request.image_sha256
     if given is None:
         if expected is not None:
             raise RequestError("image_sha256 stands without an image: give the image too")
-        if card.takes_image and read:
-            raise RequestError(
-                f"{card.name} ({card.pipeline}) makes a video from an image: say which by --image"
-            )
+        if read:
+            check_image_given(request, card)
         return None, None
     if not card.takes_image:
         raise RequestError(f"{card.name} ({card.pipeline}) takes no image: leave --image out")

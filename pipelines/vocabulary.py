@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, cast
 
 from .cards import Card
@@ -110,8 +112,16 @@ def _word_level(card: Card) -> tuple[dict[str, Any], str] | None:
             file = folder.path / part / "tokenizer.json"
             if not part.startswith("tokenizer") or not file.is_file():
                 continue
-            content = read_object(file)
-            model = content.get("model")
-            if isinstance(model, dict) and cast("dict[str, Any]", model).get("type") == "WordLevel":
+            content = _word_level_content(file, file.stat().st_mtime_ns)
+            if content is not None:
                 return content, str(file)
     return None
+
+
+@lru_cache(maxsize=8)
+def _word_level_content(file: Path, changed_ns: int) -> dict[str, Any] | None:
+    """Of a file that changed then: others are large, and are asked for with every prompt."""
+    content = read_object(file)
+    model = content.get("model")
+    word_level = isinstance(model, dict) and cast("dict[str, Any]", model).get("type")
+    return content if word_level == "WordLevel" else None

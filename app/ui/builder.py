@@ -6,12 +6,14 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
 from ...accel import recipe as recipes
+from ...accel.errors import RecipeError
 from ...accel.facts import facts
 from ...accel.presets import MEASURED
 from ...accel.recipe import Recipe
@@ -19,7 +21,8 @@ from ...pipelines.choices import Refused
 from ...pipelines.request import DENSE, Request
 from . import controls, spelling
 from .acting import acting
-from .fields import in_titles, listed
+from .fields import listed
+from .view import worded
 
 _TITLES = {"attention.method": "Attention method", "steps.policy": "Step policy"}
 _PARTS = {
@@ -41,6 +44,7 @@ class Builder:
     """
 
     recipe: gr.Dropdown
+    line: gr.HTML
     presets: gr.HTML
     selectors: dict[str, gr.Dropdown]
     about: dict[str, gr.HTML]
@@ -63,7 +67,14 @@ class Builder:
     def changed(self) -> list[Any]:
         """What `shown` changes."""
         about = self.about.values()
-        return [self.recipe, self.presets, *self.inputs(), *self.columns.values(), *about]
+        return [
+            self.recipe,
+            self.line,
+            self.presets,
+            *self.inputs(),
+            *self.columns.values(),
+            *about,
+        ]
 
     def chosen(self, values: Mapping[Component, Any]) -> controls.Values:
         """What its controls say, by what `--set` calls it; of groups that do not count, nothing."""
@@ -74,11 +85,20 @@ class Builder:
 
     def shown(self, name: str, recipe: Recipe) -> dict[Any, Any]:
         """All of it as the recipe of that name has it."""
-        return {
-            self.recipe: gr.update(value=name, info=recipe.title),
-            self.presets: presets(name),
-            **self._standing(controls.values(recipe)),
-        }
+        found = controls.values(recipe)
+        update = {**self.named(name, found), **self._standing(found)}
+        return {**update, self.recipe: gr.update(value=name)}
+
+    def named(self, name: str, chosen: Mapping[str, Any]) -> dict[Any, Any]:
+        """What the recipe of that name is called, and its preset pressed, while it is as chosen."""
+        try:
+            recipe = recipes.find(name)
+        except RecipeError:  # the prediction says why
+            return {self.line: "", self.presets: presets("")}
+        same = controls.settings(recipe, chosen) == ()
+        told = recipe.title if same else f"{Path(name).stem}, changed"
+        # Not as the field's info: an update of it on its way would undo a choice made meanwhile.
+        return {self.line: _line(told), self.presets: presets(name if same else "")}
 
     def selected(self, path: str, name: str | None) -> dict[Any, Any]:
         """The controls once a method or policy is chosen: all at its defaults."""
@@ -118,9 +138,10 @@ class Builder:
         return {self.toml: "", self.command: "", self.why: why}
 
     def greyed(self) -> list[Any]:
-        """What `told` and `untold` change."""
+        """What `named`, `told` and `untold` change."""
         lists = [it for (_, path), it in self.all_options().items() if path in _LISTS]
-        return [self.toml, self.command, self.why, *self.selectors.values(), *lists]
+        own = [self.line, self.presets, self.toml, self.command, self.why]
+        return [*own, *self.selectors.values(), *lists]
 
     def _greyed(self, refused: Refused) -> dict[Any, Any]:
         update: dict[Any, Any] = {}
@@ -141,7 +162,8 @@ def lay_out() -> Builder:
     """Make the components, as the dense recipe has them."""
     first = recipes.find(DENSE)
     shown = acting("k-presets", presets(DENSE))
-    recipe = listed("recipe", DENSE, recipes.names(), first.title)
+    recipe = listed("recipe", DENSE, recipes.names(), "")
+    line = gr.HTML(_line(first.title), elem_id="k-recipe-line")
     with gr.Accordion("Every method and option", open=False, elem_id="k-builder"):
         selectors: dict[str, gr.Dropdown] = {}
         abouts: dict[str, gr.HTML] = {}
@@ -178,7 +200,11 @@ def lay_out() -> Builder:
         label="As a command line", lines=1, max_lines=4, interactive=False, buttons=["copy"],
         elem_id="k-command",
     )  # fmt: skip
-    return Builder(recipe, shown, selectors, abouts, options, columns, why, toml, command)
+    return Builder(recipe, line, shown, selectors, abouts, options, columns, why, toml, command)
+
+
+def _line(told: str) -> str:
+    return f'<p class="k-facts">{escape(told)}</p>'
 
 
 def presets(chosen: str) -> str:
@@ -223,7 +249,7 @@ def reasons(refused: Refused) -> str:
         lines += [f"{what} {', '.join(names)}: {why}" for why, names in by_reason.items()]
     if not lines:
         return ""
-    items = "".join(f"<li>{escape(in_titles(line))}</li>" for line in lines)
+    items = "".join(f"<li>{worded(line)}</li>" for line in lines)
     return (
         '<details class="k-remark"><summary>What cannot run here, and why</summary>'
         f"<ul>{items}</ul></details>"

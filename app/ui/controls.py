@@ -21,6 +21,7 @@ from ...accel.recipe import Recipe
 
 Values = dict[str, Any]
 """By what `--set` calls an option or a selector."""
+_SHORT = frozenset(("qk", "pv", "cfg"))
 _SLIDER_SPAN = 100  # whole numbers over more than that are easier typed
 
 
@@ -113,8 +114,7 @@ def settings(recipe: Recipe, chosen: Mapping[str, Any]) -> tuple[str, ...] | Non
 
 def control(option: Option, value: Any) -> Component:
     """The control for an option: its kind, range, choices, unit and help come from it."""
-    name = option.name.replace("_", " ").capitalize()
-    label = f"{name} ({option.unit})" if option.unit else name
+    label = _label(option)
     if option.choices:
         return gr.Dropdown(list(option.choices), value=value, label=label, info=option.help)
     if option.kind is bool:
@@ -130,6 +130,16 @@ def control(option: Option, value: Any) -> Component:
         )
     # No bounds for the field: what is out of range is refused by the recipe, in its own words.
     return gr.Number(value, label=label, info=option.help, step=step)
+
+
+def _label(option: Option) -> str:
+    """Its name, and its unit where the name does not say it."""
+    words = option.name.split("_")
+    told = " ".join(it.upper() if it in _SHORT else it for it in words)
+    name = told[0].upper() + told[1:]
+    # "of the steps" and "steps" of a `from_step`
+    unit = option.unit.rpartition(" ")[2].removesuffix("s")
+    return name if not unit or {unit, f"{unit}s"} & set(words) else f"{name} ({option.unit})"
 
 
 def _slides(option: Option) -> bool:

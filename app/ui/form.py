@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any, cast
 
 from ...accel import recipe as recipes
 from ...accel.recipe import Recipe
+from ...pipelines import vocabulary
 from ...pipelines.cards import Card
-from ...pipelines.errors import RequestError, explain_invalid
+from ...pipelines.errors import KinoraError, RequestError, explain_invalid
 from ...pipelines.request import DENSE, Request
 from ...pipelines.sidecar import Record
 from .controls import settings, values
@@ -70,3 +72,17 @@ def steps(card: Card) -> dict[str, float]:
 def about(card: Card) -> str:
     """What the model is, in a line."""
     return f"{card.title or card.pipeline} (licence: {card.licence})"
+
+
+def words(card: Card) -> str:
+    """The words that the model knows, folded; nothing where it knows any, or cannot be asked."""
+    try:
+        known = vocabulary.words(card)
+    except KinoraError:  # damaged: the prediction says so
+        known = None
+    if known is None:
+        return ""
+    return (
+        '<details class="k-remark"><summary>Words it knows</summary>'
+        f"<p>{escape(' '.join(known))}</p></details>"
+    )

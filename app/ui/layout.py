@@ -51,6 +51,7 @@ class Panel:
     dropped: gr.File
     drawing: Drawing
     image: ImageField
+    words: gr.HTML
 
     def inputs(self) -> list[Component]:
         """Everything that a request is made from."""
@@ -69,6 +70,7 @@ def lay_out(page: Fields) -> Panel:
             prompt = gr.Textbox(
                 EXAMPLE_PROMPT, label="Prompt", lines=2, max_lines=8, elem_id="k-prompt"
             )
+            words = gr.HTML(form.words(cards.find(DEFAULT_MODEL)), elem_id="k-words")
             with gr.Row():
                 generate = gr.Button("Generate", variant="primary", elem_id="k-generate", scale=2)
                 cancel = gr.Button("Cancel", interactive=False, elem_id="k-cancel", min_width=90)
@@ -89,8 +91,9 @@ def lay_out(page: Fields) -> Panel:
             drawing = Drawing(page)
     fields = {"prompt": prompt, **fields, "image": image.id, "recipe": builder.recipe, **advanced}
     return Panel(
-        fields, builder, prediction, generate, cancel, status, result, dropped, drawing, image
-    )
+        fields, builder, prediction, generate, cancel, status, result, dropped, drawing,
+        image, words,
+    )  # fmt: skip
 
 
 def lay_out_history() -> History:

@@ -16,10 +16,10 @@ from fastapi.concurrency import run_in_threadpool
 
 from ...accel import recipe as recipes
 from ...accel.recipe import Recipe
-from ...pipelines import cards, choices, planning, sidecar, timing, together
+from ...pipelines import cards, choices, planning, sidecar, timing, together, vocabulary
 from ...pipelines.errors import KinoraError
 from ...pipelines.jobs import Jobs
-from ...pipelines.request import DEFAULT_MODEL, DENSE, EXAMPLE_PROMPT, Request
+from ...pipelines.request import DEFAULT_MODEL, DENSE, EXAMPLE_PROMPT, Request, check_image_given
 from ...pipelines.sidecar import Record
 from . import form, view, wire
 from .acting import said
@@ -99,7 +99,7 @@ class Page:
         panel.cancel.click(self.cancel, None, panel.cancel, **BRIEF)
         builder = panel.builder
         described = [model, *(panel.fields[name] for name in form.BY_CARD)]
-        described += panel.image.changed()
+        described += [*panel.image.changed(), panel.words]
         panel.image.wire(self._jobs.uploads)
         cast("Any", model).input(self.describe, model, described, **BRIEF)
         recipe.input(self.preset, recipe, builder.changed(), **BRIEF)
@@ -118,7 +118,8 @@ class Page:
     def restoring(self) -> list[Any]:
         """The components that `restore` changes."""
         panel = self._panel
-        parts = [*panel.builder.changed(), *panel.image.changed(), panel.status, self._tabs]
+        own = [panel.words, panel.status, self._tabs]
+        parts = [*panel.builder.changed(), *panel.image.changed(), *own]
         return list(dict.fromkeys((*panel.fields.values(), *parts)))
 
     async def generate(self, values: Values, asker: gr.Request) -> AsyncGenerator[Update, None]:
@@ -193,13 +194,13 @@ class Page:
         model, about = fields["model"], ""
         with suppress(KinoraError):  # gone since: the prediction says so
             card = cards.find(model)
-            about = form.about(card)
+            about, update[panel.words] = form.about(card), form.words(card)
             update |= panel.image.standing(card, record.request.image_sha256)
             for name, step in form.steps(card).items():
                 update[panel.fields[name]] = gr.Number(fields[name], step=step)
         return {
             **update,
-            panel.fields["model"]: gr.Dropdown(value=model, info=about),
+            panel.fields["model"]: gr.update(value=model, info=about),
             **panel.builder.shown(fields["recipe"], recipe),
             panel.status: view.restored(record),
             self._tabs: gr.Tabs(selected="generate"),
@@ -211,14 +212,16 @@ class Page:
         try:
             card = cards.find(model or DEFAULT_MODEL)
         except KinoraError:
-            return {panel.fields["model"]: gr.Dropdown(info="")}  # the prediction says why
+            # The prediction says why.
+            return {panel.fields["model"]: gr.Dropdown(info=""), panel.words: ""}
         values, steps = form.defaults(card), form.steps(card)
         told = {
             panel.fields[name]: gr.Number(value, step=steps.get(name, 1))
             for name, value in values.items()
         }
         about = gr.Dropdown(info=form.about(card))
-        return {panel.fields["model"]: about, **told, **panel.image.standing(card)}
+        told |= {panel.fields["model"]: about, panel.words: form.words(card)}
+        return {**told, **panel.image.standing(card)}
 
     def press(self, event: gr.EventData) -> Update:
         """Choose the preset whose button was pressed."""
@@ -234,27 +237,35 @@ class Page:
 
     def predict(self, values: Values) -> Update:
         """What the run would do, in words, and how to ask for it elsewhere."""
-        panel = self._panel
+        panel, named = self._panel, Update()
         try:
+            name, chosen = values[panel.builder.recipe], panel.builder.chosen(values)
+            named = panel.builder.named(name or DENSE, chosen)
             asked = self.request(values)
             # Whether there is a prompt yet changes nothing.
-            request = asked.model_copy(update={"prompt": EXAMPLE_PROMPT})
-            plan = planning.plan(request)
+            prompt = asked.prompt if asked.prompt.strip() else EXAMPLE_PROMPT
+            request = asked.model_copy(update={"prompt": prompt})
+            plan, card = planning.plan(request), cards.find(request.model)
+            check_image_given(request, card)
             timed = timing.timed(plan, (it.record for it in self._gallery.items()))
-            told = view.prediction(plan, timed)
+            texts = filter(None, (asked.prompt.strip(), asked.negative_prompt))
+            unknown = list(filter(None, (vocabulary.warning(card, it) for it in texts)))
+            told = view.prediction(plan, timed, unknown)
             try:
                 together.check_alone(plan.request.recipe)
             except KinoraError as error:  # elsewhere it can run: it is there to copy
                 told = view.refused(self.told(error))
             return {
                 panel.prediction: told,
+                **named,
                 **panel.builder.told(asked, choices.refused(request)),
             }
         except Exception as error:
             line = self.told(error)
             told = view.refused(line)
             known = view.worded(line) in (values.get(panel.status) or "")  # the run said the same
-            return {panel.prediction: "" if known else told, **panel.builder.untold(told)}
+            shown = "" if known else told
+            return {panel.prediction: shown, **named, **panel.builder.untold(told)}
 
     def _see(self, ids: Sequence[str]) -> list[Seen]:
         return [it for it in (see(self._jobs, id) for id in ids) if it is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -15,6 +16,7 @@ from ...pipelines.timing import Timed
 from .fields import in_titles
 from .seen import Seen, phase, recipe_name
 
+_CODE = re.compile("`([^`]+)`")
 EMPTY = '<div class="k-frame k-empty">The video appears here.</div>'
 _ACTIONS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "queued": (("cancel", "Cancel"),),
@@ -40,8 +42,7 @@ def status(seen: Sequence[Seen]) -> str:
         lines.append(doing(current, 1 + seen.index(current), len(seen)))
     told = dict.fromkeys(_ending(it) for it in seen if it.phase in ("failed", "cancelled"))
     lines += told
-    notices = dict.fromkeys(text for it in seen for text in it.notices)
-    lines += [f'<p class="k-notice">{worded(text)}</p>' for text in notices]
+    lines += [f'<p class="k-notice">{worded(text)}</p>' for text in _notices(seen)]
     return _status(phase(seen), lines)
 
 
@@ -126,8 +127,8 @@ def listing(seen: Sequence[Seen], *, more: bool = False) -> str:
     return f'{note}<ul class="k-jobs">{listed}</ul>{older if more else ""}'
 
 
-def prediction(plan: Plan, timed: Timed | None = None) -> str:
-    """What a run would do and need, and how long it would take."""
+def prediction(plan: Plan, timed: Timed | None = None, notices: Sequence[str] = ()) -> str:
+    """What a run would do and need, how long it would take, and what it would say besides."""
     request = plan.request
     fits = plan.memory.peak <= plan.free_bytes
     lines = [
@@ -146,7 +147,7 @@ def prediction(plan: Plan, timed: Timed | None = None) -> str:
         lines.append(str(error) if adjusted else f"{part.part} {part.verdict}: {part.why}")
     lines += [] if plan.parts else ["nothing accelerated: the stock pipeline"]
     bad = not fits or any(errors)
-    return remark("Predicted", lines, "k-bad" if bad else "")
+    return remark("Predicted", [*lines, *notices], "k-bad" if bad else "")
 
 
 def _lasting(timed: Timed | None) -> str:
@@ -176,8 +177,8 @@ def remark(heading: str, lines: Sequence[str], mark: str = "") -> str:
 
 
 def worded(text: str) -> str:
-    """A text of Kinora's as HTML, in the page's words."""
-    return escape(in_titles(text))
+    """A text of Kinora's as HTML, in the page's words, with code where backticks say so."""
+    return _CODE.sub(r"<code>\1</code>", escape(in_titles(text)))
 
 
 def prompt(request: Resolved) -> str:
@@ -200,6 +201,18 @@ def settings(request: Resolved) -> str:
 
 def _status(phase: str, lines: Sequence[str]) -> str:
     return f'<div role="status" data-phase="{phase}">{"".join(lines)}</div>'
+
+
+def _notices(seen: Sequence[Seen]) -> list[str]:
+    """What jobs say besides, each once; of which recipe it is, unless it is of the first too."""
+    by_text: dict[str, dict[str, None]] = {}
+    for it in seen:
+        for text in it.notices:
+            by_text.setdefault(text, {})[recipe_name(it.job.row.request.recipe)] = None
+    first = recipe_name(seen[0].job.row.request.recipe) if seen else ""
+    return [
+        text if first in names else f"{', '.join(names)}: {text}" for text, names in by_text.items()
+    ]
 
 
 def _ending(seen: Seen) -> str:

@@ -66,6 +66,23 @@ def test_a_unit_stands_in_the_label() -> None:
     assert made.label == "Some name (layers)"
 
 
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("attention.qk", "QK"), ("attention.pv", "PV"), ("parallel.cfg", "CFG (processes)"),
+        ("attention.from_step", "From step"), ("attention.from_layer", "From layer"),
+        ("steps.lagrange_step", "Lagrange step"), ("steps.max_skip", "Max skip (steps)"),
+        ("attention.levels", "Levels"), ("steps.fn_compute_blocks", "Fn compute blocks"),
+        ("attention.beta", "Beta (standard deviations)"),
+        ("steps.retention_ratio", "Retention ratio (of the steps)"),
+    ],
+)  # fmt: skip
+def test_a_label_has_the_unit_that_the_name_does_not(path: str, label: str) -> None:
+    known = {path: it for group in controls.groups().values() for path, it in group.items()}
+    made: Any = controls.control(known[path], known[path].default)
+    assert made.label == label
+
+
 @pytest.mark.parametrize("group", controls.groups())
 def test_every_option_has_a_control_that_takes_its_default(group: str) -> None:
     for it in controls.groups()[group].values():

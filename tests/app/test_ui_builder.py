@@ -12,7 +12,6 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Generator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,14 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
 
+from standing import Standing, opened
+
 from kinora.accel import recipe as recipes
 from kinora.accel.presets import MEASURED
 from kinora.app.ui import builder, controls, spelling
-from kinora.app.ui.gallery import Gallery
 from kinora.app.ui.page import Page
 from kinora.pipelines import cards, choices, planning
 from kinora.pipelines.errors import KinoraError, RequestError
-from kinora.pipelines.jobs import Jobs
 from kinora.pipelines.request import Request, resolve
 
 Cli = Callable[..., Any]
@@ -39,45 +38,8 @@ PROMPT = "a red circle"
 @pytest.fixture
 def page(tmp_path: Path) -> Generator[Page, None, None]:
     """The page over an empty folder; nothing is made."""
-    with closing(Jobs(tmp_path / "made")) as jobs:
-
-        async def made() -> Page:
-            return Page(jobs, Gallery(jobs.folder))
-
-        yield asyncio.run(made())  # gradio makes loops of its own where none runs, and leaves them
-
-
-class Standing:
-    """What the components of a page hold, as a browser would send it."""
-
-    def __init__(self, page: Page) -> None:
-        self.page, self.panel = page, page._panel  # pyright: ignore[reportPrivateUsage]
-        self.builder = self.panel.builder
-        self.values = {it: getattr(it, "value", None) for it in self.panel.inputs()}
-
-    def put(self, update: dict[Any, Any]) -> None:
-        """Take up what a handler returns."""
-        for it, value in update.items():
-            told = value.get("value") if isinstance(value, dict) else value
-            if it in self.values and told is not None:
-                self.values[it] = told
-
-    def choose(self, path: str, name: str) -> None:
-        """Choose a method or policy."""
-        self.values[self.builder.selectors[path]] = name
-        self.put(self.builder.selected(path, name))
-
-    def set(self, group: str, path: str, value: Any) -> None:
-        """Change an option."""
-        self.values[self.builder.options[group][path]] = value
-
-    def request(self) -> Request:
-        """What is asked for."""
-        return self.page.request(self.values)
-
-    def predicted(self) -> dict[Any, Any]:
-        """What the page shows of it."""
-        return self.page.predict(self.values)
+    with opened(tmp_path / "made") as made:
+        yield made
 
 
 @pytest.mark.parametrize("named_only", [True, False])

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
 
-from kinora.accel.receipt import Receipt
+from kinora.accel.receipt import AttentionReceipt, Receipt
 from kinora.app.ui import compare
 from kinora.pipelines import cards
 from kinora.pipelines.errors import KinoraError
@@ -23,10 +23,22 @@ PROMPT = "a red <circle>"
 BALANCED = {"title": "x", "attention": {"method": "blade"}}
 
 
+def attention(**kernels: int) -> AttentionReceipt:
+    """Eight calls, those dense that no kernel has."""
+    dense = {"because": 8 - sum(kernels.values())} if sum(kernels.values()) < 8 else {}
+    return AttentionReceipt(
+        asked="blade", layers=1, calls=8, kernels=kernels, dense=dense, fallbacks=[], density=0.5,
+        density_by_layer=[0.5],
+    )  # fmt: skip
+
+
 def record(recipe: dict[str, Any], **stages_s: float) -> Record:
     """What a sidecar says of a video that took so long."""
     request = resolve(Request(prompt=PROMPT, width=96, height=96), cards.find("kinora-tiny"))
-    receipt = Receipt(recipe=recipe, strict=False, steps=2, attention=None, stages_s=stages_s)
+    receipt = Receipt(
+        recipe=recipe, strict=False, steps=2, attention=attention(cpu=8) if recipe else None,
+        stages_s=stages_s,
+    )  # fmt: skip
     model = ModelRecord(name="m", pipeline="p", repo=None, fingerprint="f", vae_dtype="float32")
     return Record(
         request=request.model_copy(update={"recipe": recipe}), model=model,
@@ -60,11 +72,20 @@ def test_figures_say_how_fast_and_how_near(tmp_path: Path) -> None:
     html = compare.shown(compare.measure(*videos(tmp_path, 100, 100, 110)))
     assert "<td>8.00 s</td><td>4.00 s <b>2.00×</b></td><td>2.67 s <b>3.00×</b></td>" in html
     assert "<td>9.01 s</td><td>5.01 s <b>1.80×</b></td>" in html, "of all three stages"
-    assert "<td>0.01 s</td><td>0.01 s <b></b></td>" in html, "too short for a ratio"
+    assert "<td>0.01 s</td><td>0.01 s</td>" in html, "too short for a ratio"
     assert "<td>–</td><td>equal</td><td>28.13 dB</td>" in html
     assert html.count("<video") == 3 and 'data-frames="33"' in html
     assert "<circle>" not in html and "shows what was asked" not in html
     assert "since the model was loaded" not in html
+
+
+def test_what_ran_dense_has_no_ratio(tmp_path: Path) -> None:
+    jobs, seen = videos(tmp_path, 100, 100, 110)
+    dense = seen[1].record.receipt.model_copy(update={"attention": attention()})
+    seen[1].record = seen[1].record.model_copy(update={"receipt": dense})
+    html = compare.shown(compare.measure(jobs, seen))
+    assert "<td>8.00 s</td><td>4.00 s</td><td>2.67 s <b>3.00×</b></td>" in html
+    assert "ran: all 8 attention calls dense" in html
 
 
 def test_that_the_model_was_loaded_is_told(tmp_path: Path) -> None:

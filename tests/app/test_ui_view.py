@@ -66,9 +66,37 @@ def record(**fields: Any) -> Record:
 )
 def test_what_is_said_on_the_page_has_its_words(text: str, expected: str) -> None:
     assert fields.in_titles(text) == expected
-    assert escape(expected) in view.failed(text)
-    assert escape(expected) in view.refused(text)
-    assert escape(expected) in view.status([seen("running", notices=(text,))])
+    shown = re.sub("`(.*)`", r"<code>\1</code>", escape(expected))
+    assert shown in view.failed(text)
+    assert shown in view.refused(text)
+    assert shown in view.status([seen("running", notices=(text,))])
+
+
+def test_what_stands_between_backticks_is_code_and_stays_text() -> None:
+    told = view.worded("run `kinora <b> --size` or `x'y`, not ` <i>")
+    assert told == (
+        "run <code>kinora &lt;b&gt; --size</code> or <code>x&#x27;y</code>, not ` &lt;i&gt;"
+    )
+    assert view.worded("``") == "``"
+    assert "<li>a <code>&lt;b&gt;</code></li>" in view.remark("Predicted", ["a `<b>`"])
+
+
+def test_a_notice_of_several_recipes_says_of_which() -> None:
+    def job(name: str, id: int, *notices: str) -> Seen:
+        table = recipes.find(name).table() if name != "dense" else {}
+        request = RESOLVED.model_copy(update={"recipe": table})
+        return seen("running", id=id, request=request, notices=notices)
+
+    html = view.status([
+        job("dense", 1, "unknown word"), job("balanced", 2, "unknown word", "no gain", "<b>"),
+        job("fast", 3, "unknown word", "no gain", "no gain at all"),
+    ])  # fmt: skip
+    told = re.findall('<p class="k-notice">(.*?)</p>', html)
+    assert told == [
+        "unknown word", "balanced, fast: no gain", "balanced: &lt;b&gt;", "fast: no gain at all"
+    ]  # fmt: skip
+    html = view.status([job("fast", 1, "no gain"), job("fast", 2, "no gain")])
+    assert re.findall('<p class="k-notice">(.*?)</p>', html) == ["no gain"]
 
 
 def test_a_job_on_its_way_is_told_with_a_bar() -> None:
@@ -95,7 +123,8 @@ def test_a_job_on_its_way_is_told_with_a_bar() -> None:
         (
             seen("cancelled", latents=Path("x.latents.safetensors")),
             "cancelled",
-            "Cancelled: its latents are kept: finish with `kinora decode x.latents.safetensors`",
+            "Cancelled: its latents are kept: finish with <code>kinora decode "
+            "x.latents.safetensors</code>",
         ),
         (seen("interrupted", "Kinora was ended"), "failed", "Interrupted: Kinora was ended"),
         (seen("failed", "no <model>"), "failed", "no &lt;model&gt;"),
