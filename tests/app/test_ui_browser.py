@@ -99,7 +99,7 @@ def test_advanced_fields_a_recipe_file_and_several_videos(
     slider = "#k-options-attention-top-blocks input[type=range]"
     page.open_builder()
     page.until(lambda: page.find(slider).input_value() == "0.4")
-    assert "Mine" in page.text("recipe")
+    page.until(lambda: page.text("recipe-line") == "Mine")
     page.open_advanced()
     assert page.value("fps") == "16"
     page.fill(prompt="a red square", negative_prompt="blue", num_videos=0)
