@@ -138,9 +138,9 @@ class Builder:
         return {self.toml: "", self.command: "", self.why: why}
 
     def greyed(self) -> list[Any]:
-        """What `named`, `told` and `untold` change."""
+        """What `told` and `untold` change."""
         lists = [it for (_, path), it in self.all_options().items() if path in _LISTS]
-        own = [self.line, self.presets, self.toml, self.command, self.why]
+        own = [self.toml, self.command, self.why]
         return [*own, *self.selectors.values(), *lists]
 
     def _greyed(self, refused: Refused) -> dict[Any, Any]:

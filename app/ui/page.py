@@ -107,6 +107,11 @@ class Page:
         for path, selector in builder.selectors.items():
             chosen = partial(builder.selected, path)
             selector.input(chosen, selector, builder.changed(), **BRIEF)
+        # Not of a prediction: it comes late, and may not know yet what a preset has set.
+        gr.on(
+            [cast("Any", it).input for it in builder.inputs()], self.named, inputs,
+            [builder.line, builder.presets], trigger_mode="always_last", **BRIEF,
+        )  # fmt: skip
         restored = [*self.restoring(), panel.dropped]
         panel.dropped.upload(self.restore_file, panel.dropped, restored, **BRIEF)
         edits = [cast("Any", it).change for it in panel.inputs()]
@@ -235,12 +240,15 @@ class Page:
             recipe = Recipe()  # the prediction says why
         return self._panel.builder.shown(name or DENSE, recipe)
 
+    def named(self, values: Values) -> Update:
+        """What the recipe is called now that somebody has changed it."""
+        builder = self._panel.builder
+        return builder.named(values[builder.recipe] or DENSE, builder.chosen(values))
+
     def predict(self, values: Values) -> Update:
         """What the run would do, in words, and how to ask for it elsewhere."""
-        panel, named = self._panel, Update()
+        panel = self._panel
         try:
-            name, chosen = values[panel.builder.recipe], panel.builder.chosen(values)
-            named = panel.builder.named(name or DENSE, chosen)
             asked = self.request(values)
             # Whether there is a prompt yet changes nothing.
             prompt = asked.prompt if asked.prompt.strip() else EXAMPLE_PROMPT
@@ -257,7 +265,6 @@ class Page:
                 told = view.refused(self.told(error))
             return {
                 panel.prediction: told,
-                **named,
                 **panel.builder.told(asked, choices.refused(request)),
             }
         except Exception as error:
@@ -265,7 +272,7 @@ class Page:
             told = view.refused(line)
             known = view.worded(line) in (values.get(panel.status) or "")  # the run said the same
             shown = "" if known else told
-            return {panel.prediction: shown, **named, **panel.builder.untold(told)}
+            return {panel.prediction: shown, **panel.builder.untold(told)}
 
     def _see(self, ids: Sequence[str]) -> list[Seen]:
         return [it for it in (see(self._jobs, id) for id in ids) if it is not None]

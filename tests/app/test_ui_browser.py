@@ -46,6 +46,7 @@ def test_accelerations_are_chosen_in_the_builder(page: Page) -> None:
     assert page.find("#k-presets [aria-pressed=true]").get_attribute("data-id") == "fast"
     page.open_builder()
     page.choose("steps-policy", "shadow")
+    page.until(lambda: not page.count("#k-presets [aria-pressed=true]"))
     page.until(lambda: page.find("#k-options-steps-shadow").is_visible())
     page.until(lambda: page.value("command").endswith("--set steps.policy=shadow"))
     page.until(lambda: 'policy = "shadow"' in page.value("toml"))

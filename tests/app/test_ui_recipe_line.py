@@ -38,7 +38,7 @@ class Fields(Standing):
     def after(self, group: str, path: str, value: Any) -> tuple[str, list[str]]:
         """Change an option; see `said`."""
         self.set(group, path, value)
-        return self.said(self.predicted())
+        return self.said(self.page.named(self.values))
 
     def said(self, update: dict[Any, Any]) -> tuple[str, list[str]]:
         """The line under Recipe, and the presets that are pressed."""
