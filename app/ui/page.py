@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import traceback
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
@@ -102,8 +103,13 @@ class Page:
         described += [*panel.image.changed(), panel.words]
         panel.image.wire(self._jobs.uploads)
         cast("Any", model).input(self.describe, model, described, **BRIEF)
-        recipe.input(self.preset, recipe, builder.changed(), **BRIEF)
-        builder.presets.click(self.press, None, builder.changed(), **BRIEF)
+        # Controls that are not on the screen do not say that they have been set.
+        settled = gr.Textbox("", visible="hidden", elem_id="k-settled")
+        for it in (
+            recipe.input(self.preset, recipe, builder.changed(), **BRIEF),
+            builder.presets.click(self.press, None, builder.changed(), **BRIEF),
+        ):
+            it.then(lambda: secrets.token_hex(4), None, settled, **BRIEF)
         for path, selector in builder.selectors.items():
             chosen = partial(builder.selected, path)
             selector.input(chosen, selector, builder.changed(), **BRIEF)
@@ -116,7 +122,7 @@ class Page:
         panel.dropped.upload(self.restore_file, panel.dropped, restored, **BRIEF)
         edits = [cast("Any", it).change for it in panel.inputs()]
         gr.on(
-            [self.blocks.load, *edits], self.predict, *foretold,
+            [self.blocks.load, settled.change, *edits], self.predict, *foretold,
             trigger_mode="always_last", **BRIEF,
         )  # fmt: skip
 
