@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from .errors import RecipeError, hint
 
 LONGEST_TEXT = 20_000
-"""Characters of an option; a calibration of 1,000 steps is written in 8,000."""
+"""Characters of an option or a prompt: text encoders read some hundred words, and what `mag-cache`
+is told of 1,000 steps takes 8,000."""
 
 
 class Options(BaseModel):

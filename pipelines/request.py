@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
+from ..accel.options import LONGEST_TEXT
 from ..accel.presets import DENSE
 from . import images
 from .cards import Card
@@ -27,7 +28,6 @@ EXAMPLE_PROMPT = "a red circle moving left over a black background"
 MAX_VIDEOS = 1000
 MAX_STEPS = 1000  # schedulers are trained with as many noise levels
 MAX_SEED = 2**63 - 1
-LONGEST_TEXT = 20_000  # characters; text encoders read some hundred words
 MIN_FPS, MAX_FPS = 0.1, 240
 
 

@@ -146,10 +146,9 @@ def identity(resolved: Resolved) -> str:
     Fields that have their default do not count, so that new ones change no id, nor does what a
     recipe is called.
     """
-    content = resolved.model_dump(exclude=_NOT_ITS_OWN, exclude_defaults=True)
     recipe = {key: it for key, it in resolved.recipe.items() if key != "title"}
-    content = {key: it for key, it in content.items() if key != "recipe"}
-    content |= {"recipe": recipe} if recipe else {}
+    named = resolved.model_copy(update={"recipe": recipe})
+    content = named.model_dump(exclude=_NOT_ITS_OWN, exclude_defaults=True)
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:_ID_DIGITS]
 
