@@ -224,7 +224,9 @@ def efficiency(problem: Problem) -> float:
 def workspace(problem: Problem) -> int:
     """Whole tiles of queries, keys and values, and what one chunk gathers.
 
-    A tail is put behind the gathered keys and values in a copy of them, and masks them.
+    A tail is put behind the gathered keys and values in a copy of them, and masks them. In bfloat16
+    torch packs what is gathered into a second copy on processors with AMX: it is counted on all, so
+    that what is predicted is not of one machine.
     """
     tiles = problem.tensor_bytes(problem.queries + 2 * problem.keys)
     if problem.precision != INPUT:  # rounded ones in float32, twice while they are made
@@ -233,4 +235,5 @@ def workspace(problem: Problem) -> int:
     if problem.masked:
         one_row += _MASK_BYTES * problem.keys * problem.tile.query
     gathered = max(GATHERED_BYTES, one_row)
-    return tiles + gathered * (2 if problem.tail == "complement" else 1)
+    packed = problem.dtype == torch.bfloat16 and problem.precision == INPUT
+    return tiles + gathered * (2 if problem.tail == "complement" or packed else 1)
