@@ -42,6 +42,10 @@ class Fields(Protocol):
         """The components that it changes."""
         ...
 
+    def settle(self, event: Any) -> None:
+        """Predict anew once a handler has set them; `event` is what connecting it returned."""
+        ...
+
     def request(self, values: Values) -> Request:
         """What the fields ask for. Raises `KinoraError`."""
         ...
@@ -77,7 +81,8 @@ class History:
         gr.on([parts.model.input, parts.recipe.input], self.browse, filters, gallery, **BRIEF)
         parts.jobs.click(self.act, None, [parts.jobs, parts.opened, tabs], **BRIEF)
         parts.gallery.click(self.open, None, parts.opened, **BRIEF)
-        parts.opened.click(self.use, None, [parts.opened, *self._page.restoring()], **BRIEF)
+        restored = [parts.opened, *self._page.restoring()]
+        self._page.settle(parts.opened.click(self.use, None, restored, **BRIEF))
 
     def listing(self) -> str:
         """What is being made, then the newest jobs."""

@@ -102,29 +102,36 @@ class Page:
         described = [model, *(panel.fields[name] for name in form.BY_CARD)]
         described += [*panel.image.changed(), panel.words]
         panel.image.wire(self._jobs.uploads)
-        cast("Any", model).input(self.describe, model, described, **BRIEF)
-        # Controls that are not on the screen do not say that they have been set.
-        settled = gr.Textbox("", visible="hidden", elem_id="k-settled")
-        for it in (
+        self._settled = gr.Textbox("", visible="hidden", elem_id="k-settled")
+        restored = [*self.restoring(), panel.dropped]
+        for event in (
+            cast("Any", model).input(self.describe, model, described, **BRIEF),
             recipe.input(self.preset, recipe, builder.changed(), **BRIEF),
             builder.presets.click(self.press, None, builder.changed(), **BRIEF),
+            panel.dropped.upload(self.restore_file, panel.dropped, restored, **BRIEF),
+            *(
+                it.input(partial(builder.selected, path), it, builder.changed(), **BRIEF)
+                for path, it in builder.selectors.items()
+            ),
         ):
-            it.then(lambda: secrets.token_hex(4), None, settled, **BRIEF)
-        for path, selector in builder.selectors.items():
-            chosen = partial(builder.selected, path)
-            selector.input(chosen, selector, builder.changed(), **BRIEF)
+            self.settle(event)
         # Not of a prediction: it comes late, and may not know yet what a preset has set.
         gr.on(
             [cast("Any", it).input for it in builder.inputs()], self.named, inputs,
             [builder.line, builder.presets], trigger_mode="always_last", **BRIEF,
         )  # fmt: skip
-        restored = [*self.restoring(), panel.dropped]
-        panel.dropped.upload(self.restore_file, panel.dropped, restored, **BRIEF)
         edits = [cast("Any", it).change for it in panel.inputs()]
         gr.on(
-            [self.blocks.load, settled.change, *edits], self.predict, *foretold,
+            [self.blocks.load, self._settled.change, *edits], self.predict, *foretold,
             trigger_mode="always_last", **BRIEF,
         )  # fmt: skip
+
+    def settle(self, event: Any) -> None:
+        """Predict anew once the handler of `event` has set fields, as `click(…)` returns it.
+
+        Those that are not on the screen do not say themselves that they have been set.
+        """
+        event.then(lambda: secrets.token_hex(4), None, self._settled, **BRIEF)
 
     def restoring(self) -> list[Any]:
         """The components that `restore` changes."""
