@@ -24,7 +24,7 @@ from ...pipelines.request import DENSE, Request
 from ...pipelines.sidecar import Record
 from . import view
 from .history import BRIEF, OWN, Fields, Update, Values
-from .seen import Seen, recipe_name, see
+from .seen import Seen, recipe_name
 
 EMPTY = (
     '<div class="k-frame k-empty">The same prompt and seed, dense and with recipes, appears here.'
@@ -98,7 +98,7 @@ class Compare:
             jobs = await run_in_threadpool(self._jobs.submit, *requests)
             ids = self._asked[asker.session_hash] = [job.id for job in jobs]
             while True:
-                seen = [it for it in (see(self._jobs, id) for id in ids) if it is not None]
+                seen = await run_in_threadpool(self._page.see, ids)
                 yield self._drawn(view.status(seen), busy=any(it.job.open for it in seen))
                 if not any(it.job.open for it in seen):
                     break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gradio as gr
@@ -15,7 +16,7 @@ from . import gallery as galleries
 from . import view, wire
 from .acting import said
 from .gallery import Gallery
-from .seen import see
+from .seen import Seen
 
 if TYPE_CHECKING:
     from . import layout
@@ -54,6 +55,10 @@ class Fields(Protocol):
         """Raises `RequestError` where it names what only this machine may name."""
         ...
 
+    def see(self, ids: Iterable[str]) -> list[Seen]:
+        """Jobs as they stand, without those that were removed."""
+        ...
+
     def told(self, error: Exception) -> str:
         """An exception as one line."""
         ...
@@ -88,8 +93,7 @@ class History:
         """What is being made, then the newest jobs."""
         running, newest = self._jobs.running(), self._jobs.jobs(limit=_SHOWN + 1)
         ids = dict.fromkeys(job.id for job in (*running, *newest[:_SHOWN]))
-        seen = (see(self._jobs, id) for id in ids)
-        return view.listing([it for it in seen if it is not None], more=len(newest) > _SHOWN)
+        return view.listing(self._page.see(ids), more=len(newest) > _SHOWN)
 
     def browse(self, model: str | None, recipe: str | None) -> Update:
         """The videos of a model and a recipe, and what else there is to choose."""
@@ -135,4 +139,5 @@ class History:
         try:
             return self._page.restore(item.record)
         except KinoraError as error:
-            return {self._parts.opened: galleries.opened(item) + view.failed(str(error))}
+            told = view.failed(self._page.told(error))
+            return {self._parts.opened: galleries.opened(item) + told}

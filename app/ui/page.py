@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import traceback
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,7 @@ class Page:
     """One page for all who open it. What each has asked for goes on when it is closed."""
 
     def __init__(self, jobs: Jobs, gallery: Gallery, *, named_only: bool = False) -> None:
-        """With `named_only`, models and recipes are given by name, never as paths."""
+        """With `named_only`, models and recipes are given by name, and no folder is told."""
         self._jobs, self._gallery = jobs, gallery
         self._named_only = named_only
         self._asked: dict[str | None, list[str]] = {}
@@ -150,7 +150,7 @@ class Page:
         ids = self._asked[asker.session_hash] = [job.id for job in jobs]
         before: Update = {}
         while True:
-            seen = await run_in_threadpool(self._see, ids)
+            seen = await run_in_threadpool(self.see, ids)
             now = self._drawn(view.status(seen), view.result(seen), seen)
             # What has not changed is not sent: a video would begin again.
             new = {it: content for it, content in now.items() if before.get(it) != content}
@@ -287,8 +287,10 @@ class Page:
             shown = "" if known else told
             return {panel.prediction: shown, **panel.builder.untold(told)}
 
-    def _see(self, ids: Sequence[str]) -> list[Seen]:
-        return [it for it in (see(self._jobs, id) for id in ids) if it is not None]
+    def see(self, ids: Iterable[str]) -> list[Seen]:
+        """Jobs as they stand, without those that were removed."""
+        seen = [it for it in (see(self._jobs, id) for id in ids) if it is not None]
+        return [it.within(self._jobs.folder) for it in seen] if self._named_only else seen
 
     def _drawn(self, status: str, result: str | None, seen: Sequence[Seen] = ()) -> Update:
         panel = self._panel
@@ -300,12 +302,15 @@ class Page:
         }
         return update if result is None else {**update, panel.result: result}
 
-    @staticmethod
-    def told(error: Exception) -> str:
+    def told(self, error: Exception) -> str:
         """An exception as one line; what should not happen shows where on stderr, on demand."""
         if isinstance(error, KinoraError):
-            return str(error)
+            return self._within(str(error))
         if os.environ.get("KINORA_DEBUG"):
             traceback.print_exception(error)
         message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        message = self._within(message)
         return f"a fault in Kinora: {message}; KINORA_DEBUG=1 shows where, please report it"
+
+    def _within(self, text: str) -> str:
+        return wire.within(self._jobs.folder, text) or "" if self._named_only else text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +53,16 @@ class Seen:
     def phase(self) -> Phase:
         """Where it is, in the words of the page."""
         return _PHASES[self.job.status]
+
+    def within(self, folder: Path) -> Seen:
+        """The same, with files named from `folder` on: where that is, not all need to know."""
+        return replace(
+            self,
+            job=replace(self.job, reason=wire.within(folder, self.job.reason)),
+            held=wire.within(folder, self.held),
+            notices=tuple(wire.within(folder, it) or "" for it in self.notices),
+            latents=self.latents and Path(self.latents.name),
+        )
 
 
 def see(jobs: Jobs, id: str) -> Seen | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
@@ -9,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,8 +22,10 @@ pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[u
 from filming import film
 from jobserver import Served, serving, whole
 
-from kinora.app.ui import wire
+from kinora.app.ui import view, wire
 from kinora.app.ui.gallery import Gallery
+from kinora.app.ui.page import Page
+from kinora.pipelines.errors import RequestError
 
 TOKEN = "a secret of many letters"
 SECRET = "nobody may read this"
@@ -334,6 +338,31 @@ def test_the_page_names_no_folder_to_strangers(served: Served, folder: Path) -> 
     text = json.dumps(page_of(served)) + served.ask("/").body.decode()
     assert str(folder.parent) not in text
     assert not re.search(r"share\.gradio|googleapis|cdnjs", text)
+
+
+@pytest.mark.parametrize("named_only", [True, False])
+def test_the_page_says_how_to_decode_and_no_folder_to_strangers(
+    named_only: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    with serving(folder) as served:
+        asked = served.ask("/v1/videos", {"prompt": "nan"}).json["id"]
+        until(lambda: served.ask(f"/v1/videos/{asked}").json["status"] == "failed")
+        job = served.jobs.jobs()[0]
+        kept = served.jobs.latents(job)
+        assert kept is not None
+
+        async def made() -> Page:
+            return Page(served.jobs, Gallery(served.jobs.folder), named_only=named_only)
+
+        page = asyncio.run(made())
+        seen = page.see([job.id, "gone"])
+        cancelled = [replace(it, job=replace(it.job, reason=None)) for it in seen]
+        named = kept.name if named_only else str(kept)
+        for html in (view.status(seen), view.listing(seen), view.status(cancelled)):
+            assert f"<code>kinora decode {named}</code>" in html
+        assert (str(folder) in page.told(RequestError(f"no {kept}"))) is not named_only
+        assert (str(folder) in page.told(OSError(f"no {kept}"))) is not named_only
 
 
 def test_jobs_and_errors_name_no_folder_to_strangers(tmp_path: Path) -> None:
