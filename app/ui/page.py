@@ -64,7 +64,7 @@ class Page:
     """One page for all who open it. What each has asked for goes on when it is closed."""
 
     def __init__(self, jobs: Jobs, gallery: Gallery, *, named_only: bool = False) -> None:
-        """With `named_only`, models and recipes are given by name, and no folder is told."""
+        """With `named_only`, models and recipes are given by name, and jobs tell no folder."""
         self._jobs, self._gallery = jobs, gallery
         self._named_only = named_only
         self._asked: dict[str | None, list[str]] = {}
