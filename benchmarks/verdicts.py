@@ -14,8 +14,8 @@ them, but a policy decides for all, so that of policies only `pattern`, which lo
 allowed there. `--workers N` share the prompts among N processes on all GPUs, each with `--scorers`
 of its own. With `--rows FILE` each video's row is kept once it is judged, and a later run of the
 same command, with more prompts or settings, goes on behind them. `--timed` keeps the seconds of a
-call too, by one worker and one prompt at a time; the table has the median, so that three prompts
-are enough and a first call, which compiles, does not count.
+call too, by one worker and one prompt at a time, each setting made once before, which compiles; the
+table has the median.
 
 `benchmarks/recipes/*.toml` are settings of every method. Those of `paro` want a calibration each,
 in the folder that the command runs in: `kinora calibrate kinora-tiny --size 256x256 --steps 30
@@ -31,23 +31,25 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from recipes import likeness
 from tiny_quality import Group
 
 from kinora.accel.attach import accelerate
-from kinora.accel.recipe import Recipe, changed, find
+from kinora.accel.recipe import find, from_table
 from kinora.eval.paired import mean_interval
 from kinora.eval.world import ALL_CORRECT, judge
-from kinora.pipelines import cards, models
+from kinora.pipelines import cards, models, planning
 from kinora.pipelines.chatter import relayed
+from kinora.pipelines.errors import KinoraError
 from kinora.pipelines.frames import to_uint8
 from kinora.pipelines.request import DEFAULT_MODEL, DENSE, Request, resolve
 from kinora.pipelines.taps import without_progress_bar
@@ -60,37 +62,47 @@ PROMPTS = 173
 PLAIN, POLICY = "plain ", "policy "
 
 
-def recipe_of(name: str, settings: Sequence[str]) -> Recipe:
-    """Of a preset or file; of "policy shadow threshold=0.1"; of dense, and "plain 25", none."""
-    if name == DENSE or name.startswith(PLAIN):
-        return find(DENSE)
+def requested(name: str, prompt: str, asked: argparse.Namespace) -> Request:
+    """Of a preset or file; of "policy shadow threshold=0.1"; of "plain 25", and of dense."""
+    width, height = (int(side) for side in asked.size.split("x"))
+    request = Request(
+        prompt=prompt, width=width, height=height, frames=asked.frames, steps=asked.steps
+    )
+    if name == DENSE:
+        return request
+    if name.startswith(PLAIN):
+        return request.model_copy(update={"steps": int(name.removeprefix(PLAIN))})
     if name.startswith(POLICY):
         policy, *given = name.removeprefix(POLICY).split()
-        of = [f"steps.policy={policy}", *(f"steps.{it}" for it in given)]
-        return changed(find(DENSE), [*of, *settings])
-    return changed(find(name), settings)
+        of = (f"steps.policy={policy}", *(f"steps.{it}" for it in given), *asked.settings)
+        return request.model_copy(update={"settings": of})
+    return request.model_copy(update={"recipe": name, "settings": tuple(asked.settings)})
+
+
+def check(names: Sequence[str], asked: argparse.Namespace) -> None:
+    """Raises `KinoraError` for what is no setting, a calibration that is not there among them."""
+    for name in names:
+        parts = planning.plan(requested(name, "a red circle", asked)).parts
+        for part in parts:
+            if part.verdict == "refused":
+                raise KinoraError(f"{name}: {part.why}")
 
 
 def made(
     loaded: models.Loaded, name: str, prompts: Sequence[str], seed: int, asked: argparse.Namespace
 ) -> tuple[np.ndarray, Row]:
     """Frames `[B, F, height, width, 3]` of prompts numbered from `seed` on, and what was run."""
-    width, height = (int(side) for side in asked.size.split("x"))
-    request = Request(
-        prompt=prompts[0], width=width, height=height, frames=asked.frames, steps=asked.steps
-    )
     card = cards.find(DEFAULT_MODEL)
-    whole = resolve(request, card)
-    steps = int(name.removeprefix(PLAIN)) if name.startswith(PLAIN) else whole.steps
-    recipe = recipe_of(name, asked.settings)
+    whole = resolve(requested(name, prompts[0], asked), card)
+    recipe = from_table(whole.recipe)
     with accelerate(loaded.pipe, recipe, seed=seed) as session, without_progress_bar(loaded.pipe):
         began = time.perf_counter()
         videos = loaded.pipe(
             list(prompts),
-            width=width,
-            height=height,
+            width=whole.width,
+            height=whole.height,
             num_frames=whole.frames,
-            num_inference_steps=steps,
+            num_inference_steps=whole.steps,
             guidance_scale=whole.guidance,
             generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
             output_type="pt",
@@ -100,7 +112,7 @@ def made(
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
         receipt = session.receipt
-    told: Row = {"recipe": name, "nfe": steps, "density": 1.0}
+    told: Row = {"recipe": name, "nfe": whole.steps, "density": 1.0}
     if asked.timed:
         told["seconds"] = round(seconds, 4)
     if receipt.attention is not None:
@@ -135,6 +147,21 @@ def to_make(names: Sequence[str], seeds: range, done: Rows) -> Iterator[str]:
             yield other
 
 
+def alone() -> None:
+    """One thread: of several processes, each with as many as the machine has, none gets on."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+_stop: Any = None
+
+
+def listen(stop: Any) -> None:
+    """A worker's first call: the event that says that another has failed."""
+    global _stop
+    _stop = stop
+
+
 def measured(asked: argparse.Namespace, names: Sequence[str], done: Rows, share: int) -> Rows:
     """Rows, that are not `done`, of every `workers`-th batch of prompts from `share` on."""
     prompts = Group("verdicts", "test", 1, 0).prompts(PROMPTS)
@@ -149,7 +176,8 @@ def measured(asked: argparse.Namespace, names: Sequence[str], done: Rows, share:
         loaded = models.load(models.locate(card), models.place(card, device, "auto"))
     print(f"worker {share}: loaded on {device} in {time.perf_counter() - began:.1f} s", flush=True)
     rows: Rows = {}
-    with ProcessPoolExecutor(asked.scorers, mp_context=get_context("spawn")) as pool:
+    warm: set[str] = set()
+    with ProcessPoolExecutor(asked.scorers, get_context("spawn"), alone) as pool:
         waiting: set[Future[Row]] = set()
 
         def keep(most: int) -> None:
@@ -170,9 +198,13 @@ def measured(asked: argparse.Namespace, names: Sequence[str], done: Rows, share:
             dense: np.ndarray | None = None
             # Others are compared with its frames, so it is made again where they go on.
             for name in to_make(names, seeds, done):
-                if asked.minutes and time.perf_counter() - began > 60 * asked.minutes:
+                late = asked.minutes and time.perf_counter() - began > 60 * asked.minutes
+                if late or (_stop is not None and _stop.is_set()):
                     keep(0)
                     return rows
+                if asked.timed and name not in warm:
+                    warm.add(name)
+                    made(loaded, name, [batch[0][0]], first, asked)
                 start = time.perf_counter()
                 videos, told = made(loaded, name, [prompt for prompt, _ in batch], first, asked)
                 print(f"{name}: {told['nfe']} steps, density {told['density']:.3f}, prompts from "
@@ -275,7 +307,12 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="JSON lines that are kept and gone on with")
     parser.add_argument("--json", type=Path, help="a JSON line for each setting")
     asked = parser.parse_args()
-    stepped = [it for it in asked.recipes if recipe_of(it, asked.settings).steps is not None]
+    names = [DENSE, *asked.recipes, *(POLICY + it for it in asked.policy)]
+    try:
+        check(names, asked)
+    except KinoraError as error:
+        parser.error(str(error))
+    stepped = [it for it in asked.recipes if find(it).steps is not None]
     others = [it for it in asked.policy if it.split()[0] != "pattern"]
     if asked.batch > 1 and (others or stepped):
         parser.error("a policy decides for a whole batch: give it --batch 1")
@@ -283,7 +320,6 @@ def main() -> None:
         parser.error("--timed wants one worker and --batch 1")
     if asked.first < 0 or not 1 <= asked.prompts <= PROMPTS - asked.first:
         parser.error(f"there are prompts 0 to {PROMPTS - 1}")
-    names = [DENSE, *asked.recipes, *(POLICY + it for it in asked.policy)]
     cuda = torch.cuda.is_available()
     command: Row = {key: getattr(asked, key) for key in ("size", "frames", "steps", "settings")}
     command |= {
@@ -295,9 +331,14 @@ def main() -> None:
     if asked.workers == 1:
         found |= work(0)
     else:
-        with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool:
-            for part in pool.map(work, range(asked.workers)):
-                found |= part
+        context = get_context("spawn")
+        stop = context.Event()
+        with ProcessPoolExecutor(asked.workers, context, listen, (stop,)) as pool:
+            parts = [pool.submit(work, share) for share in range(asked.workers)]
+            wait(parts, return_when=FIRST_EXCEPTION)
+            stop.set()
+            for part in parts:
+                found |= part.result()
     for told in table(names, found):
         print(json.dumps(told), flush=True)
         if asked.json:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -166,6 +168,39 @@ def test_verdicts_make_what_is_not_there_dense_first(verdicts: ModuleType):
     assert list(made) == ["plain 26"]
     done[0, "plain 26"] = {}
     assert not list(verdicts.to_make(names, range(1), done))
+
+
+def test_verdicts_are_refused_before_anything_is_made(
+    verdicts: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delattr(verdicts.models, "load")
+    paro = Path(__file__).parents[1] / "benchmarks" / "recipes" / "paro-25.toml"
+    for given, said in (
+        ([str(paro)], "there is no calibration paro-25.npz: make one with `kinora calibrate`"),
+        (["--policy", "sda"], "no step policy"),
+        (["--policy", "easy", "--steps", "8"], "policy easy: step policies need 12 steps or more"),
+    ):
+        monkeypatch.setattr("sys.argv", ["verdicts.py", *given])
+        with pytest.raises(SystemExit) as ended:
+            verdicts.main()
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_verdicts_by_several_workers_are_those_of_one(tmp_path: Path):
+    folder = Path(__file__).parents[1] / "benchmarks"
+    recipe = folder / "recipes" / "top-blocks-40.toml"
+    told: list[set[str]] = []
+    for workers in (1, 2):
+        rows = tmp_path / f"{workers}.jsonl"
+        small = ["--size", "64x64", "--frames", "5", "--steps", "4", "--prompts", "2"]
+        given = [str(recipe), *small, "--workers", str(workers), "--rows", str(rows)]
+        command = [sys.executable, str(folder / "verdicts.py"), *given]
+        subprocess.run(command, check=True, capture_output=True)
+        told.append(set(rows.read_text().splitlines()[1:]))
+    assert len(told[0]) == 4
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize(
