@@ -26,7 +26,7 @@ def calibrate(
         typer.Option("--output", "-o", help="File to write. [default: paro.npz]"),
     ] = None,
     keep: Annotated[
-        float | None, typer.Option(help="Share of the tiles that masks keep. [default: 0.4]")
+        float | None, typer.Option(help="Share of the tiles that masks keep. [default: 0.75]")
     ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="What the run shows. [default: one of Kinora's own]")
@@ -54,7 +54,7 @@ def calibrate(
     made = learn(
         Request(prompt=prompt or EXAMPLE_PROMPT, **given),
         output or Path("paro.npz"),
-        keep=0.4 if keep is None else keep,
+        keep=0.75 if keep is None else keep,
         report=lambda line: typer.echo(line, err=True),
     )
     if as_json:

@@ -69,13 +69,13 @@ class Neighborhood(AttentionMethod):
     )
 
     frames: float = option(
-        1.0,
+        0.8,
         "Frames in a window: up to 1 a share, 1 for all; above it a number of tokens, rounded up",
         above=0,
         most=MOST,
     )
     height: float = option(1.0, "Height of a window, likewise", above=0, most=MOST)
-    width: float = option(0.9, "Width of a window, likewise", above=0, most=MOST)
+    width: float = option(1.0, "Width of a window, likewise", above=0, most=MOST)
     stride_frames: int = option(
         0,
         "Frames that share a window; 0 for the side of a box, which is fastest",

@@ -278,7 +278,7 @@ class Page:
                 told = view.refused(self.told(error))
             return {
                 panel.prediction: told,
-                **panel.builder.told(asked, choices.refused(request)),
+                **panel.builder.told(self.elsewhere(asked), choices.refused(request)),
             }
         except Exception as error:
             line = self.told(error)
@@ -286,6 +286,12 @@ class Page:
             known = view.worded(line) in (values.get(panel.status) or "")  # the run said the same
             shown = "" if known else told
             return {panel.prediction: shown, **panel.builder.untold(told)}
+
+    def elsewhere(self, request: Request) -> Request:
+        """As a file and a command line say it: to strangers an image by its name alone."""
+        if request.image is None or not self._named_only:
+            return request
+        return request.model_copy(update={"image": Path(request.image).name})
 
     def see(self, ids: Iterable[str]) -> list[Seen]:
         """Jobs as they stand, without those that were removed."""

@@ -43,6 +43,15 @@ def page(tmp_path: Path) -> Generator[Page, None, None]:
 
 
 @pytest.mark.parametrize("named_only", [True, False])
+def test_strangers_are_told_the_name_of_an_image_alone(named_only: bool, page: Page) -> None:
+    page._named_only = named_only  # pyright: ignore[reportPrivateUsage]
+    asked = Request(prompt="a", image="/out/.kinora-jobs/images/x.png", image_sha256="0" * 64)
+    shown = "x.png" if named_only else asked.image
+    assert page.elsewhere(asked) == asked.model_copy(update={"image": shown})
+    assert page.elsewhere(Request(prompt="a")) == Request(prompt="a")
+
+
+@pytest.mark.parametrize("named_only", [True, False])
 def test_strangers_name_no_files(named_only: bool, page: Page) -> None:
     page._named_only = named_only  # pyright: ignore[reportPrivateUsage]
     standing = Standing(page)
