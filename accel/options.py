@@ -120,11 +120,8 @@ def checked(option: Option, value: Any, path: str) -> Any:
             raise RecipeError(
                 f"{path} has {len(value):,} characters: {LONGEST_TEXT:,} are the most"
             )
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            near = ascii(value[max(0, error.start - 20) : error.end])
-            raise RecipeError(f"{path} is no UTF-8 text, near {near}") from None
+        if wrong := no_utf8(value):
+            raise RecipeError(f"{path} is {wrong}")
         return value
     if option.kind is bool:
         told = str(value).lower()
@@ -147,6 +144,16 @@ def checked(option: Option, value: Any, path: str) -> Any:
     if low or (option.most is not None and not number <= option.most):
         raise refusal
     return number
+
+
+def no_utf8(text: str) -> str | None:
+    """What is wrong with a text that cannot be written as UTF-8: lone surrogates are in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        near = ascii(text[max(0, error.start - 20) : error.end])
+        return f"no UTF-8 text, near {near}"
+    return None
 
 
 def shown(value: Any) -> str:

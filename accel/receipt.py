@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, FiniteFloat, StrictInt
 
 from ..kernels.precision import INPUT
+from .table import effective
 
 
 class _Part(BaseModel):
@@ -181,7 +182,7 @@ class Receipt(_Part):
 
     def words(self) -> list[str]:
         """The same in plain sentences."""
-        if not set(self.recipe) - {"title", "when"}:
+        if not effective(self.recipe):
             return ["nothing accelerated: the stock pipeline ran"]
         steps = self.policy or self.cache
         lines = [*(steps.words() if steps else ()), *self._attention()]

@@ -160,8 +160,8 @@ def baseline_of(runs: Runs, all_runs: Mapping[str, Runs]) -> Runs:
 
 
 def _recipe(clip: Clip) -> dict[str, Any]:
-    table = record_of(clip).request.recipe
-    return table if set(table) - {"title", "when"} else {}
+    asked = record_of(clip).request
+    return asked.recipe if asked.accelerated() else {}
 
 
 def _said(value: object) -> str:

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
-from ..accel.options import LONGEST_TEXT
+from ..accel.options import LONGEST_TEXT, no_utf8
 from ..accel.presets import DENSE
+from ..accel.table import effective
 from . import images
 from .cards import Card
 from .errors import RequestError, nearest, shortened
@@ -116,6 +117,10 @@ class Resolved(BaseModel):
         """The request that asks for exactly this."""
         return Request.model_validate(self.model_dump())
 
+    def accelerated(self) -> dict[str, Any]:
+        """What the recipe accelerates; empty for the stock pipeline, whatever that is called."""
+        return effective(self.recipe)
+
     def single(self, index: int) -> Resolved:
         """The request for video `index` (from 0) alone."""
         return self.model_copy(update={"seed": self.seed + index, "num_videos": 1})
@@ -208,11 +213,8 @@ def _check_text(request: Request, card: Card) -> None:
     paths = {"output": request.output, "model's path": card.name}
     settings = {f"setting {shortened(it)!r}": it for it in request.settings}
     for what, text in {**texts, **paths, "image's path": request.image or "", **settings}.items():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            near = ascii(text[max(0, error.start - 20) : error.end])
-            raise RequestError(f"the {what} is no UTF-8 text, near {near}") from None
+        if wrong := no_utf8(text):
+            raise RequestError(f"the {what} is {wrong}")
     if not request.prompt.strip():
         raise RequestError(
             f'the prompt is empty: say what the video shows, for example "{EXAMPLE_PROMPT}"'

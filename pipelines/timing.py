@@ -39,9 +39,9 @@ def timed(plan: Plan, records: Iterable[Record]) -> Timed | None:
         before = record.request
         if not _alike(request, before) or not record.stages_s.get("denoise"):
             continue
-        if _parts(before) == _parts(request):
+        if before.accelerated() == request.accelerated():
             return _scaled(request, record, (1.0, 1.0), same=True)
-        if dense is None and not _parts(before):
+        if dense is None and not before.accelerated():
             dense = record
     if dense is None or plan.speedup is None:
         return None
@@ -51,10 +51,6 @@ def timed(plan: Plan, records: Iterable[Record]) -> Timed | None:
 def _alike(one: Resolved, other: Resolved) -> bool:
     twice = [it.guidance > 1 for it in (one, other)]
     return twice[0] == twice[1] and all(getattr(one, it) == getattr(other, it) for it in _ALIKE)
-
-
-def _parts(request: Resolved) -> dict[str, object]:
-    return {key: it for key, it in request.recipe.items() if key not in ("title", "when")}
 
 
 def _scaled(

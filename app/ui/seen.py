@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...accel import recipe as recipes
+from ...accel.table import untitled
 from ...pipelines.events import Progress
 from ...pipelines.jobs import Job, Jobs, Status
 from ...pipelines.sidecar import Record
@@ -97,7 +98,7 @@ def phase(seen: Sequence[Seen]) -> Phase:
 
 def recipe_name(table: dict[str, Any]) -> str:
     """What a recipe is called in a list: the preset that it is, or what it consists of."""
-    table = _untitled(table)
+    table = untitled(table)
     if not table:
         return "dense"
     for name, known in _presets().items():
@@ -110,8 +111,4 @@ def recipe_name(table: dict[str, Any]) -> str:
 
 @cache
 def _presets() -> dict[str, dict[str, Any]]:
-    return {name: _untitled(recipes.find(name).table()) for name in recipes.names()}
-
-
-def _untitled(table: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in table.items() if name != "title"}
+    return {name: untitled(recipes.find(name).table()) for name in recipes.names()}

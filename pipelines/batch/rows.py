@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ...accel.table import untitled
 from .. import cards
 from ..cards import Card
 from ..errors import ManifestError, RequestError, explain_invalid, nearest, shortened
@@ -146,9 +147,8 @@ def identity(resolved: Resolved) -> str:
     Fields that have their default do not count, so that new ones change no id, nor does what a
     recipe is called.
     """
-    recipe = {key: it for key, it in resolved.recipe.items() if key != "title"}
-    named = resolved.model_copy(update={"recipe": recipe})
-    content = named.model_dump(exclude=_NOT_ITS_OWN, exclude_defaults=True)
+    unnamed = resolved.model_copy(update={"recipe": untitled(resolved.recipe)})
+    content = unnamed.model_dump(exclude=_NOT_ITS_OWN, exclude_defaults=True)
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:_ID_DIGITS]
 

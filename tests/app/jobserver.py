@@ -6,9 +6,10 @@ import asyncio
 import importlib
 import json
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,14 @@ def stand_in() -> Any:
     if BATCH not in sys.path:
         sys.path.insert(0, BATCH)
     return importlib.import_module("standin").StandIn
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something, a minute at most."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,20 +14,11 @@ pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[u
 pytest.importorskip("openai", reason="the client is tested: pip install openai")
 
 import openai
-from jobserver import Served, serving
+from jobserver import Served, serving, until
 
 from kinora.app.ui import wire
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
-PATIENCE_S = 60
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for something."""
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_video_is_made_fetched_and_deleted(client: Any, served: Served) -> None:

@@ -9,7 +9,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pytest
 pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
 
 from filming import film
-from jobserver import Served, serving, whole
+from jobserver import Served, serving, until, whole
 
 from kinora.app.ui import view, wire
 from kinora.app.ui.gallery import Gallery
@@ -55,14 +55,6 @@ def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     """The application for this machine."""
     with whole(folder, tmp_path_factory.mktemp("scratch")) as served:
         yield served
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for something."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def routes(served: Served) -> list[tuple[str, str]]:

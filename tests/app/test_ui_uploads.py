@@ -6,8 +6,7 @@ import gc
 import os
 import shutil
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
 
-from jobserver import Served, whole
+from jobserver import Served, until, whole
 
 from kinora.app.ui import dropped, guard
 
@@ -132,14 +131,6 @@ def opened(folder: Path) -> list[str]:
         with suppress(FileNotFoundError):  # that of the listing itself
             found.append(os.readlink(it))
     return [it for it in found if it.startswith(f"{folder}/")]
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for something."""
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_an_oversized_upload_is_cut_off(
