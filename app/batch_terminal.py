@@ -102,7 +102,7 @@ def show_summary(summary: Summary, batch: Batch, console: Console) -> None:
         _line(f"{share:.0%} of all pairs of tokens computed: {name}", console)
     for name, share in summary.shares("evaluated").items():
         _line(f"{share:.0%} of all steps computed: {name}", console)
-    _failures(summary.failures, summary.failed, console)
+    _failures(summary.failures, summary.failed, "in status.jsonl", console)
     if summary.blocked is not None:
         _line(f"stopped: {summary.blocked}", console)
     if summary.left or summary.failed:
@@ -117,15 +117,15 @@ def show_status(status: Status, console: Console) -> None:
         _line(f"{status.others:,} videos are of rows that the manifest has no more", console)
     if status.refused:
         _line(f"{_rows(status.refused)} of the manifest cannot run", console)
-    _failures(status.failures, len(status.failures), console)
+    _failures(status.failures, len(status.failures), "which --json tells", console)
 
 
-def _failures(failures: Iterable[Failure], count: int, console: Console) -> None:
+def _failures(failures: Iterable[Failure], count: int, others: str, console: Console) -> None:
     shown = list(failures)[:_MOST_LINES]
     for it in shown:
         _line(f"  {it}", console)
     if count > len(shown):
-        _line(f"  and {count - len(shown):,} more, in status.jsonl", console)
+        _line(f"  and {count - len(shown):,} more, {others}", console)
 
 
 def foretold(batch: Batch) -> dict[str, Any]:

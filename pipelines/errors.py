@@ -39,6 +39,7 @@ _WRONG = {
     **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a JSON object"),
     "string_type": "must be text",
+    "tuple_type": "must be a list",
     "literal_error": "must be {expected}",
 }
 

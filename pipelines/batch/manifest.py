@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,9 +123,7 @@ def _csv(path: Path) -> Iterator[Entry | Refused]:
         line = 1
         try:
             names = [name.strip() for name in next(reader, [])]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if "prompt" not in names or twice:
-                wrong = f"names {twice[0]!r} twice" if twice else "has no column prompt"
+            if wrong := _wrong_names(names):
                 raise ManifestError(f"{path} {wrong}: its first line must name the columns")
             line = reader.line_num + 1
             for cells in reader:
@@ -135,6 +133,14 @@ def _csv(path: Path) -> Iterator[Entry | Refused]:
         except (csv.Error, UnicodeDecodeError) as error:
             # Where the next row begins is not known.
             raise ManifestError(f"{path}, line {line}: the rest is no CSV ({error})") from None
+
+
+def _wrong_names(columns: list[str]) -> str | None:
+    """What is wrong with the names of columns, if anything is."""
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        return f"names {twice[0]!r} twice"
+    return None if "prompt" in columns else "has no column prompt"
 
 
 def _cells(line: int, names: list[str], cells: list[str]) -> Entry | Refused:
@@ -163,14 +169,38 @@ def _parquet(path: Path) -> Iterator[Entry | Refused]:
         ) from None
     with path.open("rb") as file:
         try:
-            line = 0
-            for batch in parquet.ParquetFile(file).iter_batches(batch_size=1024):
-                for fields in batch.to_pylist():
+            line, content = 0, parquet.ParquetFile(file)
+            names = list(content.schema_arrow.names)
+            if wrong := _wrong_names(names):
+                raise ManifestError(f"{path} {wrong}: its columns are the fields of its rows")
+            for batch in content.iter_batches(batch_size=1024):
+                for cells in zip(*batch.columns, strict=True):
                     line += 1
-                    yield Entry(line, fields)
+                    yield _values(line, names, cells)
         except ArrowException as error:
             told = " ".join(str(error).split())
             raise ManifestError(f"{path} cannot be read as Parquet: {told}") from None
+
+
+def _values(line: int, names: list[str], cells: Iterable[Any]) -> Entry | Refused:
+    fields: dict[str, Any] = {}
+    for name, cell in zip(names, cells, strict=True):
+        try:
+            fields[name] = cell.as_py()
+        except (ValueError, OverflowError) as error:  # text of other bytes, years far away
+            return Refused(line, f"{name} cannot be read ({error})")
+    if isinstance(fields.get("recipe"), dict):
+        fields["recipe"] = _without_nulls(fields["recipe"])
+    return Entry(line, fields)
+
+
+def _without_nulls(table: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys that are there only as tables of other rows in the column have them."""
+    return {
+        key: _without_nulls(cast("dict[str, Any]", it)) if isinstance(it, dict) else it
+        for key, it in table.items()
+        if it is not None
+    }
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Entry | Refused]]] = {

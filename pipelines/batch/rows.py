@@ -107,6 +107,10 @@ class Reader:
             given |= size_of(str(given.pop("size")), "size")
         if isinstance(given.get("image"), str):
             given["image"] = str(self.folder / os.path.expanduser(given["image"]))
+        recipe = given.get("recipe", {})
+        if not isinstance(recipe, str | dict):
+            told = shortened(json.dumps(recipe, default=str))
+            raise ManifestError(f"recipe must be a name or a table, not {told}")
         defaults = dict(self.defaults)
         if "recipe" in given:
             defaults.pop("settings", None)

@@ -102,10 +102,15 @@ class Store:
             raise OutputError(f"{self.path / ROWS} cannot be read ({error.strerror})") from None
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows as plain values."""
+        """The rows as plain values. Raises `OutputError` where the file was cut off."""
         with (self.path / ROWS).open("rb") as file:
             file.readline()
-            yield from read_rows(file)
+            try:
+                yield from read_rows(file)
+            except ValueError:
+                raise OutputError(
+                    f"{self.path / ROWS} is damaged: the command that made the batch writes it anew"
+                ) from None
 
     def done(self) -> set[int]:
         """The ids, as numbers, of the rows that are done; also of rows of an earlier manifest."""

@@ -120,6 +120,18 @@ def test_a_failing_row_is_exit_status_1(cli: Cli, wan_folder: Path, tmp_path: Pa
     assert "line 2, a-s0-" in status.out and "line 2, a-s0-" in called.err
 
 
+def test_of_many_rows_that_cannot_run_a_status_says_where_all_are(
+    cli: Cli, wan_folder: Path, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "rows.jsonl"
+    manifest.write_text('{"prompt": "a red circle"}\n' + "nothing\n" * 25)
+    cli("batch", manifest, "--model", wan_folder, *SMALL, "--device", "cpu", "--keep-going")
+    told = cli("batch", "status", "outputs/rows")
+    assert "line 21: it is no JSON" in told.out and "line 22" not in told.out
+    assert "and 5 more, which --json tells" in told.out
+    assert len(cli("batch", "status", "outputs/rows", "--json").last["failures"]) == 25
+
+
 @pytest.mark.parametrize(
     ("args", "told"),
     [

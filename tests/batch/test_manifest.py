@@ -99,8 +99,9 @@ def test_a_prompt_list_is_a_prompt_a_line(write: Write) -> None:
         ('{"prompt": "a", "seed": -1}', "seed must be 0 to"),
         ('{"prompt": "a", "model": "kinora-tinny"}', "did you mean kinora-tiny"),
         ('{"prompt": "a", "recipe": "balancd"}', "balanced"),
-        ('{"prompt": "a", "recipe": 3}', "recipe"),
+        ('{"prompt": "a", "recipe": 3}', "recipe must be a name or a table, not 3"),
         ('{"prompt": "a", "settings": ["x=1"]}', "x"),
+        ('{"prompt": "a", "settings": "x=1"}', 'settings must be a list, not "x=1"'),
         ('{"prompt": "a", "format": "avi"}', "format must be"),
         ('{"prompt": "a\\udcff"}', "no UTF-8"),
         (b'{"prompt": "\xff"}', "it is no UTF-8 text"),
@@ -167,6 +168,52 @@ def test_a_damaged_parquet_file(write: Write) -> None:
     pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     with pytest.raises(ManifestError, match="cannot be read as Parquet"):
         read(write("a.parquet", b"PAR1 and no more"))
+
+
+def as_parquet(path: Path, **columns: Any) -> Path:
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_parquet_rows_are_refused_with_their_number(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    buffers = (None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"),
+               pyarrow.py_buffer(b"a\xffc"))  # fmt: skip
+    prompts = pyarrow.StringArray.from_buffers(3, *buffers[1:])
+    years = pyarrow.array([1, 2, 2**62], pyarrow.timestamp("us"))
+    found = read(as_parquet(tmp_path / "a.parquet", prompt=prompts))
+    assert [row.request.prompt for row in all_rows(found)] == ["a", "c"]
+    assert [it.line for it in found.refused] == [2]
+    assert "prompt cannot be read ('utf-8' codec can't decode" in found.refused[0].why
+    found = read(as_parquet(tmp_path / "b.parquet", prompt=["a", "b", "c"], seed=years))
+    assert found.refused[2].line == 3 and "seed cannot be read" in found.refused[2].why
+
+
+def test_columns_of_parquet_are_named_as_those_of_csv(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    arrays = [pyarrow.array(["a"]), pyarrow.array(["b"])]
+    parquet.write_table(pyarrow.Table.from_arrays(arrays, names=["prompt", "prompt"]), path)
+    with pytest.raises(ManifestError, match="names 'prompt' twice"):
+        read(path)
+    with pytest.raises(ManifestError, match="has no column prompt"):
+        read(as_parquet(path, seed=[1]))
+
+
+def test_tables_of_parquet_have_no_keys_of_other_rows(tmp_path: Path) -> None:
+    """All rows of a column have the keys of any: what a row does not set is null there."""
+    recipes = [{"attention": {"method": "top-blocks", "keep": 0.3}},
+               {"attention": {"method": "threshold-blocks", "mass": 0.7}}]  # fmt: skip
+    found = read(as_parquet(tmp_path / "a.parquet", prompt=["a", "a"], recipe=recipes))
+    assert found.refused == []
+    read_back = [row.request.recipe["attention"] for row in all_rows(found)]
+    assert [it["method"] for it in read_back] == ["top-blocks", "threshold-blocks"]
+    assert read_back[0]["keep"] == 0.3 and read_back[1]["mass"] == 0.7
 
 
 def test_an_id_is_what_a_row_asks_for_and_nothing_else() -> None:

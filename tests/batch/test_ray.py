@@ -179,6 +179,40 @@ def test_the_parent_is_killed(place: Place) -> None:
     assert place.strays() == [], "actors of the one that was killed have ended"
 
 
+@pytest.mark.long
+@with_ray
+def test_sigterm_is_for_the_caller_to_answer(place: Place) -> None:
+    """Ray's own handler would print a trace of the stack, and have the process abort in 3 s."""
+    place.write("sleep 60 row")
+    code = (
+        "import signal, sys, threading\n"
+        "from pathlib import Path\n"
+        "from standin import StandIn\n"
+        "from kinora.pipelines.batch import Options, prepare, run\n"
+        "from kinora.pipelines.errors import Cancelled\n"
+        "stop = threading.Event()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: stop.set())\n"
+        "options = Options(Path(sys.argv[1]), Path(sys.argv[2]), {}, device='cpu', engine='ray')\n"
+        "try:\n"
+        "    for _ in run(prepare(options, lambda _: None), make=StandIn, stop=stop): pass\n"
+        "except Cancelled:\n"
+        "    sys.exit(10 + signal.alarm(0))\n"
+    )
+    here = str(Path(__file__).parent)
+    paths = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-c", code, str(place.manifest), str(place.output)]
+    start: dict[str, Any] = {"env": {**os.environ, "PYTHONPATH": paths}, "text": True}
+    told = place.root / "log"
+    with told.open("w") as log, subprocess.Popen(command, stderr=log, **start) as process:
+        end = time.monotonic() + 120
+        while not list(place.output.glob(".kinora-batch/*/worker-*/*")):
+            assert process.poll() is None and time.monotonic() < end, told.read_text()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 10, told.read_text()
+    assert "SIGTERM received" not in told.read_text()
+
+
 @with_ray
 @pytest.mark.usefixtures("cluster")
 def test_more_than_the_cluster_has(place: Place) -> None:

@@ -63,6 +63,20 @@ def test_a_folder_of_something_else_is_refused(place: Place) -> None:
         place.prepare()
 
 
+def test_rows_that_were_cut_off_are_told_and_written_anew(place: Place) -> None:
+    claimed(place, "a", "b")
+    rows = place.output / "rows.jsonl"
+    rows.write_bytes(rows.read_bytes()[:-20])
+    with pytest.raises(OutputError, match=r"rows\.jsonl is damaged: .* writes it anew"):
+        status(place.output)
+    manifest, place.manifest = place.manifest, place.root / "others.txt"
+    place.write("c")
+    with pytest.raises(OutputError, match=r"rows\.jsonl is damaged"):
+        place.prepare()
+    place.manifest = manifest
+    assert place.run().complete and status(place.output).done == 2
+
+
 @pytest.mark.parametrize("path", ["prompts.txt", "prompts.txt/out"])
 def test_a_file_is_no_folder(place: Place, path: str) -> None:
     place.write("a")

@@ -8,13 +8,15 @@ tried again, and with no other beside it, is for the schedule to say, as with ev
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Generator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -120,12 +122,31 @@ def _connect(ray: Any, address: str | None) -> None:
     if address is None:
         quiet |= {"include_dashboard": False}
     try:
-        ray.init(address=address, **quiet)
+        with _own_sigterm():
+            ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RequestError(
             f"there is no cluster of Ray at {address or 'this machine'}: {reason}"
         ) from None
+
+
+@contextmanager
+def _own_sigterm() -> Generator[None, None, None]:
+    """Keep what the process does at SIGTERM.
+
+    The handler that Ray installs prints a trace of the stack, and aborts the process three seconds
+    later, whatever other handlers do. By Python's interface to C, as `signal.signal` is for the
+    main thread alone.
+    """
+    get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
+    get.argtypes, get.restype = [ctypes.c_int], ctypes.c_void_p
+    put.argtypes, put.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    before = get(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        put(signal.SIGTERM, before)
 
 
 def _listen(ray: Any, pool: list[_Replica]) -> Generator[Event, None, None]:
