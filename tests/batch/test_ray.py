@@ -81,6 +81,29 @@ def test_a_broken_accelerator_fails_no_later_row(place: Place) -> None:
 
 @pytest.mark.long
 @with_ray
+def test_a_busy_cluster_is_told_of(
+    place: Place, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = importlib.import_module("kinora.pipelines.batch.engines.ray")
+    monkeypatch.setattr(engine, "_LATE_S", 1.0)
+
+    class Other:
+        def here(self) -> None:
+            """It has its processors."""
+
+    other = cluster.remote(num_cpus=4)(Other).remote()
+    cluster.get(other.here.remote())
+    freed = threading.Timer(4.0, cluster.kill, [other])
+    freed.start()
+    place.write("a")
+    assert place.run(engine="ray").done == 1
+    freed.join()
+    told = "worker 0 has not started for 1 s: Ray starts it once a CPU is free, which"
+    assert [it.text.startswith(told) for it in place.notices] == [True]
+
+
+@pytest.mark.long
+@with_ray
 @pytest.mark.usefixtures("cluster")
 def test_as_without_ray_and_again_there_is_nothing_left(place: Place) -> None:
     place.write(*(f"row {i}" for i in range(6)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import math
 import os
 import shutil
 import signal
@@ -38,6 +39,7 @@ INSTALL = 'pip install --editable ".[ray]"'
 _TICK_S = 0.2
 _ASK_S = 1.0
 _STARTS = 3
+_LATE_S = 60.0
 _CLOSE_S = 10.0
 _END_S = 600.0  # for steps to end, and files to be written
 
@@ -101,6 +103,8 @@ class Ray(Local):
                 if not job.schedule.left and not any(len(it.turns) for it in pool):
                     break
                 yield from _listen(ray, pool)
+                for it in pool:
+                    yield from it.late()
                 yield None
         except (Cancelled, OutputError):
             yield from _end(ray, pool)
@@ -181,6 +185,7 @@ class _Replica:
     ready: bool = False
     ending: bool = False
     starts: int = 0
+    late_s: float = math.inf
     asked_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -201,6 +206,17 @@ class _Replica:
         self.actor = kind.remote(desk, self.number)
         self._refs = {self.actor.ready.remote(): "ready"}
         self.ready, self.starts = False, self.starts + 1
+        self.late_s = time.monotonic() + _LATE_S
+
+    def late(self) -> Generator[Event, None, None]:
+        """Say once of an actor that it does not start: others may have what it needs."""
+        if not self.ready and time.monotonic() > self.late_s:
+            self.late_s = math.inf
+            yield Notice(
+                f"worker {self.number} has not started for {_LATE_S:.0f} s: Ray starts it once a "
+                f"{'GPU' if self.job.devices[self.number] == 'cuda:0' else 'CPU'} is free, which "
+                f"`ray status` tells"
+            )
 
     def waited(self) -> list[Any]:
         """What of it is to come; asks how far it is now and then."""
