@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import zipfile
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -88,26 +87,42 @@ class Calibration:
                     raise AccelerationError(
                         f"{path} was written by another version of Kinora: {remedy}"
                     )
-                shape = header["shape"]
-                bits = np.unpackbits(arrays["masks"], count=math.prod(shape))
+                grid, text = TokenGrid(*header["grid"]), header["text"]
+                orders, incoherence = arrays["orders"], arrays["incoherence"]
+                shape = _shape(grid, text, orders, incoherence)
+                packed, count = arrays["masks"], math.prod(shape)
+                if list(shape) != header["shape"] or packed.size != -(-count // 8):
+                    raise ValueError("masks are of another size")
+                bits = np.unpackbits(packed, count=count)
                 return cls(
-                    model=header["model"],
-                    grid=TokenGrid(*header["grid"]),
-                    text=header["text"],
-                    text_first=header["text_first"],
-                    keep=header["keep"],
-                    orders=torch.from_numpy(arrays["orders"].astype(np.int64)),
+                    model=str(header["model"]),
+                    grid=grid,
+                    text=text,
+                    text_first=bool(header["text_first"]),
+                    keep=float(header["keep"]),
+                    orders=torch.from_numpy(orders.astype(np.int64)),
                     masks=torch.from_numpy(bits.reshape(shape)).to(torch.bool),
-                    incoherence=torch.from_numpy(arrays["incoherence"]),
-                    recall=header["recall"],
-                    weights=header["weights"],
+                    incoherence=torch.from_numpy(incoherence.astype(np.float32)),
+                    recall=float(header["recall"]),
+                    weights=str(header["weights"]),
                 )
         except AccelerationError:
             raise
         except FileNotFoundError:
             raise AccelerationError(f"there is no calibration {path}: {remedy}") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        except Exception:  # readers of damaged archives raise kinds of their own
             raise AccelerationError(f"{path} is no calibration file: {remedy}") from None
+
+
+def _shape(
+    grid: TokenGrid, text: int, orders: np.ndarray, incoherence: np.ndarray
+) -> tuple[int, ...]:
+    """That of the masks beside these. Raises ValueError where they do not go together."""
+    layers, heads = orders.shape
+    if text < 0 or orders.max() >= len(AXES) or incoherence.shape != (layers, heads, 2):
+        raise ValueError("no orders of axes, or not for all heads")
+    tiles = tiles_of(grid.tokens + text, TILE)
+    return len(STARTS), layers, heads, tiles, tiles
 
 
 def window(site: Site) -> int:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
+import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -276,6 +280,51 @@ def test_files_that_are_none(content: bytes, tmp_path: Path):
     whole = calibrated(SITE, 0.5).to_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(AccelerationError, match="is no calibration file"):
+        Calibration.read(path)
+
+
+def test_a_damaged_file_is_told_wherever_the_damage_is(tmp_path: Path):
+    whole, path = calibrated(SITE, 0.5).to_bytes(), tmp_path / "paro.npz"
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            Calibration.read(path)  # where nothing that is read was hit
+        except AccelerationError as error:
+            assert "make one with `kinora calibrate`" in str(error)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"grid": TokenGrid(4, 6, 20)},  # of more tiles than the masks have
+        {"text": -1},
+        {"text": 200},
+        {"orders": torch.full((1, 3), len(AXES))},
+        {"orders": torch.zeros(1, 2, dtype=torch.int64)},
+        {"orders": torch.zeros(3, dtype=torch.int64)},
+        {"masks": torch.ones(1, 1, 3, 3, 3, dtype=torch.bool)},
+        {"incoherence": torch.ones(1, 3)},
+    ],
+)
+def test_contents_that_contradict_each_other_are_no_calibration(
+    changes: dict[str, Any], tmp_path: Path
+):
+    made = dataclasses.replace(calibrated(SITE, 0.5), **changes)
+    with pytest.raises(AccelerationError, match="is no calibration file: make one with"):
+        Calibration.read(Path(saved(made, tmp_path)))
+
+
+def test_a_file_that_claims_to_be_huge_takes_no_memory(tmp_path: Path):
+    made = calibrated(SITE, 0.5)
+    huge = dataclasses.replace(made, grid=TokenGrid(6400, 1000, 1000)).to_bytes()
+    path = tmp_path / "paro.npz"
+    with np.load(io.BytesIO(huge)) as found:
+        arrays = dict(found)
+    header = json.loads(bytes(arrays["header"]))
+    header["shape"][-2:] = [10**8, 10**8]
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    np.savez(path, allow_pickle=False, **arrays)
+    with pytest.raises(AccelerationError, match="is no calibration file: make one with"):
         Calibration.read(path)
 
 

@@ -1,4 +1,4 @@
-"""Step policies in diffusers' own pipelines, with each way of guidance that these have."""
+"""Recipes in diffusers' own pipelines, with each way of guidance that these have."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import torch
 from kinora.accel.attach import accelerate
 from kinora.accel.attach.schedulers import schedule_of
 from kinora.accel.errors import AccelerationError
+from kinora.accel.grid import TokenGrid
+from kinora.accel.methods import TopBlocks
 from kinora.accel.policies import Pattern
 from kinora.accel.recipe import Recipe
+from kinora.accel.site import Site
 
 from .sampling import spied
 
@@ -203,3 +206,60 @@ def test_its_scheduler_gets_what_is_foretold(
         a, b = [i for i in range(index) if LETTERS[i] == "C"][-2:]
         line = x0[b] + (x0[b] - x0[a]) * (t[index] - t[b]) / (t[b] - t[a])
         torch.testing.assert_close(x0[index], line, rtol=1e-4, atol=1e-4)
+
+
+CLIP, IMAGE = TokenGrid(4, 8, 16), TokenGrid(1, 16, 32)
+HALVED = {(TokenGrid(1, 32, 64), 0), (IMAGE, 0), (TokenGrid(1, 8, 16), 0)}
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "seen", "calls"),
+    [
+        (stable_diffusion, (64, 128, 1), HALVED, 30),
+        (stable_diffusion_3, (64, 128, 1), {(IMAGE, 9), (IMAGE, 0)}, 9),
+        (ltx, (256, 512, 25), {(CLIP, 0)}, 6),
+        (hunyuan, (64, 128, 13), {(CLIP, 8)}, 12),
+        (mochi, (64, 128, 19), {(CLIP, 8)}, 12),
+        (qwen, (256, 512, 1), {(IMAGE, 9)}, 12),
+    ],
+    ids=lambda it: getattr(it, "__name__", ""),
+)
+def test_its_self_attention_is_sparse_and_stock_where_all_is_kept(
+    make: Callable[[Build, Any], Made],
+    size: tuple[int, int, int],
+    seen: set[tuple[TokenGrid, int]],
+    calls: int,
+    build: Build,
+    model_folders: dict[str, Path],
+):
+    vae = library().AutoencoderKL.from_pretrained(model_folders["sdxl"] / "vae")
+    pipe, given = make(build, vae)
+    pipe.set_progress_bar_config(disable=True)
+    height, width, frames = size
+    given |= {"height": height, "width": width} | ({"num_frames": frames} if frames > 1 else {})
+
+    def run() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return pipe(generator=generator, num_inference_steps=3, output_type="latent", **given)[0]
+
+    told: list[tuple[TokenGrid, int]] = []
+
+    class Spy(TopBlocks):
+        """Notes where it is asked."""
+
+        def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> Any:
+            assert q.shape[2] == site.tokens
+            told.append((site.grid, site.text))
+            return super().plan(q, k, site)
+
+    stock = run()
+    with accelerate(pipe, Recipe(attention=TopBlocks(keep=1.0))):
+        assert torch.equal(run(), stock)
+    with accelerate(pipe, Recipe(attention=Spy(keep=0.4, tile="64x64"), when="always")) as session:
+        out = run()
+    ran = session.receipt.attention
+    assert ran is not None and set(told) == seen and not ran.fallbacks
+    assert sum(ran.kernels.values()) == len(told) == calls and ran.density < 0.9
+    assert len(set(ran.layer_names)) == ran.layers == len(ran.density_by_layer)
+    assert 1e-7 < (out - stock).norm() / stock.norm() < 0.2
+    assert torch.equal(run(), stock)
