@@ -137,6 +137,22 @@ def test_the_page_fits_a_narrow_window(page: Page) -> None:
         page.until(lambda right=right: page.tab.evaluate(right) <= 390)
 
 
+def test_the_result_stays_in_one_column_of_a_low_window(page: Page) -> None:
+    page.tab.set_viewport_size({"width": 1280, "height": 600})
+    page.open_builder()
+    page.generate("done")
+    page.until(lambda: "about" in page.text("prediction"))
+    panel = page.find("#k-result")
+    left, wide = panel.bounding_box()["x"], panel.bounding_box()["width"]
+    for name in ("output", "prediction", "plan"):
+        box = page.find(f"#k-{name}").bounding_box()
+        assert left <= box["x"] and box["x"] + box["width"] <= left + wide, name
+    assert panel.evaluate("it => it.scrollHeight > it.clientHeight"), "more than fits"
+    page.tab.evaluate("scrollTo(0, 500)")
+    page.until(lambda: page.tab.evaluate("scrollY") == 500)
+    page.until(lambda: abs(panel.bounding_box()["y"]) < 1)
+
+
 def test_a_cancel_stops_leaves_nothing_and_the_next_run_works(page: Page, server: Server) -> None:
     before = server.files()
     page.fill(**FOREVER, prompt="a red circle")
