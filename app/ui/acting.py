@@ -7,7 +7,9 @@ import gradio as gr
 _ACTING = """
 element.addEventListener('click', event => {
   const button = event.target.closest('[data-act]');
-  if (button) trigger('click', {act: button.dataset.act, id: button.dataset.id});
+  // The second half of a double click may fall on what has come under the pointer meanwhile.
+  if (!button || event.detail > 1) return;
+  trigger('click', {act: button.dataset.act, id: button.dataset.id});
 });
 """
 

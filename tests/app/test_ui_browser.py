@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,22 @@ def test_the_page_fits_a_narrow_window(page: Page) -> None:
         page.until(lambda right=right: page.tab.evaluate(right) <= 390)
 
 
+def test_the_result_stays_in_one_column_of_a_low_window(page: Page) -> None:
+    page.tab.set_viewport_size({"width": 1280, "height": 600})
+    page.open_builder()
+    page.generate("done")
+    page.until(lambda: "about" in page.text("prediction"))
+    panel = page.find("#k-result")
+    left, wide = panel.bounding_box()["x"], panel.bounding_box()["width"]
+    for name in ("output", "prediction", "plan"):
+        box = page.find(f"#k-{name}").bounding_box()
+        assert left <= box["x"] and box["x"] + box["width"] <= left + wide, name
+    assert panel.evaluate("it => it.scrollHeight > it.clientHeight"), "more than fits"
+    page.tab.evaluate("scrollTo(0, 500)")
+    page.until(lambda: page.tab.evaluate("scrollY") == 500)
+    page.until(lambda: abs(panel.bounding_box()["y"]) < 1)
+
+
 def test_a_cancel_stops_leaves_nothing_and_the_next_run_works(page: Page, server: Server) -> None:
     before = server.files()
     page.fill(**FOREVER, prompt="a red circle")
@@ -238,9 +255,7 @@ def test_a_dropped_file_restores_settings_or_says_why_not(
 def test_a_failed_job_is_retried_in_the_list(page: Page, server: Server) -> None:
     page.fill(**FOREVER, prompt="a blue cross")
     page.generate("running")
-    worker = [it for it in psutil.Process(server.process.pid).children()
-              if "spawn_main" in " ".join(it.cmdline())]  # fmt: skip
-    worker[0].kill()
+    psutil.Process(worker_ids(server)[0]).kill()
     page.until(lambda: page.phase() == "failed")
     assert "ended by SIGKILL, as by a system that is out of memory" in page.text("status")
     page.show("jobs")
@@ -250,6 +265,27 @@ def test_a_failed_job_is_retried_in_the_list(page: Page, server: Server) -> None
     page.act("running", "cancel")
     page.until(lambda: not page.jobs("running"))
     assert not page.jobs("failed")
+
+
+def test_a_double_click_in_the_list_does_one_thing(page: Page, server: Server) -> None:
+    page.open_advanced()
+    page.fill(prompt="a green cross", num_videos=3)
+    page.generate("done")
+    page.fill(**FOREVER, num_videos=1)
+    page.generate("running")
+    page.until(lambda: " of 1000" in page.text("status"))
+    page.show("jobs")
+    page.until(lambda: page.jobs("running") == 1)
+    done, workers = page.jobs("done"), worker_ids(server)
+    again = press_twice(page, "#k-jobs li[data-status=done] [data-act=remove]")
+    page.until(lambda: page.jobs("done") == done - 1)
+    again()
+    again = press_twice(page, "#k-jobs li[data-status=running] [data-act=cancel]")
+    page.until(lambda: page.count("#k-jobs li:has(progress[aria-label^=stopping])") == 1)
+    again()
+    page.until(lambda: not page.jobs("running"))
+    assert page.jobs("done") == done - 1, "the next video came under the pointer"
+    assert worker_ids(server) == workers, "nobody asked to stop it at once"
 
 
 def test_compare_plays_in_step_and_shows_what_differs(page: Page, tmp_path: Path) -> None:
@@ -322,6 +358,26 @@ def test_compare_refuses_in_one_line(page: Page) -> None:
     page.press("compare-cancel")
     page.until(lambda: "Cancelled" in status(page))
     assert page.find("#k-compare-start").is_enabled()
+
+
+def press_twice(page: Page, selector: str) -> Callable[[], None]:
+    """The first half of a double click; what is returned is the other, wherever it falls now."""
+    box = page.find(selector).bounding_box()
+    mouse = page.tab.mouse
+    mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+    def press(count: int) -> None:
+        mouse.down(click_count=count)
+        mouse.up(click_count=count)
+
+    press(1)
+    return lambda: press(2)
+
+
+def worker_ids(server: Server) -> list[int]:
+    """The processes that make its videos."""
+    children = psutil.Process(server.process.pid).children()
+    return [it.pid for it in children if "spawn_main" in " ".join(it.cmdline())]
 
 
 def status(page: Page) -> str:
