@@ -120,8 +120,13 @@ class StepPolicy(Named):
         """A policy's run."""
         raise NotImplementedError
 
-    def computed(self, steps: int) -> tuple[int, int]:
-        """How many of `steps` are evaluated, at least and at most."""
+    def computed(self, steps: int, experts: int = 1) -> tuple[int, int]:
+        """How many of `steps` are evaluated, at least and at most.
+
+        Args:
+            experts: denoisers that share the steps, each of which begins with no past.
+        """
+        del experts
         return 1, steps
 
     def refuses(self, steps: int, first: int = 0) -> str | None:

@@ -141,5 +141,6 @@ def _speedup(resolved: Resolved, folder: ModelFolder, run: set[str]) -> tuple[fl
     window = policy.window(steps)
     if not window:
         return None
-    fewest, most = (together(by_step, it, window) for it in policy.computed(steps))
+    counts = policy.computed(steps, verdicts.experts(folder))
+    fewest, most = (together(by_step, it, window) for it in counts)
     return most, fewest

@@ -167,7 +167,7 @@ def steps(resolved: Resolved, folder: ModelFolder) -> Part | None:
         kept, refusal = _kept_tokens(resolved, folder)
     if refusal:
         return Part("steps", asked, "refused", refusal, 1.0, None, kept)
-    least, most = policy.computed(steps)
+    least, most = policy.computed(steps, experts(folder))
     why = f"{least} of {steps} steps evaluated"
     if least < most:
         why = f"{least} to {most} of {steps} steps evaluated, as the run goes"
@@ -223,6 +223,11 @@ def _kept_tokens(resolved: Resolved, folder: ModelFolder) -> tuple[int, str | No
     )
 
 
+def experts(folder: ModelFolder) -> int:
+    """How many denoisers share the steps of the model in `folder`."""
+    return 1 + ("transformer_2" in folder.parts)
+
+
 def _cache(policy: CachePolicy, folder: ModelFolder, *, sparse: bool) -> Part:
     """What a cache would do."""
     from ..accel.attach import caching
@@ -232,7 +237,7 @@ def _cache(policy: CachePolicy, folder: ModelFolder, *, sparse: bool) -> Part:
         policy,
         folder.parts.get(part, "none"),
         folder.config(part),
-        experts=1 + ("transformer_2" in folder.parts),
+        experts=experts(folder),
         sparse=sparse,
     )
     why = refusal or f"all steps run, {policy.unit}s in them are reused as the run goes"

@@ -21,18 +21,25 @@ _DDIM = (
 )
 """Samples of constant variance, whose level is told by the timestep."""
 _STOCHASTIC = (
+    "AmusedScheduler",
+    "BlockRefinementScheduler",
     "CogVideoXDPMScheduler",
     "CosineDPMSolverMultistepScheduler",
     "DDPMParallelScheduler",
     "DDPMScheduler",
+    "DDPMWuerstchenScheduler",
     "DPMSolverSDEScheduler",
+    "DiscreteDDIMScheduler",
+    "EntropyBoundScheduler",
     "EulerAncestralDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "LTXEulerAncestralRFScheduler",
+    "RFD4ProteinaScheduler",
     "RePaintScheduler",
     "SASolverScheduler",
     "ScoreSdeVeScheduler",
     "UnCLIPScheduler",
+    "VQDiffusionScheduler",
 )
 _FEW_STEPS = (
     "CMStochasticIterativeScheduler",
@@ -40,7 +47,7 @@ _FEW_STEPS = (
     "FlowMatchLCMScheduler",
     "HeliosDMDScheduler",
     "LCMScheduler",
-    "PiFlowScheduler",
+    "PiflowScheduler",
     "SCMScheduler",
     "TCDScheduler",
 )

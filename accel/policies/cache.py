@@ -67,6 +67,7 @@ class CachePolicy(StepPolicy):
         """No step is left out, so that there is no run of it. Raises TypeError."""
         raise TypeError(f"{self.name} skips no steps: it is put on denoisers")
 
-    def computed(self, steps: int) -> tuple[int, int]:
+    def computed(self, steps: int, experts: int = 1) -> tuple[int, int]:
         """See `StepPolicy`: it is blocks that are left out."""
+        del experts
         return steps, steps

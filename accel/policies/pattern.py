@@ -65,10 +65,10 @@ class Pattern(SkipPolicy):
         skipped = repeated[: len(window)]
         return "C" * window.start + skipped + "C" * (steps - window.start - len(skipped))
 
-    def computed(self, steps: int) -> tuple[int, int]:
+    def computed(self, steps: int, experts: int = 1) -> tuple[int, int]:
         """See `StepPolicy`."""
         count = self.letters(steps).count("C")
-        return count, count
+        return count, min(steps, count + EDGE * (experts - 1))
 
     def refuses(self, steps: int, first: int = 0) -> str | None:
         """See `StepPolicy`."""

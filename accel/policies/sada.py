@@ -112,7 +112,7 @@ class Sada(PruningPolicy):
         """Whether x0 of a step is kept for the polynomial; later on these alone are evaluated."""
         return index % self.lagrange_every == 1 % self.lagrange_every
 
-    def computed(self, steps: int) -> tuple[int, int]:
+    def computed(self, steps: int, experts: int = 1) -> tuple[int, int]:
         """See `StepPolicy`."""
         window, counts = self.window(steps), list[int]()
         for flow, calm in ((True, True), (False, False)):
@@ -123,7 +123,9 @@ class Sada(PruningPolicy):
                 skipped = may and (not self.keeps(index) if late else calm)
                 skips, count = (skips + 1, count) if skipped else (0, count + 1)
             counts.append(count)
-        return counts[0], counts[1]
+        # Until a denoiser has three derivatives, and two kept x0s of its own.
+        anew = max(EDGE, 2 * self.lagrange_every)
+        return counts[0], min(steps, counts[1] + anew * (experts - 1))
 
     def start(self, schedule: Schedule) -> StepRun:
         """See `StepPolicy`."""
@@ -162,7 +164,7 @@ class _Run:
             return Compute()
         index = step.index
         if index > self.start:
-            if self.policy.keeps(index) or len(self.kept) < 2:
+            if self.policy.keeps(index) or not self._enough:
                 return Compute()
             self._reaches.append(self._reach(index))
             return Skip(self.schedule.output(self._interpolated(index), sample, index))
@@ -206,9 +208,14 @@ class _Run:
         """See `StepRun`."""
         return [float(it) for it in self._errors]
 
+    @property
+    def _enough(self) -> bool:
+        """Whether a polynomial goes through two kept x0s, or through one where it is of one."""
+        return len(self.kept) >= min(2, self.kept.maxlen or 0)
+
     def _reach(self, index: int) -> tuple[bool, float]:
         """Whether a step is interpolated, and a distance to which its error is proportional."""
-        if index <= self.start or len(self.kept) < 2:
+        if index <= self.start or not self._enough:
             return False, self.skips + 1
         at = self.schedule.levels[index].time
         return True, math.prod(abs(at - time) for time, _ in self.kept)

@@ -128,8 +128,9 @@ class AdaptivePolicy(SkipPolicy):
         1, "Steps that may be skipped one after another", least=0, most=20, unit="steps"
     )
 
-    def computed(self, steps: int) -> tuple[int, int]:
+    def computed(self, steps: int, experts: int = 1) -> tuple[int, int]:
         """See `StepPolicy`."""
+        del experts
         open_to = len(self.window(steps))
         return steps - open_to + open_to // (self.max_skip + 1), steps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 import pytest
@@ -187,6 +188,7 @@ def test_outputs_of_which_nothing_is_known_are_taken_as_they_come(make: Any, tol
         ("EulerAncestralDiscreteScheduler", {}, "draws new noise in each step"),
         ("CogVideoXDPMScheduler", {}, "draws new noise"),
         ("DDPMScheduler", {}, "draws new noise"),
+        ("DDPMWuerstchenScheduler", {}, "draws new noise"),
         ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "draws new noise"),
         ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, "draws new noise"),
         ("HeunDiscreteScheduler", {}, "takes several evaluations for a step"),
@@ -195,6 +197,7 @@ def test_outputs_of_which_nothing_is_known_are_taken_as_they_come(make: Any, tol
         ("FlowMatchHeunDiscreteScheduler", {}, "takes several evaluations"),
         ("LCMScheduler", {}, "is for models of few steps"),
         ("TCDScheduler", {}, "is for models of few steps"),
+        ("PiflowScheduler", {}, "is for models of few steps"),
     ],
 )
 def test_samplers_that_cannot_be_foretold_are_refused(
@@ -207,8 +210,45 @@ def test_samplers_that_cannot_be_foretold_are_refused(
 def test_every_scheduler_that_is_named_is_there_or_unknown_to_this_diffusers():
     from kinora.accel.attach import schedulers
 
-    for name in (*schedulers._MULTISTEP, *schedulers._DDIM, *schedulers._STOCHASTIC):  # pyright: ignore[reportPrivateUsage]
+    named = schedulers._MULTISTEP, schedulers._DDIM, schedulers._STOCHASTIC, schedulers._FEW_STEPS  # pyright: ignore[reportPrivateUsage]
+    for name in (it for names in named for it in names):
         assert hasattr(diffusers(), name), name
+
+
+def test_every_scheduler_that_draws_in_its_step_is_named_or_does_so_only_if_asked():
+    """By the source of its step; those that are asked by an argument or an option are looked at."""
+    from kinora.accel.attach import schedulers
+
+    asked = {
+        "DDIMParallelScheduler",
+        "DDIMScheduler",
+        "DPMSolverMultistepInverseScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EDMDPMSolverMultistepScheduler",
+        "EDMEulerScheduler",
+        "EulerDiscreteScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+        "FlowMatchHeunDiscreteScheduler",
+    }
+    named = {*schedulers._STOCHASTIC, *schedulers._FEW_STEPS}  # pyright: ignore[reportPrivateUsage]
+    # Without their libraries some are stand-ins, which have no step.
+    every = {it for it in dir(diffusers()) if it.endswith("Scheduler")} - named
+    drawing = {it for it in every if draws(vars(getattr(diffusers(), it)).get("step"))}
+    assert drawing <= asked
+
+
+def draws(step: Any) -> bool:
+    """Whether the source of a function makes random numbers."""
+    made = (
+        "randn_tensor(",
+        "torch.randn(",
+        "torch.rand(",
+        "torch.randint(",
+        "multinomial(",
+        "gumbel",
+    )
+    return step is not None and any(it in inspect.getsource(step) for it in made)
 
 
 @pytest.mark.parametrize(

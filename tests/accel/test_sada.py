@@ -133,6 +133,28 @@ def test_from_the_lagrange_step_on_one_of_four_is_evaluated(name: str):
     assert out.isfinite().all() and len(ran.errors()) == letters.count("s")
 
 
+def test_of_one_term_the_last_kept_x0_is_held():
+    told: dict[int, torch.Tensor] = {}
+
+    def keep(schedule: Schedule, index: int, x: torch.Tensor, output: torch.Tensor) -> None:
+        told[index] = schedule.estimate(output, x, index)
+
+    x0s: dict[int, torch.Tensor] = {}
+
+    def network(schedule: Schedule, index: int, x: torch.Tensor) -> torch.Tensor:
+        x0s[index] = mixture(schedule, index, x)
+        return x0s[index]
+
+    policy = Sada(lagrange_terms=1)
+    _, letters, _ = run("flow euler", policy, network, 50, on_skip=keep)
+    assert letters[21:48] == "CsssCsssCsssCsssCsssCsssCss"
+    for index in (22, 24, 47):
+        kept = x0s[(index - 1) // 4 * 4 + 1]
+        torch.testing.assert_close(told[index], kept, rtol=1e-3, atol=1e-3)
+    least, most = policy.computed(50)
+    assert least <= letters.count("C") <= most
+
+
 @pytest.mark.parametrize(("steps", "at"), [(50, 24), (25, 12), (30, 16), (16, 8)])
 def test_the_lagrange_step_is_a_multiple_of_its_interval(steps: int, at: int):
     assert Sada().lagrange_from(steps, flow=False) == at

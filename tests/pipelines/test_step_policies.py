@@ -102,6 +102,42 @@ def test_attention_and_steps_are_predicted_side_by_side(ask: Ask) -> None:
     assert parts[1].speedup == pytest.approx(14 / 10)
 
 
+@pytest.fixture
+def experts_folder(wan_folder: Path, tmp_path: Path) -> Path:
+    """Wan with a second denoiser, which takes over at 80 % of the noise."""
+    folder = tmp_path / "experts"
+    shutil.copytree(wan_folder, folder)
+    shutil.copytree(folder / "transformer", folder / "transformer_2")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"transformer_2": index["transformer"], "boundary_ratio": 0.8}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("steps.policy=pattern", "steps.from_step=0"),
+        ("steps.policy=sada", "steps.from_step=0", "steps.lagrange_step=0.1"),
+    ],
+)
+def test_what_a_second_denoiser_evaluates_anew_is_predicted(
+    ask: Ask, experts_folder: Path, settings: tuple[str, ...]
+) -> None:
+    """Its first steps have no past of their own to be told from."""
+    request = ask(*settings, model=str(experts_folder), steps=24)
+    (part,) = plan(request).parts
+    record = sidecar.read(finish(request).sidecar)
+    assert record.receipt is not None and record.receipt.policy is not None
+    ran = record.receipt.policy.evaluations
+    one = plan(ask(*settings, steps=24)).parts[0].why
+    least, most = map(int, part.why.split(" of ")[0].split(" to "))
+    assert ran > int(one.split(" of ")[0].split(" to ")[-1])  # more than one alone ever needs
+    assert least <= ran <= most < 24
+    speedup = plan(request).speedup
+    assert speedup is not None and speedup[0] <= 24 / ran <= speedup[1]
+
+
 PRUNED = ("steps.policy=sign", "steps.max_skip=0", "steps.prune=true")
 
 
