@@ -97,7 +97,9 @@ def test_kills_over_forty_rows_of_the_embedded_model(
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     began = time.monotonic()
     # A cluster that is started takes seconds: few kills are of the parent, which starts it.
-    how: dict[str, Any] = {} if engine == "local" else {"workers": actors_of, "parents": {5, 13, 23, 31, 44}}
+    how: dict[str, Any] = (
+        {} if engine == "local" else {"workers": actors_of, "parents": {5, 13, 23, 31, 44}}
+    )
     again = command(killed, "--engine", engine)
     made = run_killed(again, kills, (1.0, 12.0), seed=0, log=tmp_path / "log", **how)
     print(f"{made} in {time.monotonic() - began:.0f} s")
