@@ -276,8 +276,28 @@ def slower(problem: Problem, density: float, beside: float = 0.0) -> str | None:
     work = work_of(problem)
     ratio = (density + beside) / work.efficiency
     if ratio < 1:
-        return None
+        return _too_short(problem, work.kernel)
     return (
         f"because at {problem.keys:,} tokens the {work.kernel} kernel is predicted to take "
         f"{ratio:.2f} times as long, computing {density:.0%} of their pairs"
+    )
+
+
+_HOST_S = 1e-3
+"""What Python takes longer over a sparse call than over a dense one, to make a plan and start its
+kernels: .4 to 1.8 ms by method, beside an H200. Where the GPU has less to do it waits."""
+_DENSE_FLOPS = {"hopper": 575e12}
+"""Of dense attention by cuDNN on an H200; other GPUs are taken to be a third of it."""
+_OTHER_FLOPS = 200e12
+
+
+def _too_short(problem: Problem, kernel: str) -> str | None:
+    """Why a call takes a GPU too little time for a sparse one to gain any, as in `slower`."""
+    pairs = problem.batch * problem.heads * problem.queries * problem.keys
+    dense_s = 4 * pairs * problem.head_dim / _DENSE_FLOPS.get(kernel, _OTHER_FLOPS)
+    if problem.device != "cuda" or dense_s >= _HOST_S:
+        return None
+    return (
+        f"because at {problem.keys:,} tokens it takes the GPU about {1e3 * dense_s:.2g} ms, and "
+        f"starting a sparse one takes Python {1e3 * _HOST_S:g} ms"
     )

@@ -46,14 +46,14 @@ MEASURED = {
     ),
     "balanced": Measured(
         "1.3 times",
-        "`kinora-tiny`, 256 px, two CPU cores; on a GPU not timed; `blade`'s attention alone, with "
-        "a fifth of the tiles and no tail, is 4.3 times as fast as dense at Wan 1.3B's shape on an "
-        "H200",
+        "`kinora-tiny`, 256 px, two CPU cores; dense on a GPU, which such short calls keep "
+        "waiting (made sparse, .4 times as fast on an H200); `blade`'s attention alone, with a "
+        "fifth of the tiles and no tail, is 4.3 times as fast as dense at Wan 1.3B's shape there",
         "all correct −.03 [−.09, +.03] on 100 prompts, +.03 [−.02, +.08] on 100 others",
     ),
     "fast": Measured(
         "1.7 times",
-        "`kinora-tiny`, 256 px, two CPU cores; on a GPU not timed",
+        "`kinora-tiny`, 256 px, two CPU cores; dense on a GPU, as `balanced`",
         "all correct .00 [−.07, +.07] on 41 prompts",
     ),
 }
