@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from functools import lru_cache
 from typing import Any
 
 import diffusers
+import torch
 
 from ..errors import AccelerationError
 from ..policies import CachePolicy, DBCache
@@ -50,6 +53,40 @@ def refusal(
             f"of them out"
         )
     return policy.misfit(denoiser, config)
+
+
+def inert(policy: CachePolicy, denoiser: str, config: Mapping[str, Any]) -> str | None:
+    """Why `policy` stands on nothing in a class of denoisers of this config, or None.
+
+    It is put on one without weights, so that diffusers itself finds the modules; None also where
+    that is not known: of other libraries' caches and other libraries' classes.
+
+    Raises:
+        AccelerationError: diffusers refuses.
+    """
+    # Blocks are there, or else it is refused.
+    if policy.library != "diffusers" or policy.unit == "block":
+        return None
+    key: Any = policy  # frozen, so that it has a hash, which type checkers do not see
+    return _inert(key, denoiser, json.dumps(config))
+
+
+@lru_cache(maxsize=64)  # large denoisers take a second, and the page asks at every change
+def _inert(policy: CachePolicy, denoiser: str, config: str) -> str | None:
+    made = getattr(diffusers, denoiser, None)
+    if made is None:
+        return None
+    try:
+        with torch.device("meta"):
+            inner: Any = made.from_config(json.loads(config))
+    except Exception:  # classes raise kinds of their own; what is wrong is told when it is loaded
+        return None
+    with hooked.on(policy, inner, 1, lambda: 0.0, Tally()) as stood:
+        return None if stood.hooked else _nothing_in(policy, denoiser)
+
+
+def _nothing_in(policy: CachePolicy, denoisers: str) -> str:
+    return f"{policy.name} found no {policy.unit} in {denoisers} to stand on: {policy.elsewhere()}"
 
 
 def _no_cache(policy: CachePolicy, denoiser: str) -> str:
@@ -238,10 +275,7 @@ class Caching:
 
     def _nothing_found(self) -> str:
         names = sorted({it.family.denoiser for it in self._denoisers})
-        return (
-            f"{self.policy.name} found no {self.policy.unit} in {', '.join(names)} to stand on: "
-            f"{self.policy.elsewhere()}"
-        )
+        return _nothing_in(self.policy, ", ".join(names))
 
 
 def _whole(before: tuple[int, int, int], now: tuple[int, int, int]) -> bool:
