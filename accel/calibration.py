@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ TILE = 64
 """Queries and keys of a tile, as in the paper."""
 STARTS = (0.0, 0.125, 0.25, 0.5)
 """Shares of the steps from which on a mask serves; the last one serves the whole second half."""
-_FORMAT = 2
+_FORMAT = 3
 _CHUNK = 256
 """Queries whose attention is written down at a time."""
 
@@ -33,9 +34,10 @@ class Calibration:
 
     Attributes:
         weights: fingerprint of those that were seen; empty where that is not known.
-        orders: `[layers, heads]` int64, places in `AXES`.
-        masks: `[len(STARTS), layers, heads, T, T]` bool, T tiles of `TILE` tokens in the order of
-            the head.
+        orders: `[layers, heads]` int64, places in `AXES`; of several denoisers, whose turns these
+            are, the layers of one behind those of the other.
+        packed: `[len(STARTS), layers, heads, T, ceil(T / 8)]` uint8, masks of T tiles of `TILE`
+            tokens in the order of the head, by bits: Wan 14B has 9 GB of them at 720p otherwise.
         incoherence: `[layers, heads, 2]` float32, largest over mean of the attention in a tile,
             mean over tiles, in raster order and in the order of the head.
         recall: share of the attention that falls on kept tiles, mean over all.
@@ -47,25 +49,42 @@ class Calibration:
     text_first: bool
     keep: float
     orders: torch.Tensor
-    masks: torch.Tensor
+    packed: torch.Tensor
     incoherence: torch.Tensor
     recall: float
     weights: str = ""
+    experts: int = 1
+
+    @property
+    def layers(self) -> int:
+        """Of each denoiser."""
+        return len(self.orders) // self.experts
+
+    def mask(self, at: int, layer: int) -> torch.Tensor:
+        """`[heads, T, T]` bool of a window of the steps and a layer of all."""
+        return unpacked(self.packed[at, layer])
+
+    def density(self) -> float:
+        """Share of the tiles that masks keep."""
+        tiles = self.packed.shape[-2]
+        kept = sum(int(_BITS[it.long()].sum()) for it in self.packed.flatten(0, 2))
+        return kept / (self.packed.shape[:3].numel() * tiles**2)
 
     def to_bytes(self) -> bytes:
         """As a file of numpy arrays, masks by bits."""
         header = {
             "format": _FORMAT, "model": self.model, "weights": self.weights, "text": self.text,
             "text_first": self.text_first, "keep": self.keep, "recall": self.recall,
+            "experts": self.experts,
             "grid": [self.grid.frames, self.grid.height, self.grid.width],
-            "shape": list(self.masks.shape), "starts": list(STARTS),
+            "shape": list(self.packed.shape), "starts": list(STARTS),
         }  # fmt: skip
         file = io.BytesIO()
         np.savez_compressed(
             file,
             header=np.frombuffer(json.dumps(header).encode(), np.uint8),
             orders=self.orders.numpy().astype(np.uint8),
-            masks=np.packbits(self.masks.numpy(), axis=None),
+            masks=self.packed.numpy().ravel(),
             incoherence=self.incoherence.numpy(),
         )
         return file.getvalue()
@@ -90,10 +109,11 @@ class Calibration:
                 grid, text = TokenGrid(*header["grid"]), header["text"]
                 orders, incoherence = arrays["orders"], arrays["incoherence"]
                 shape = _shape(grid, text, orders, incoherence)
-                packed, count = arrays["masks"], math.prod(shape)
-                if list(shape) != header["shape"] or packed.size != -(-count // 8):
+                experts, packed = int(header["experts"]), arrays["masks"]
+                if list(shape) != header["shape"] or packed.size != math.prod(shape):
                     raise ValueError("masks are of another size")
-                bits = np.unpackbits(packed, count=count)
+                if packed.dtype != np.uint8 or experts < 1 or len(orders) % experts:
+                    raise ValueError("no bits, or not as many layers in each denoiser")
                 return cls(
                     model=str(header["model"]),
                     grid=grid,
@@ -101,10 +121,11 @@ class Calibration:
                     text_first=bool(header["text_first"]),
                     keep=float(header["keep"]),
                     orders=torch.from_numpy(orders.astype(np.int64)),
-                    masks=torch.from_numpy(bits.reshape(shape)).to(torch.bool),
+                    packed=torch.from_numpy(packed.reshape(shape)),
                     incoherence=torch.from_numpy(incoherence.astype(np.float32)),
                     recall=float(header["recall"]),
                     weights=str(header["weights"]),
+                    experts=experts,
                 )
         except AccelerationError:
             raise
@@ -122,7 +143,31 @@ def _shape(
     if text < 0 or orders.max() >= len(AXES) or incoherence.shape != (layers, heads, 2):
         raise ValueError("no orders of axes, or not for all heads")
     tiles = tiles_of(grid.tokens + text, TILE)
-    return len(STARTS), layers, heads, tiles, tiles
+    return len(STARTS), layers, heads, tiles, -(-tiles // 8)
+
+
+_BITS = torch.tensor([it.bit_count() for it in range(256)])
+"""How many are set in a byte."""
+
+
+def packed(mask: torch.Tensor) -> torch.Tensor:
+    """A mask `[…, T, T]` by bits, `[…, T, ceil(T / 8)]` uint8."""
+    return torch.from_numpy(np.packbits(mask.numpy(), axis=-1))
+
+
+def unpacked(bits: torch.Tensor) -> torch.Tensor:
+    """The mask that `packed` made this of."""
+    found = np.unpackbits(bits.numpy(), axis=-1, count=bits.shape[-2])
+    return torch.from_numpy(found).to(torch.bool)
+
+
+def number_of(site: Site) -> int:
+    """Of its layer among those of all denoisers."""
+    return site.expert * site.layers + site.layer
+
+
+def _nearest(at: int, windows: Sequence[int]) -> int:
+    return min(windows, key=lambda it: abs(it - at))
 
 
 def window(site: Site) -> int:
@@ -171,7 +216,9 @@ def always(tokens: int, text: int, text_first: bool) -> torch.Tensor:
 
 @dataclass(slots=True, eq=False)
 class Tally:
-    """Collects what `Calibration` needs from the calls of one dense run.
+    """Collects what `Calibration` needs from the calls of one dense run, in the order of its steps.
+
+    By the number of a layer: of several denoisers those of one follow the other's.
 
     Args:
         keep: share of the tiles that a mask keeps.
@@ -191,21 +238,26 @@ class Tally:
     _mass: dict[tuple[int, int], torch.Tensor] = field(
         default_factory=dict[tuple[int, int], "torch.Tensor"]
     )
+    _step: int = -1
 
     def observe(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> None:
         """Look at one call, `[B, H, L, D]`; the first one of a layer chooses the orders."""
-        if site.layer not in self.orders:
+        layer = number_of(site)
+        if layer not in self.orders:
             self._choose(q, k, site)
-        every = torch.stack([places(site, AXES[i]) for i in self.orders[site.layer].tolist()])
+        if self._step != site.step:  # of no other step is it needed, and it is large
+            self._step = site.step
+            self._mass.clear()
+        every = torch.stack([places(site, AXES[i]) for i in self.orders[layer].tolist()])
         mass = tile_mass(q, k, every.to(q.device), self._queries(site))[0].cpu()
         for at, step in enumerate(observed_steps(site.steps)):
             if step != site.step:
                 continue
-            key = (at, site.layer)
+            key = (at, layer)
             # Guidance branches and batch items share a mask.
             mass_here = self._mass[key] = self._mass.get(key, 0) + mass
             kept = best(mass_here, self.keep, always(site.tokens, site.text, site.text_first))
-            self.masks[key] = kept
+            self.masks[key] = packed(kept)
             self.recalls[key] = float((mass_here * kept).sum() / mass_here.sum())
 
     def _queries(self, site: Site) -> torch.Tensor:
@@ -228,26 +280,36 @@ class Tally:
         cost = self.balance * losses / losses.sum(0).clamp(min=1e-9)
         cost = cost + (1 - self.balance) * roughness / roughness.sum(0)
         chosen = cost.argmin(0)
-        self.orders[site.layer] = chosen
+        self.orders[number_of(site)] = chosen
         heads = torch.arange(len(chosen))
-        self.incoherence[site.layer] = torch.stack([roughness[0], roughness[chosen, heads]], -1)
+        self.incoherence[number_of(site)] = torch.stack(
+            [roughness[0], roughness[chosen, heads]], -1
+        )
 
     def finish(self, model: str, site: Site, *, weights: str = "") -> Calibration:
         """The calibration, once all layers have been seen at all observed steps.
 
-        `weights` is the fingerprint of the model's, if there is one.
+        `weights` is the fingerprint of the model's, if there is one. A denoiser that has no turn in
+        a window of the steps borrows the masks of the nearest one in which it has.
 
         Raises:
             AccelerationError: not all were, as where a layer has run dense for a reason of its own.
         """
-        layers = sorted(self.orders)
-        if any((at, i) not in self.masks for at in range(len(STARTS)) for i in range(site.layers)):
+        count, windows = site.layers, range(len(STARTS))
+        experts = range(1 + max(self.orders, default=0) // count)
+        turns = [sorted({at for at, i in self.masks if i // count == it}) for it in experts]
+        needed = {
+            (at, it * count + layer) for it in experts for at in turns[it] for layer in range(count)
+        }
+        if needed - self.masks.keys() or not all(turns) or {at for at, _ in needed} != {*windows}:
             raise AccelerationError(
                 f"of {site.layers} layers not every one was seen in each window of the steps, so "
                 f"{model} cannot be calibrated like this: try the model's own size and steps"
             )
+        layers = range(len(experts) * count)
         masks = [
-            torch.stack([self.masks[at, layer] for layer in layers]) for at in range(len(STARTS))
+            torch.stack([self.masks[_nearest(at, turns[i // count]), i] for i in layers])
+            for at in windows
         ]
         return Calibration(
             model=model,
@@ -256,7 +318,8 @@ class Tally:
             text_first=site.text_first,
             keep=self.keep,
             orders=torch.stack([self.orders[layer] for layer in layers]),
-            masks=torch.stack(masks),
+            packed=torch.stack(masks),
+            experts=len(experts),
             incoherence=torch.stack([self.incoherence[layer] for layer in layers]).float(),
             recall=sum(self.recalls.values()) / len(self.recalls),
             weights=weights,

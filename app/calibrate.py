@@ -68,12 +68,11 @@ def calibrate(
 def told(made: Calibrated) -> list[str]:
     """The file first, then what it holds, in words."""
     it = made.calibration
-    layers, heads = it.orders.shape
-    density = float(it.masks.float().mean())
+    heads, several = it.orders.shape[1], f", {it.experts} denoisers" if it.experts > 1 else ""
     return [
         str(made.path),
-        f"{it.model}, tokens {it.grid}, {layers} layers of {heads} heads",
-        f"masks keep {density:.0%} of the tiles and {it.recall:.0%} of the attention",
+        f"{it.model}, tokens {it.grid}, {it.layers} layers of {heads} heads{several}",
+        f"masks keep {it.density():.0%} of the tiles and {it.recall:.0%} of the attention",
         *_orders(it),
         f"use it: --set attention.method=paro --set attention.calibration={made.path}",
     ]

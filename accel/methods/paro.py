@@ -12,7 +12,7 @@ import torch
 from pydantic import PrivateAttr
 
 from ...kernels.plan import BlockPlan, Tail, Tile, pairs_in
-from ..calibration import AXES, TILE, Calibration, Tally, observed_steps, places, window
+from ..calibration import AXES, TILE, Calibration, Tally, number_of, observed_steps, places, window
 from ..errors import AccelerationError
 from ..method import AttentionMethod
 from ..options import option
@@ -87,7 +87,7 @@ class Paro(AttentionMethod):
         alike = Site(
             site.grid, site.layer, site.layers, 0, 1, site.text, site.text_first, expert=site.expert
         )
-        return self.calibration, _stamp(self.calibration), (window(site), site.layer), alike
+        return self.calibration, _stamp(self.calibration), (window(site), number_of(site)), alike
 
     def _fitting(self, site: Site) -> Calibration:
         """The calibration. Raises AccelerationError where it is of something else."""
@@ -96,12 +96,17 @@ class Paro(AttentionMethod):
                 "paro needs attention.calibration, a file: make one with `kinora calibrate`"
             )
         found = _read(self.calibration, _stamp(self.calibration))
-        given = f"{found.grid} and {found.text} of text in {found.orders.shape[0]} layers"
+        given = f"{found.grid} and {found.text} of text in {found.layers} layers"
         wanted = f"{site.grid} and {site.text} of text in {site.layers} layers"
         if given != wanted:
             raise AccelerationError(
                 f"{self.calibration} is of {found.model}, tokens {given}; here are {wanted}: "
                 f"calibrate for this model and size"
+            )
+        if site.expert >= found.experts:
+            raise AccelerationError(
+                f"{self.calibration} is of {found.model}, which has one denoiser; here are more: "
+                f"calibrate for this model"
             )
         return found
 
@@ -125,8 +130,6 @@ class ParoObserver(AttentionMethod):
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> BlockPlan | None:
         """Look, at the steps that matter."""
-        if site.expert:
-            raise AccelerationError("paro cannot be calibrated for models with two denoisers yet")
         if self.last is not None and (site.grid, site.text) != (self.last.grid, self.last.text):
             raise AccelerationError(
                 f"paro cannot be calibrated for models whose layers see different tokens yet: "
@@ -189,7 +192,7 @@ def _made(
     with torch.inference_mode(False):
         orders = torch.stack([places(site, AXES[i]) for i in found.orders[at[1]].tolist()])
         return BlockPlan.from_mask(
-            found.masks[at][None].to(device),
+            found.mask(*at)[None].to(device),
             tile=Tile(TILE, TILE),
             queries=site.tokens,
             keys=site.tokens,
@@ -201,6 +204,6 @@ def _made(
 @lru_cache(maxsize=1024)
 def _density(path: str, stamp: int, at: tuple[int, int], site: Site) -> float:
     """That of the plan, by the mask alone; asked at every call."""
-    mask, tokens = _read(path, stamp).masks[at][None], site.tokens
+    mask, tokens = _read(path, stamp).mask(*at)[None], site.tokens
     pairs = pairs_in(mask, tile=Tile(TILE, TILE), queries=tokens, keys=tokens).sum(-1)
     return float((pairs.to(torch.float32) / tokens**2).mean())

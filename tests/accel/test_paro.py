@@ -201,7 +201,7 @@ def test_a_plan_is_attention_with_the_mask_pulled_back(text: int, tail: str, tmp
     mask = torch.zeros(3, site.tokens, site.tokens, dtype=torch.bool)
     for head in range(3):
         tile = places(site, AXES[int(made.orders[1, head])]).argsort() // TILE
-        mask[head] = made.masks[0, 1, head][tile[:, None], tile[None]]
+        mask[head] = made.mask(0, 1)[head][tile[:, None], tile[None]]
     dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[None])
     torch.testing.assert_close(block_attention(q, k, v, plan)[0], dense, rtol=1e-4, atol=1e-5)
     assert Paro(calibration=path).predict(site) == float(plan.density().mean())
@@ -227,7 +227,9 @@ def test_windows_have_masks_of_their_own(tmp_path: Path):
     q, k, _ = tensors(site)
     plans = [method.plan(q, k, dataclasses.replace(site, step=step)) for step in range(8)]
     assert plans[4] is plans[5] is plans[7] and plans[0] is not plans[1]
-    assert plans[0] is not None and torch.equal(plans[0].mask()[0], made.masks[0, 0])
+    assert plans[0] is not None and torch.equal(plans[0].mask()[0], made.mask(0, 0))
+    masks = torch.stack([made.mask(at, 0) for at in range(len(STARTS))])
+    assert made.density() == pytest.approx(float(masks.float().mean()))
 
 
 def test_a_file_holds_all_of_it(tmp_path: Path):
@@ -249,7 +251,7 @@ def test_a_layers_plan_is_made_once_in_a_window(
     made = dataclasses.replace(
         one,
         orders=one.orders.expand(layers, -1),
-        masks=one.masks.expand(-1, layers, -1, -1, -1),
+        packed=one.packed.expand(-1, layers, -1, -1, -1),
         incoherence=one.incoherence.expand(layers, -1, -1),
     )
     method = Paro(calibration=saved(made, tmp_path), tail=tail)
@@ -331,7 +333,8 @@ def test_a_damaged_file_is_told_wherever_the_damage_is(tmp_path: Path):
         {"orders": torch.full((1, 3), len(AXES))},
         {"orders": torch.zeros(1, 2, dtype=torch.int64)},
         {"orders": torch.zeros(3, dtype=torch.int64)},
-        {"masks": torch.ones(1, 1, 3, 3, 3, dtype=torch.bool)},
+        {"packed": torch.ones(1, 1, 3, 3, 1, dtype=torch.uint8)},
+        {"experts": 2},
         {"incoherence": torch.ones(1, 3)},
     ],
 )

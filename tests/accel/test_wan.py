@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 import torch
 
 from kinora.accel.attach import accelerate
-from kinora.accel.methods import TopBlocks
+from kinora.accel.calibration import Tally, observed_steps
+from kinora.accel.errors import AccelerationError
+from kinora.accel.methods import Paro, TopBlocks
+from kinora.accel.methods.paro import ParoObserver
 from kinora.accel.recipe import Recipe
 from kinora.accel.site import Site
 from kinora.accel.wrappers import Reuse, Within
@@ -240,3 +244,32 @@ def test_a_batch_is_what_its_items_are_alone(
             pipe(prompt, latents=noise[i : i + 1], **given)[0] for i, prompt in enumerate(prompts)
         ]
     assert (both - torch.cat(alone)).norm() < 1e-5 * both.norm()
+
+
+def test_paro_learns_of_each_expert_in_its_turn(experts: Any, tmp_path: Path) -> None:
+    observer = ParoObserver(tally := Tally(keep=0.4))
+    with accelerate(experts, Recipe(attention=observer, when="always")):
+        run(experts, steps=8)
+    assert observer.last is not None
+    made = tally.finish("two", observer.last)
+    assert (made.experts, made.layers, len(made.orders)) == (2, 2, 4)
+    expert = [0 if t >= 800 else 1 for t in experts.scheduler.timesteps]
+    turns = [expert[step] for step in observed_steps(8)]
+    last = turns.index(1) - 1
+    assert turns[0] == 0 and turns[-1] == 1 and last >= 0
+    for layer in (0, 1):  # what has no turn borrows the nearest that had one
+        assert torch.equal(made.mask(3, layer), made.mask(last, layer))
+        assert torch.equal(made.mask(0, 2 + layer), made.mask(last + 1, 2 + layer))
+        assert not torch.equal(made.mask(3, layer), made.mask(3, 2 + layer))
+    path = tmp_path / "paro.npz"
+    path.write_bytes(made.to_bytes())
+    recipe = Recipe(attention=Paro(calibration=str(path)), when="always")
+    with accelerate(experts, recipe) as session:
+        run(experts, steps=8)
+    ran = session.receipt.attention
+    assert ran is not None and not ran.dense and ran.density < 0.6
+    one = dataclasses.replace(made, experts=1, orders=made.orders[:2], packed=made.packed[:, :2],
+                              incoherence=made.incoherence[:2])  # fmt: skip
+    path.write_bytes(one.to_bytes())
+    with accelerate(experts, recipe), pytest.raises(AccelerationError, match="has one denoiser"):
+        run(experts, steps=8)

@@ -24,8 +24,8 @@ def test_it_learns_and_paro_runs_with_it(tmp_path: Path, capsys: pytest.CaptureF
     assert said.out.splitlines()[0] == str(path) and "step 1/2" in said.err
     assert "masks keep" in said.out and "lower is better" in said.out
     found = Calibration.read(path)
-    assert found.model == "kinora-tiny" and found.masks.shape[1:3] == (10, 4)
-    assert 0.39 < float(found.masks.float().mean()) < 0.55
+    assert found.model == "kinora-tiny" and found.packed.shape[1:3] == (10, 4)
+    assert 0.39 < found.density() < 0.55
     recipe = ("--set", "attention.method=paro", "--set", f"attention.calibration={path}")
     video = tmp_path / "a.mp4"
     always = ("--set", "when=always", "--set", "attention.from_step=0")
@@ -33,7 +33,7 @@ def test_it_learns_and_paro_runs_with_it(tmp_path: Path, capsys: pytest.CaptureF
     assert main([*given, "-o", str(video)]) == 0
     receipt = json.loads(capsys.readouterr().out.splitlines()[-1])["outputs"][0]["receipt"]
     density = receipt["attention"]["density"]
-    assert density == pytest.approx(float(found.masks.float().mean()), abs=0.02)
+    assert density == pytest.approx(found.density(), abs=0.02)
     assert main(["plan", "--size", "256x256", *recipe]) == 2
     assert "calibrate for this model and size" in capsys.readouterr().err
 
