@@ -41,6 +41,12 @@ def tile_lengths(tokens: int, size: int, device: torch.device | str = "cpu") -> 
     return (tokens - starts).clamp(max=size)
 
 
+def pairs_in(mask: torch.Tensor, *, tile: Tile, queries: int, keys: int) -> torch.Tensor:
+    """Pairs of valid tokens in true tiles of each row, `[..., Q, K]` bool to `[..., Q]` int64."""
+    columns = (mask * tile_lengths(keys, tile.key, mask.device)).sum(-1)
+    return columns * tile_lengths(queries, tile.query, mask.device)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockPlan:
     """The key tiles that each query tile attends to, for one attention call.
@@ -216,10 +222,7 @@ class BlockPlan:
         """Pairs of valid tokens that each row attends to, `[B or 1, H or 1, Q]` int64."""
         if self.within is not None:
             return self._attended(self.within).sum(-1)
-        device = self.indices.device
-        height = tile_lengths(self.queries, self.tile.query, device)
-        width = tile_lengths(self.keys, self.tile.key, device)
-        return (self.mask() * width).sum(-1) * height
+        return pairs_in(self.mask(), tile=self.tile, queries=self.queries, keys=self.keys)
 
     def tiles_as_many(self) -> torch.Tensor:
         """Tiles of each row that have as many pairs as it attends to, rounded up; like `counts`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import PrivateAttr
 
-from ...kernels.plan import BlockPlan, Tail, Tile
+from ...kernels.plan import BlockPlan, Tail, Tile, pairs_in
 from ..calibration import AXES, TILE, Calibration, Tally, observed_steps, places, window
 from ..errors import AccelerationError
 from ..method import AttentionMethod
@@ -162,8 +163,26 @@ def _read(path: str, stamp: int) -> Calibration:
         return Calibration.read(Path(path))
 
 
-@lru_cache(maxsize=64)  # the layers of a window: lists of large models take tens of megabytes
+_KEPT = 64
+"""Plans that are kept, or those of all layers where there are more; lists of large models take tens
+of megabytes each."""
+_plans: OrderedDict[Any, BlockPlan] = OrderedDict()
+"""The last used is at the end."""
+
+
 def _plan(
+    path: str, stamp: int, at: tuple[int, int], tail: Tail, site: Site, device: torch.device
+) -> BlockPlan:
+    """All steps of a window use it, so that those of its layers must all be kept."""
+    key = path, stamp, at, tail, site, device
+    plan = _plans.pop(key, None) or _made(*key)
+    _plans[key] = plan
+    while len(_plans) > max(_KEPT, site.layers):
+        _plans.popitem(last=False)
+    return plan
+
+
+def _made(
     path: str, stamp: int, at: tuple[int, int], tail: Tail, site: Site, device: torch.device
 ) -> BlockPlan:
     found = _read(path, stamp)
@@ -181,5 +200,7 @@ def _plan(
 
 @lru_cache(maxsize=1024)
 def _density(path: str, stamp: int, at: tuple[int, int], site: Site) -> float:
-    """Asked at every call."""
-    return float(_plan(path, stamp, at, "none", site, torch.device("cpu")).density().mean())
+    """That of the plan, by the mask alone; asked at every call."""
+    mask, tokens = _read(path, stamp).masks[at][None], site.tokens
+    pairs = pairs_in(mask, tile=Tile(TILE, TILE), queries=tokens, keys=tokens).sum(-1)
+    return float((pairs.to(torch.float32) / tokens**2).mean())
