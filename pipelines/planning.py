@@ -116,7 +116,8 @@ def refusal(part: Part, *, strict: bool) -> KinoraError | None:
     """What a run would raise because of a part of its recipe, or None."""
     if part.verdict == "refused":
         return RecipeError(part.why)
-    if not strict or not (part.dense or part.verdict == "adjusted"):
+    idle = part.part == "steps" and part.verdict == "idle"
+    if not strict or not (part.dense or idle or part.verdict == "adjusted"):
         return None
     return AccelerationError(
         f"strict: {part.part} would not run as asked, {part.why}; "

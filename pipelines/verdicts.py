@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import cards, memory
-from .errors import ModelError, RecipeError
+from .chatter import relayed
+from .errors import AccelerationError, ModelError, RecipeError
 from .folder import ModelFolder, WeightFile, fingerprint
 from .request import Resolved
 
@@ -156,7 +157,7 @@ def steps(resolved: Resolved, folder: ModelFolder) -> Part | None:
     if policy is None:
         return None
     if isinstance(policy, CachePolicy):
-        return _cache(policy, folder, sparse=chosen.attention is not None)
+        return _cache(policy, folder, steps, sparse=chosen.attention is not None)
     asked, refusal, raw = policy.words(), policy.refuses(steps), ""
     scheduler = _scheduler(folder)
     if scheduler is not None:
@@ -228,20 +229,26 @@ def experts(folder: ModelFolder) -> int:
     return 1 + ("transformer_2" in folder.parts)
 
 
-def _cache(policy: CachePolicy, folder: ModelFolder, *, sparse: bool) -> Part:
+def _cache(policy: CachePolicy, folder: ModelFolder, steps: int, *, sparse: bool) -> Part:
     """What a cache would do."""
     from ..accel.attach import caching
 
-    part = _denoiser(folder)
-    refusal = caching.refusal(
-        policy,
-        folder.parts.get(part, "none"),
-        folder.config(part),
-        experts=experts(folder),
-        sparse=sparse,
-    )
-    why = refusal or f"all steps run, {policy.unit}s in them are reused as the run goes"
-    return Part("steps", policy.words(), "refused" if refusal else "ok", why, 1.0, None)
+    part, asked = _denoiser(folder), policy.words()
+    name, config = folder.parts.get(part, "none"), folder.config(part)
+    refusal = caching.refusal(policy, name, config, experts=experts(folder), sparse=sparse)
+    idle = None
+    if refusal is None:
+        try:
+            with relayed(lambda _: None):  # the run tells
+                idle = caching.inert(policy, name, config, steps=steps)
+        except AccelerationError as error:
+            refusal = str(error)
+    if refusal:
+        return Part("steps", asked, "refused", refusal, 1.0, None)
+    if idle:
+        return Part("steps", asked, "idle", idle, 1.0, 1.0)
+    why = f"all steps run, {policy.unit}s in them are reused as the run goes"
+    return Part("steps", asked, "ok", why, 1.0, None)
 
 
 def _scheduler(folder: ModelFolder) -> Any:

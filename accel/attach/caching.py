@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import diffusers
+import torch
 
 from ..errors import AccelerationError
 from ..policies import CachePolicy, DBCache
@@ -50,6 +51,34 @@ def refusal(
             f"of them out"
         )
     return policy.misfit(denoiser, config)
+
+
+def inert(
+    policy: CachePolicy, denoiser: str, config: Mapping[str, Any], *, steps: int
+) -> str | None:
+    """Why `policy` stands on nothing in a class of denoisers of this config, or None.
+
+    It is put on one without weights, so that diffusers itself finds the modules; None also where
+    that is not known: of other libraries' caches and other libraries' classes.
+
+    Raises:
+        AccelerationError: diffusers refuses.
+    """
+    made = getattr(diffusers, denoiser, None)
+    # Blocks are there, or else it is refused.
+    if policy.library != "diffusers" or policy.unit == "block" or made is None:
+        return None
+    try:
+        with torch.device("meta"):
+            inner: Any = made.from_config(dict(config))
+    except Exception:  # classes raise kinds of their own; what is wrong is told when it is loaded
+        return None
+    with hooked.on(policy, inner, steps, lambda: 0.0, Tally()) as stood:
+        return None if stood.hooked else _nothing_in(policy, denoiser)
+
+
+def _nothing_in(policy: CachePolicy, denoisers: str) -> str:
+    return f"{policy.name} found no {policy.unit} in {denoisers} to stand on: {policy.elsewhere()}"
 
 
 def _no_cache(policy: CachePolicy, denoiser: str) -> str:
@@ -238,10 +267,7 @@ class Caching:
 
     def _nothing_found(self) -> str:
         names = sorted({it.family.denoiser for it in self._denoisers})
-        return (
-            f"{self.policy.name} found no {self.policy.unit} in {', '.join(names)} to stand on: "
-            f"{self.policy.elsewhere()}"
-        )
+        return _nothing_in(self.policy, ", ".join(names))
 
 
 def _whole(before: tuple[int, int, int], now: tuple[int, int, int]) -> bool:

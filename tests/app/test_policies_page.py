@@ -100,10 +100,14 @@ def test_a_cache_is_chosen_on_the_command_line(cli: Cli, wan_folder: Path) -> No
     plan = cli("plan", *small, *chosen, "--json").last["parts"][0]
     assert (plan["verdict"], plan["speedup"]) == ("ok", None)
     assert plan["why"] == "all steps run, modules in them are reused as the run goes"
+    why = "taylorseer found no module in WanTransformer3DModel to stand on: set steps.use_lite_mode"
+    plan = cli("plan", *small, "--set", "steps.policy=taylorseer", "--json").last["parts"][0]
+    assert (plan["verdict"], plan["speedup"]) == ("idle", 1) and plan["why"].startswith(why)
     inert = cli("generate", "a red circle", *small, "--set", "steps.policy=taylorseer")
     assert inert.status == 0 and "inert: taylorseer found no module" in inert.out
     strict = cli("generate", "a", *small, "--set", "steps.policy=taylorseer", "--strict")
-    assert strict.status == 2 and "strict: taylorseer found no module" in strict.complaint
+    assert strict.status == 2
+    assert "strict: steps would not run as asked, taylorseer found no" in strict.complaint
 
 
 @pytest.mark.parametrize("name", ["faster-cache", "pyramid-attention-broadcast", "mag-cache"])
