@@ -130,7 +130,11 @@ def _speedup(resolved: Resolved, folder: ModelFolder, run: set[str]) -> tuple[fl
     from ..accel.cost import together
     from ..accel.recipe import from_table
 
-    policy, steps = from_table(resolved.recipe).steps, resolved.steps
+    policy = from_table(resolved.recipe).steps
+    if policy is not None:
+        steps = verdicts.timesteps(resolved, folder)
+        resolved = resolved.model_copy(update={"steps": steps})
+    steps = resolved.steps
     by_step = (1.0,) * steps
     if "attention" in run:
         by_step = predicted(resolved, shape_of(folder)).by_step

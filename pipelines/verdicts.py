@@ -153,16 +153,23 @@ def steps(resolved: Resolved, folder: ModelFolder) -> Part | None:
     from ..accel.recipe import from_table
 
     chosen = from_table(resolved.recipe)
-    policy, steps = chosen.steps, resolved.steps
+    policy = chosen.steps
     if policy is None:
         return None
     if isinstance(policy, CachePolicy):
-        return _cache(policy, folder, steps, sparse=chosen.attention is not None)
-    asked, refusal, raw = policy.words(), policy.refuses(steps), ""
-    scheduler = _scheduler(folder)
+        return _cache(policy, folder, sparse=chosen.attention is not None)
+    asked, refusal, raw, beside = policy.words(), None, "", ""
+    scheduler, steps = _scheduler(folder), resolved.steps
     if scheduler is not None:
-        refusal = refusal or schedulers.refusal(scheduler, policy)
+        refusal = schedulers.refusal(scheduler, policy)
         raw = schedulers.why_raw(scheduler)
+        steps = schedulers.timesteps_of(scheduler, resolved.steps)
+        if steps != resolved.steps:
+            name = type(scheduler).__name__
+            beside = f"; {name} makes {steps} timesteps of {resolved.steps} steps"
+    if not refusal:
+        short = policy.refuses(steps)
+        refusal = short and short + beside
     kept = 0
     if policy.prunes() and not refusal:
         kept, refusal = _kept_tokens(resolved, folder)
@@ -174,6 +181,7 @@ def steps(resolved: Resolved, folder: ModelFolder) -> Part | None:
         why = f"{least} to {most} of {steps} steps evaluated, as the run goes"
     if kept:
         why += f", unstable ones on some tokens alone; {memory.amount(kept)} kept for the others"
+    why += beside
     if raw:
         why += f"; outputs are extrapolated as they come, since {raw}"
     speedup = steps / least if least == most else None
@@ -229,7 +237,7 @@ def experts(folder: ModelFolder) -> int:
     return 1 + ("transformer_2" in folder.parts)
 
 
-def _cache(policy: CachePolicy, folder: ModelFolder, steps: int, *, sparse: bool) -> Part:
+def _cache(policy: CachePolicy, folder: ModelFolder, *, sparse: bool) -> Part:
     """What a cache would do."""
     from ..accel.attach import caching
 
@@ -240,7 +248,7 @@ def _cache(policy: CachePolicy, folder: ModelFolder, steps: int, *, sparse: bool
     if refusal is None:
         try:
             with relayed(lambda _: None):  # the run tells
-                idle = caching.inert(policy, name, config, steps=steps)
+                idle = caching.inert(policy, name, config)
         except AccelerationError as error:
             refusal = str(error)
     if refusal:
@@ -249,6 +257,14 @@ def _cache(policy: CachePolicy, folder: ModelFolder, steps: int, *, sparse: bool
         return Part("steps", asked, "idle", idle, 1.0, 1.0)
     why = f"all steps run, {policy.unit}s in them are reused as the run goes"
     return Part("steps", asked, "ok", why, 1.0, None)
+
+
+def timesteps(resolved: Resolved, folder: ModelFolder) -> int:
+    """How many the scheduler makes of the steps that are asked for."""
+    from ..accel.attach import schedulers
+
+    made = _scheduler(folder)
+    return resolved.steps if made is None else schedulers.timesteps_of(made, resolved.steps)
 
 
 def _scheduler(folder: ModelFolder) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from functools import lru_cache
 from typing import Any
 
 import diffusers
@@ -53,9 +55,7 @@ def refusal(
     return policy.misfit(denoiser, config)
 
 
-def inert(
-    policy: CachePolicy, denoiser: str, config: Mapping[str, Any], *, steps: int
-) -> str | None:
+def inert(policy: CachePolicy, denoiser: str, config: Mapping[str, Any]) -> str | None:
     """Why `policy` stands on nothing in a class of denoisers of this config, or None.
 
     It is put on one without weights, so that diffusers itself finds the modules; None also where
@@ -64,16 +64,24 @@ def inert(
     Raises:
         AccelerationError: diffusers refuses.
     """
-    made = getattr(diffusers, denoiser, None)
     # Blocks are there, or else it is refused.
-    if policy.library != "diffusers" or policy.unit == "block" or made is None:
+    if policy.library != "diffusers" or policy.unit == "block":
+        return None
+    key: Any = policy  # frozen, so that it has a hash, which type checkers do not see
+    return _inert(key, denoiser, json.dumps(config))
+
+
+@lru_cache(maxsize=64)  # large denoisers take a second, and the page asks at every change
+def _inert(policy: CachePolicy, denoiser: str, config: str) -> str | None:
+    made = getattr(diffusers, denoiser, None)
+    if made is None:
         return None
     try:
         with torch.device("meta"):
-            inner: Any = made.from_config(dict(config))
+            inner: Any = made.from_config(json.loads(config))
     except Exception:  # classes raise kinds of their own; what is wrong is told when it is loaded
         return None
-    with hooked.on(policy, inner, steps, lambda: 0.0, Tally()) as stood:
+    with hooked.on(policy, inner, 1, lambda: 0.0, Tally()) as stood:
         return None if stood.hooked else _nothing_in(policy, denoiser)
 
 

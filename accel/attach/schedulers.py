@@ -83,6 +83,19 @@ def refusal(scheduler: Any, policy: StepPolicy) -> str | None:
     return None
 
 
+def timesteps_of(scheduler: Any, steps: int) -> int:
+    """How many timesteps `scheduler` makes of so many steps; `steps` where it makes none of them.
+
+    PNDM has one more, since it evaluates the second twice.
+    """
+    shifted = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+    try:
+        scheduler.set_timesteps(steps, **shifted)
+    except (TypeError, ValueError):  # what no run could do, or does in its own way
+        return steps
+    return len(scheduler.timesteps)
+
+
 def refused_arguments(given: Mapping[str, Any]) -> str | None:
     """Why a call of `scheduler.step` with these arguments cannot be foretold, or None."""
     for name in ("eta", "s_churn"):

@@ -27,10 +27,9 @@ def ask(wan_folder: Path, tmp_path: Path) -> Ask:
     def make(
         *settings: str, scheduler: str = "", config: dict[str, Any] | None = None, **fields: Any
     ) -> Request:
-        folder = wan_folder
+        folder = Path(fields.pop("model", wan_folder))
         if scheduler:
-            folder = tmp_path / scheduler
-            shutil.copytree(wan_folder, folder)
+            shutil.copytree(folder, folder := tmp_path / scheduler)
             index = json.loads((folder / "model_index.json").read_text())
             index["scheduler"] = ["diffusers", scheduler]
             (folder / "model_index.json").write_text(json.dumps(index))
@@ -87,6 +86,37 @@ def test_a_scheduler_that_is_not_known_is_told_and_refused_if_strict(ask: Ask) -
         finish(request.model_copy(update={"strict": True}))
     sada = request.model_copy(update={"settings": ("steps.policy=sada",)})
     assert plan(sada).parts[0].verdict == "refused"
+
+
+def test_a_plan_counts_the_timesteps_of_the_scheduler(
+    ask: Ask, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """PNDM evaluates its second timestep twice, which makes one more."""
+    mask = tmp_path / "mask"
+    settings = ("steps.policy=pattern", f"steps.mask={mask}")
+    request = ask(
+        *settings,
+        model=model_folders["sdxl"],
+        frames=1,
+        scheduler="PNDMScheduler",
+        config={"skip_prk_steps": True},
+    )
+    mask.write_text("CCCCCsCsCsCCCC")
+    (part,) = plan(request).parts
+    assert part.verdict == "refused"
+    assert "of 14 steps, the run has 15: give one" in part.why
+    assert part.why.endswith("; PNDMScheduler makes 15 timesteps of 14 steps")
+    with pytest.raises(RecipeError, match="of 14 steps, the run has 15"):
+        finish(request)
+    mask.write_text("CCCCCsCsCsCCCCC")
+    planned = plan(request)
+    (part,) = planned.parts
+    assert part.verdict == "ok" and part.speedup == 15 / 12
+    assert part.why == ("12 of 15 steps evaluated; PNDMScheduler makes 15 timesteps of 14 steps")
+    assert planned.speedup == (15 / 12, 15 / 12)
+    receipt = finish(request).receipt
+    assert receipt is not None and receipt.policy is not None
+    assert (receipt.steps, receipt.policy.evaluations) == (15, 12)
 
 
 def test_a_damaged_scheduler_is_told(ask: Ask) -> None:
