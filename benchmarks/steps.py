@@ -160,9 +160,12 @@ def table(rows: list[Row]) -> list[str]:
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for policy in dict.fromkeys(name for name, _ in by if not name.startswith("plain ")):
         mine = [row for (name, _), row in by.items() if name == policy]
-        beside = [by[f"plain {row['nfe']}", row["seed"]] for row in mine if policy != "plain"]
-        gains = [a["psnr_db"] - b["psnr_db"] for a, b in zip(mine, beside, strict=False)]
         first = policy == "plain"
+        gains = [
+            row["psnr_db"] - by[f"plain {row['nfe']}", row["seed"]]["psnr_db"]
+            for row in mine
+            if not first
+        ]
 
         def mean(name: str, mine: list[Row] = mine) -> float:
             return statistics.fmean(row[name] or 0.0 for row in mine)

@@ -130,6 +130,20 @@ def test_policies_are_measured_beside_the_plain_sampler(
         steps.main()
 
 
+def test_a_gain_needs_the_plain_run_of_each_prompt(steps: ModuleType):
+    def row(policy: str, seed: int, psnr: float) -> dict[str, Any]:
+        row = {"policy": policy, "seed": seed, "nfe": 10, "psnr_db": psnr}
+        return row | {"denoise_s": 1.0, "ssim": 1.0, steps.ALL_CORRECT: 1.0}
+
+    rows = [
+        row(name, seed, psnr) for seed in (0, 1) for name, psnr in (("a", 32), ("plain 10", 30))
+    ]
+    assert "| +2.0 |" in steps.table(rows)[-1]
+    for missing in (1, 3):
+        with pytest.raises(KeyError, match="plain 10"):
+            steps.table(rows[:missing] + rows[missing + 1 :])
+
+
 @pytest.fixture
 def verdicts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
