@@ -48,6 +48,8 @@ DRAWN = {
     "sliding-tile": "frames=0.6 height=0.5 width=0.5 tail=none",
     "neighborhood": "frames=0.6 height=0.5 width=0.3",
     "blade": "keep=0.2",
+    "hierarchical": "blocks=18 branch=4 tail=none",
+    "permuted-blocks": "keep=0.25 tail=none",
     "paro": "calibration=paro.npz",
     "vmoba": "keep=0.25 shared=false",
 }

@@ -42,13 +42,9 @@ def tile_lengths(tokens: int, size: int, device: torch.device | str = "cpu") -> 
 
 
 def pairs_in(mask: torch.Tensor, *, tile: Tile, queries: int, keys: int) -> torch.Tensor:
-    """Pairs of valid tokens in the true tiles of each row, `[..., Q, K]` bool to `[..., Q]` int64.
-
-    The last tiles may be ragged.
-    """
-    height = tile_lengths(queries, tile.query, mask.device)
-    width = tile_lengths(keys, tile.key, mask.device)
-    return (mask * width).sum(-1) * height
+    """Pairs of valid tokens in true tiles of each row, `[..., Q, K]` bool to `[..., Q]` int64."""
+    columns = (mask * tile_lengths(keys, tile.key, mask.device)).sum(-1)
+    return columns * tile_lengths(queries, tile.query, mask.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

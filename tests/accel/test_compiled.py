@@ -47,7 +47,16 @@ def test_keys_are_merged_in_a_compiled_denoiser_too(build: Build, family: str):
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["wan", "cogvideox", "sdxl", "sd3"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("wan", "cogvideox", "sdxl", "sd3"),
+        *(
+            pytest.param(it, marks=pytest.mark.long)
+            for it in ("ltx", "hunyuan", "mochi", "flux", "qwen")
+        ),
+    ],
+)
 def test_one_compilation_serves_all_layers_and_steps(build: Build, family: str):
     from torch._dynamo.testing import (  # pyright: ignore[reportPrivateUsage]
         CompileCounterWithBackend,

@@ -113,6 +113,7 @@ def test_what_draws_a_picture_says_what_defaults_must_not_change() -> None:
         assert recipe.table()["attention"]["from_step"] == 0.4
         said = {it.partition("=")[0].removeprefix("attention.") for it in given}
         shares = {"keep", "beta", "threshold", "tail", "tile", "frames", "height", "width"}
+        shares |= {"blocks", "branch"}
         # Of threshold-blocks keep is of the other rule, of blade the tail was always there.
         beside = {"threshold-blocks": {"keep"}, "blade": {"tail"}, "paro": {"tail"}}
         wanted = shares & {it.name for it in options_of(method)}
