@@ -84,10 +84,9 @@ class Builder:
         return found
 
     def shown(self, name: str, recipe: Recipe) -> dict[Any, Any]:
-        """All of it as the recipe of that name has it."""
+        """All of it as the recipe of that name has it; the name's own field is left alone."""
         found = controls.values(recipe)
-        update = {**self.named(name, found), **self._standing(found)}
-        return {**update, self.recipe: gr.update(value=name)}
+        return {**self.named(name, found), **self._standing(found)}
 
     def named(self, name: str, chosen: Mapping[str, Any]) -> dict[Any, Any]:
         """What the recipe of that name is called, and its preset pressed, while it is as chosen."""
