@@ -87,7 +87,9 @@ def read_comment(path: Path) -> str:
                 tags = {key.lower(): value for key, value in file.container_metadata.items()}
             text = tags.get("comment")
     except (OSError, ValueError, IndexError) as error:
-        raise SidecarError(f"{path} cannot be read as a media file ({error})") from error
+        # Of what is no media file the libraries say only which of them it was.
+        why = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise SidecarError(f"{path} is no video or image that can be read{why}") from error
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     if not isinstance(text, str):

@@ -30,6 +30,7 @@ MAX_VIDEOS = 1000
 MAX_STEPS = 1000  # schedulers are trained with as many noise levels
 MAX_SEED = 2**63 - 1
 MIN_FPS, MAX_FPS = 0.1, 240
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # others end lines, or are tabs
 
 
 def _no_boolean(value: object) -> object:
@@ -210,6 +211,8 @@ def _check_text(request: Request, card: Card) -> None:
             raise RequestError(
                 f"the {what} has {len(text):,} characters: {LONGEST_TEXT:,} are the most"
             )
+        if found := _CONTROL.search(text):
+            raise RequestError(f"the {what} has the control character {found[0]!r}: leave it out")
     paths = {"output": request.output, "model's path": card.name}
     settings = {f"setting {shortened(it)!r}": it for it in request.settings}
     for what, text in {**texts, **paths, "image's path": request.image or "", **settings}.items():

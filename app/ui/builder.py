@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,10 +85,9 @@ class Builder:
         return found
 
     def shown(self, name: str, recipe: Recipe) -> dict[Any, Any]:
-        """All of it as the recipe of that name has it."""
+        """All of it as the recipe of that name has it; the name's own field is left alone."""
         found = controls.values(recipe)
-        update = {**self.named(name, found), **self._standing(found)}
-        return {**update, self.recipe: gr.update(value=name)}
+        return {**self.named(name, found), **self._standing(found)}
 
     def named(self, name: str, chosen: Mapping[str, Any]) -> dict[Any, Any]:
         """What the recipe of that name is called, and its preset pressed, while it is as chosen."""
@@ -125,10 +125,14 @@ class Builder:
         return update
 
     def told(self, request: Request, refused: Refused) -> dict[Any, Any]:
-        """The recipe as a file and as a command, and the choices that cannot run greyed."""
+        """The recipe as a file and as a command, and the choices that cannot run greyed.
+
+        A request without a prompt is refused wherever it is asked for: it has no command.
+        """
+        words = ["kinora", *spelling.arguments(request)] if request.prompt.strip() else []
         return {
             self.toml: spelling.toml(request),
-            self.command: shlex.join(["kinora", *spelling.arguments(request)]),
+            self.command: " ".join(map(_quoted, words)),
             self.why: reasons(refused),
             **self._greyed(refused),
         }
@@ -155,6 +159,7 @@ class Builder:
         return update
 
 
+_TURNING = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 _LISTS = ("dense_kernel", "attention.qk", "attention.pv")
 
 
@@ -201,6 +206,14 @@ def lay_out() -> Builder:
         elem_id="k-command",
     )  # fmt: skip
     return Builder(recipe, line, shown, selectors, abouts, options, columns, why, toml, command)
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell; characters that would turn what is shown after them are escaped."""
+    if not _TURNING.search(word):
+        return shlex.quote(word)
+    word = word.replace("\\", r"\\").replace("'", r"\'")
+    return "$'" + _TURNING.sub(lambda it: f"\\u{ord(it[0]):04x}", word) + "'"
 
 
 def _line(told: str) -> str:

@@ -23,6 +23,7 @@ from ...pipelines.media import read_frames
 from ...pipelines.request import DENSE, Request
 from ...pipelines.sidecar import Record
 from . import view
+from .acting import grey_when_pressed
 from .history import BRIEF, OWN, Fields, Update, Values
 from .seen import Seen, recipe_name
 
@@ -84,9 +85,12 @@ class Compare:
     def wire(self, inputs: set[Any]) -> None:
         """Connect the components; `inputs` are those of a request."""
         drawn = [self._status, self._result, self._start, self._stop]
-        self._start.click(
+        grey_when_pressed(self._start)
+        asked = self._start.click(
             self.compare, inputs | {self._first, self._second}, drawn, concurrency_limit=None, **OWN
-        ).then(self.ready, None, [self._start, self._stop], **BRIEF)
+        )
+        for over in (asked.then, asked.failure):
+            over(self.ready, None, [self._start, self._stop], **BRIEF)
         self._stop.click(self.cancel, None, self._stop, **BRIEF)
 
     async def compare(self, values: Values, asker: gr.Request) -> AsyncGenerator[Update, None]:
@@ -147,7 +151,7 @@ class Compare:
     def _drawn(self, status: str, *, busy: bool) -> Update:
         return {
             self._status: status,
-            self._start: gr.Button(interactive=not busy),
+            self._start: gr.Button(interactive=False),  # until all of it was told: see `ready`
             self._stop: gr.Button(interactive=busy),
         }
 

@@ -20,6 +20,7 @@ from fastapi.responses import Response
 from ...eval.runs import differences
 from ...pipelines.errors import RequestError, shortened
 from . import api, scores, view
+from .acting import grey_when_pressed
 from .gallery import SHOWN, Gallery, Item, of
 from .history import BRIEF, OWN, Fields, Update
 from .scoring import SUITES, Scoring, ScoringError
@@ -131,10 +132,13 @@ class Evaluate:
             self._reference, **BRIEF,
         )  # fmt: skip
         buttons = [self._start, self._stop]
-        self._start.click(
+        grey_when_pressed(self._start)
+        asked = self._start.click(
             self.evaluate, [self._chosen, self._suite, self._reference],
             [self._status, self._result, *buttons], js=_CHOSEN, concurrency_limit=None, **OWN,
-        ).then(self.ready, None, buttons, **BRIEF)  # fmt: skip
+        )  # fmt: skip
+        for over in (asked.then, asked.failure):
+            over(self.ready, None, buttons, **BRIEF)
         self._stop.click(self.cancel, None, self._stop, **BRIEF)
 
     def browse(self, model: str | None, recipe: str | None, reference: str | None) -> Update:
@@ -270,7 +274,7 @@ class Evaluate:
     def _drawn(self, status: str, *, busy: bool) -> Update:
         return {
             self._status: status,
-            self._start: gr.Button(interactive=not busy),
+            self._start: gr.Button(interactive=False),  # until all of it was told: see `ready`
             self._stop: gr.Button(interactive=busy),
         }
 

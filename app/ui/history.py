@@ -28,6 +28,9 @@ Update = dict[Any, Any]
 OWN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 # Past gradio's queue: it loses a run that begins just when another answer ends its stream.
 BRIEF: dict[str, Any] = {**OWN, "queue": False}
+# What happens while an answer is awaited is asked afterwards, once; or gradio drops it. For events
+# without data: afterwards those of the first are sent again.
+LAST: dict[str, Any] = {**BRIEF, "trigger_mode": "always_last"}
 _SHOWN = 100
 _EVERY_S = 1.0
 

@@ -23,11 +23,11 @@ from ...pipelines.jobs import Jobs
 from ...pipelines.request import DEFAULT_MODEL, DENSE, EXAMPLE_PROMPT, Request, check_image_given
 from ...pipelines.sidecar import Record
 from . import form, view, wire
-from .acting import said
+from .acting import acted, grey_when_pressed
 from .compare import Compare
 from .evaluate import Evaluate, Reports
 from .gallery import Gallery
-from .history import BRIEF, OWN, History, Update, Values
+from .history import BRIEF, LAST, OWN, History, Update, Values
 from .layout import lay_out, lay_out_history
 from .seen import Seen, see
 
@@ -90,11 +90,14 @@ class Page:
         model, recipe = panel.fields["model"], panel.builder.recipe
         buttons = [panel.generate, panel.cancel]
         foretold = inputs | {panel.status}, [panel.prediction, *panel.builder.greyed()]
+        grey_when_pressed(panel.generate)
         # Jobs are made in turn; here they are followed without holding up anything else.
-        gr.on(
+        run = gr.on(
             [panel.generate.click, cast("Any", prompt).submit], self.generate, inputs,
             [panel.status, panel.result, *buttons], concurrency_limit=None, **OWN,
-        ).then(self.ready, None, buttons, **BRIEF).then(
+        )  # fmt: skip
+        run.failure(self.ready, None, buttons, **BRIEF)
+        run.then(self.ready, None, buttons, **BRIEF).then(
             self.predict, *foretold, **BRIEF  # how long it takes is known now
         )  # fmt: skip
         panel.cancel.click(self.cancel, None, panel.cancel, **BRIEF)
@@ -103,14 +106,17 @@ class Page:
         described += [*panel.image.changed(), panel.words]
         panel.image.wire(self._jobs.uploads)
         self._settled = gr.Textbox("", visible="hidden", elem_id="k-settled")
+        # In the browser: a press is told at once, and by the field that a choice in the list is.
+        pressed = gr.Textbox("", visible="hidden", elem_id="k-pressed")
+        press = f"() => [{acted('k-presets')}, String(Math.random())]"
+        builder.presets.click(None, None, [recipe, pressed], js=press, **BRIEF)
         restored = [*self.restoring(), panel.dropped]
         for event in (
-            cast("Any", model).input(self.describe, model, described, **BRIEF),
-            recipe.input(self.preset, recipe, builder.changed(), **BRIEF),
-            builder.presets.click(self.press, None, builder.changed(), **BRIEF),
+            cast("Any", model).input(self.describe, model, described, **LAST),
+            gr.on([recipe.input, pressed.change], self.preset, recipe, builder.changed(), **LAST),
             panel.dropped.upload(self.restore_file, panel.dropped, restored, **BRIEF),
             *(
-                it.input(partial(builder.selected, path), it, builder.changed(), **BRIEF)
+                it.input(partial(builder.selected, path), it, builder.changed(), **LAST)
                 for path, it in builder.selectors.items()
             ),
         ):
@@ -118,12 +124,12 @@ class Page:
         # Not of a prediction: it comes late, and may not know yet what a preset has set.
         gr.on(
             [cast("Any", it).input for it in builder.inputs()], self.named, inputs,
-            [builder.line, builder.presets], trigger_mode="always_last", **BRIEF,
+            [builder.line, builder.presets], **LAST,
         )  # fmt: skip
         edits = [cast("Any", it).change for it in panel.inputs()]
         gr.on(
             [self.blocks.load, self._settled.change, *edits], self.predict, *foretold,
-            trigger_mode="always_last", **BRIEF,
+            **LAST,
         )  # fmt: skip
 
     def settle(self, event: Any) -> None:
@@ -241,17 +247,18 @@ class Page:
         told |= {panel.fields["model"]: about, panel.words: form.words(card)}
         return {**told, **panel.image.standing(card)}
 
-    def press(self, event: gr.EventData) -> Update:
-        """Choose the preset whose button was pressed."""
-        return self.preset(said(event, "id"))
-
     def preset(self, name: str | None) -> Update:
-        """Set the controls to the recipe's values, and show those that it has."""
+        """Set the controls to the recipe's values, and show those that it has.
+
+        The field of its name is set where it was emptied alone: there may be another by now.
+        """
         try:
             recipe = recipes.find(name or DENSE)
         except KinoraError:
             recipe = Recipe()  # the prediction says why
-        return self._panel.builder.shown(name or DENSE, recipe)
+        builder = self._panel.builder
+        emptied = {} if name else {builder.recipe: DENSE}
+        return {**builder.shown(name or DENSE, recipe), **emptied}
 
     def named(self, values: Values) -> Update:
         """What the recipe is called now that somebody has changed it."""

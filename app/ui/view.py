@@ -26,6 +26,7 @@ _ACTIONS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "cancelled": (("retry", "Retry"), ("remove", "Delete")),
     "interrupted": (("retry", "Retry"), ("remove", "Delete")),
 }
+_SURE = ' data-sure="Delete for good?"'
 
 
 def failed(text: str) -> str:
@@ -232,7 +233,8 @@ def _ending(seen: Seen) -> str:
 def _listed(seen: Seen) -> str:
     job = seen.job
     buttons = "".join(
-        f'<button data-act="{act}" data-id="{seen.name}">{label}</button>'
+        f'<button data-act="{act}" data-id="{seen.name}"{_SURE if act == "remove" else ""}>{label}'
+        "</button>"
         for act, label in _ACTIONS[job.status]
     )
     if job.stopping:

@@ -176,6 +176,18 @@ class Page:
         """What stands in a field."""
         return self.find(f"#k-{name} input, #k-{name} textarea").input_value()
 
+    @contextmanager
+    def unanswered(self) -> Generator[list[Any], None, None]:
+        """For the length of the body, all that the page asks waits; what that is."""
+        held: list[Any] = []
+        every, waits = "**/gradio_api/**", True
+        self.tab.route(every, lambda it: held.append(it) if waits else it.continue_())
+        yield held
+        waits = False
+        for it in held:
+            it.continue_()
+        self.tab.unroute(every)
+
     def generate(self, *phases: str) -> None:
         """Press Generate, and wait for what comes of it."""
         self.press("generate")

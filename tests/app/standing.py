@@ -40,6 +40,13 @@ class Standing:
             if it in self.values and told is not None:
                 self.values[it] = told
 
+    def preset(self, name: str) -> dict[Any, Any]:
+        """Choose a recipe; what its handler returns."""
+        self.values[self.builder.recipe] = name
+        update = self.page.preset(name)
+        self.put(update)
+        return update
+
     def choose(self, path: str, name: str) -> None:
         """Choose a method or policy."""
         self.values[self.builder.selectors[path]] = name

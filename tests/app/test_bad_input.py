@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from kinora.pipelines import files, memory
+from kinora.pipelines import cards, files, memory
+from kinora.pipelines.request import Request, resolve
 
 Cli = Callable[..., Any]
 SMALL = ("--size", "32x32", "--frames", "5", "--steps", "2")
@@ -58,6 +59,8 @@ def everything(folder: Path) -> list[str]:
         (["a", "--output", "\udcff.mp4"], ["the output is no UTF-8"]),
         (["a red \udcff circle"], ["the prompt is no UTF-8", r"\udcff"]),
         (["a", "--negative-prompt", "\udcff"], ["the negative prompt is no UTF-8"]),
+        (["a\0"], ["the prompt has the control character '\\x00': leave it out"]),
+        (["a", "--negative-prompt", "\x1b"], ["the negative prompt has the control character"]),
         (["a", "--nonsense"], ["--nonsense", "kinora generate --help"]),
     ],
 )
@@ -69,6 +72,11 @@ def test_requests_that_no_run_could_fulfil(
     assert all(part in called.complaint for part in told), called.complaint
     assert called.last["status"] == "error" and called.last["error"] in called.complaint
     assert everything(Path.cwd()) == []
+
+
+def test_lines_and_tabs_are_no_mistake_in_a_prompt() -> None:
+    request = Request(prompt="a red circle\r\n\tand\na blue one")
+    assert resolve(request, cards.find("kinora-tiny")).prompt == request.prompt
 
 
 def test_an_image_model_offers_one_frame(cli: Cli, model_folders: dict[str, Path]) -> None:
@@ -266,8 +274,9 @@ def test_a_truly_full_disk(cli: Cli, wan_folder: Path, tiny_disk: Path) -> None:
         ("x.json", '{"schema": "kinora.run/1", "request": 1}', "request must be a JSON object"),
         ("x.json", "\udcff", "cannot be read"),
         ("x.json", "[" * 200_000, "no readable record"),
-        ("x.mp4", "no video", "cannot be read as a media file"),
-        ("x.png", "no image", "cannot be read as a media file"),
+        ("x.mp4", "no video", "is no video or image that can be read"),
+        ("x.mp4", "", "is no video or image that can be read"),
+        ("x.png", "no image", "is no video or image that can be read"),
         ("x.txt", "text", "neither a sidecar"),
     ],
 )

@@ -277,7 +277,14 @@ def test_a_double_click_in_the_list_does_one_thing(page: Page, server: Server) -
     page.show("jobs")
     page.until(lambda: page.jobs("running") == 1)
     done, workers = page.jobs("done"), worker_ids(server)
-    again = press_twice(page, "#k-jobs li[data-status=done] [data-act=remove]")
+    remove = "#k-jobs li[data-status=done] [data-act=remove]"
+    press_twice(page, remove)()
+    page.until(lambda: page.find(remove).inner_text() == "Delete for good?")
+    page.until(lambda: page.find(remove).inner_text() == "Delete")
+    assert page.jobs("done") == done, "a double click deletes nothing, nor does one press"
+    page.find(remove).click()
+    page.until(lambda: page.find(remove).inner_text() == "Delete for good?")
+    again = press_twice(page, remove)
     page.until(lambda: page.jobs("done") == done - 1)
     again()
     again = press_twice(page, "#k-jobs li[data-status=running] [data-act=cancel]")
@@ -357,7 +364,7 @@ def test_compare_refuses_in_one_line(page: Page) -> None:
     page.until(lambda: " of 1000" in status(page))
     page.press("compare-cancel")
     page.until(lambda: "Cancelled" in status(page))
-    assert page.find("#k-compare-start").is_enabled()
+    page.until(lambda: page.find("#k-compare-start").is_enabled())
 
 
 def press_twice(page: Page, selector: str) -> Callable[[], None]:

@@ -80,7 +80,7 @@ def test_a_preset_is_shown_with_its_figures_and_pressed() -> None:
 def test_choices_make_the_recipe_that_set_would(page: Page) -> None:
     standing = Standing(page)
     assert standing.request().recipe == "dense" and not standing.request().settings
-    standing.put(page.preset("balanced"))
+    standing.preset("balanced")
     assert standing.request().recipe == "balanced" and not standing.request().settings
     standing.choose("attention.method", "x-attention")
     standing.set("attention.x-attention", "attention.threshold", 0.9)
@@ -113,7 +113,7 @@ def test_the_prediction_follows_and_a_bad_combination_is_one_line_in_place(page:
     standing = Standing(page)
     told = standing.predicted()
     assert "nothing accelerated" in told[standing.panel.prediction]
-    standing.put(page.preset("balanced"))
+    standing.preset("balanced")
     sparse = standing.predicted()[standing.panel.prediction]
     assert "times as fast" in sparse and "of memory" in sparse
     standing.choose("steps.policy", "shadow")
@@ -141,7 +141,7 @@ def test_several_processes_are_refused_here_and_there_to_copy(page: Page) -> Non
 
 def test_strict_says_what_it_would_refuse(page: Page) -> None:
     standing = Standing(page)
-    standing.put(page.preset("balanced"))
+    standing.preset("balanced")
     standing.values[standing.panel.fields["frames"]] = 1
     assert "strict:" not in standing.predicted()[standing.panel.prediction]
     standing.values[standing.panel.fields["strict"]] = True
@@ -151,7 +151,7 @@ def test_strict_says_what_it_would_refuse(page: Page) -> None:
 
 def test_what_cannot_run_is_greyed_with_the_reason_that_a_plan_gives(page: Page) -> None:
     standing = Standing(page)
-    standing.put(page.preset("balanced"))
+    standing.preset("balanced")
     request = standing.request()
     refused = choices.refused(request)
     told = standing.predicted()
@@ -240,7 +240,7 @@ def test_the_command_line_asks_for_the_same(
 
 def test_what_the_page_shows_is_what_it_would_ask_for(page: Page, tmp_path: Path) -> None:
     standing = Standing(page)
-    standing.put(page.preset("fast"))
+    standing.preset("fast")
     standing.choose("steps.policy", "easy")
     standing.set("steps.easy", "steps.max_skip", 2)
     told = standing.predicted()
@@ -281,7 +281,7 @@ def test_a_plan_is_drawn_of_what_the_page_asks_for(
 def drawn(page: Page, *, layer: str | None, step: str = "1", **fields: Any) -> str:
     """What Draw shows at last."""
     standing = Standing(page)
-    standing.put(page.preset("balanced"))
+    standing.preset("balanced")
     for name, value in fields.items():
         standing.values[standing.panel.fields[name]] = value
     drawing = standing.panel.drawing

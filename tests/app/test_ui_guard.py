@@ -180,7 +180,7 @@ def test_ids_are_no_paths(served: Served, name: str) -> None:
 
 
 def test_a_hostile_prompt_names_a_harmless_file(served: Served) -> None:
-    prompt = "../../<script>alert(1)</script>\x00 \u202e"
+    prompt = "../../<script>alert(1)</script> \u202e"
     assert served.ask("/v1/videos", {"prompt": prompt}).json["prompt"] == prompt.strip()
     (made,) = served.jobs.jobs()
     assert re.fullmatch("[a-z0-9-]+", made.row.name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 from collections.abc import Generator
 from pathlib import Path
 
@@ -45,6 +47,26 @@ def test_a_model_that_needs_an_image_says_so_and_nothing_is_there_to_copy(page: 
     told = standing.predicted()
     assert "say which" not in told[standing.panel.prediction]
     assert "--image" in told[standing.builder.command]
+
+
+def test_without_a_prompt_there_is_no_command_that_would_be_refused(page: Page) -> None:
+    standing = Standing(page)
+    standing.values[standing.panel.fields["prompt"]] = " "
+    told = standing.predicted()
+    assert told[standing.builder.command] == ""
+    assert "tokens" in told[standing.panel.prediction] and told[standing.builder.toml]
+
+
+@pytest.mark.parametrize("character", ["\u202e", "\u2066"])
+def test_a_prompt_that_turns_what_follows_is_copied_escaped(page: Page, character: str) -> None:
+    standing = Standing(page)
+    prompt = f"it's a \\ {character}ring"
+    standing.values[standing.panel.fields["prompt"]] = prompt
+    command = standing.predicted()[standing.builder.command]
+    assert character not in command and command.isascii()
+    bash = ["bash", "-c", f'kinora() {{ printf %s "$2"; }}; {command}']
+    env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+    assert subprocess.run(bash, env=env, check=True, capture_output=True).stdout.decode() == prompt
 
 
 def test_words_that_the_model_does_not_know_are_told(page: Page, wan_folder: Path) -> None:

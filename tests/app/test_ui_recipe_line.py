@@ -74,7 +74,7 @@ def test_a_restored_recipe_is_called_what_the_fields_ask_for(
 def test_a_preset_that_is_changed_is_no_longer_it(page: Page) -> None:
     fields = Fields(page)
     whole = recipes.find("fast").title, ["fast"]
-    assert fields.shown(page.preset("fast")) == whole
+    assert fields.said(fields.preset("fast")) == whole
     keep = fields.builder.options["attention.blade"]["attention.keep"]
     before = fields.values[keep]
     changed = "fast, changed", []
@@ -85,18 +85,19 @@ def test_a_preset_that_is_changed_is_no_longer_it(page: Page) -> None:
 
 def test_a_part_that_is_left_out_is_a_change(page: Page) -> None:
     fields = Fields(page)
-    fields.put(page.preset("balanced"))
+    fields.preset("balanced")
     fields.values[fields.builder.selectors["attention.method"]] = ""
     assert fields.after("", "when", "faster") == ("balanced, changed", [])
 
 
 def test_what_is_no_recipe_has_no_line(page: Page) -> None:
-    assert Fields(page).shown(page.preset("no such")) == ("", [])
+    fields = Fields(page)
+    assert fields.said(fields.preset("no such")) == ("", [])
 
 
 def test_a_file_is_called_by_its_title_until_it_is_changed(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(recipes.changed(recipes.find("fast"), ("title=My own",)).to_toml())
     fields = Fields(page)
-    assert fields.shown(page.preset(str(file))) == ("My own", [])
+    assert fields.said(fields.preset(str(file))) == ("My own", [])
     assert fields.after("", "when", "always") == ("mine, changed", [])
