@@ -21,8 +21,9 @@ from ...eval.runs import differences
 from ...pipelines.errors import RequestError, shortened
 from . import api, scores, view
 from .acting import grey_when_pressed
+from .fields import filtering, known
 from .gallery import SHOWN, Gallery, Item, of
-from .history import BRIEF, OWN, Fields, Update
+from .history import BRIEF, LAST, OWN, Fields, Update
 from .scoring import SUITES, Scoring, ScoringError
 from .seen import recipe_name
 
@@ -126,7 +127,7 @@ class Evaluate:
         browsed = [self._model, self._recipe, self._reference, self._choices]
         filters = [self._model, self._recipe, self._reference]
         self.tab.select(self.browse, filters, browsed, **BRIEF)
-        gr.on([self._model.input, self._recipe.input], self.browse, filters, browsed, **BRIEF)
+        gr.on([self._model.input, self._recipe.input], self.browse, filters, browsed, **LAST)
         self._suite.change(
             lambda suite: gr.Dropdown(visible=suite == "fidelity"), self._suite,
             self._reference, **BRIEF,
@@ -146,17 +147,14 @@ class Evaluate:
         items = self._gallery.items()
         recipes = sorted({recipe_name(it.record.request.recipe) for it in items} | {"dense"})
         models = sorted({it.record.request.model for it in items})
-        model = model if model in models else ""
-        recipe = recipe if recipe in recipes else ""
-        every = ("all", "")
+        others = [(it, it) for it in recipes]
         return {
-            self._model: gr.Dropdown([every, *((it, it) for it in models)], value=model),
-            self._recipe: gr.Dropdown([every, *((it, it) for it in recipes)], value=recipe),
-            self._reference: gr.Dropdown(
-                [(it, it) for it in recipes],
-                value=reference if reference in recipes else "dense",
+            self._model: filtering(models, model),
+            self._recipe: filtering(recipes, recipe),
+            self._reference: (
+                gr.Dropdown(others) if reference in recipes else gr.Dropdown(others, value="dense")
             ),
-            self._choices: choices(items, model, recipe),
+            self._choices: choices(items, known(model, models), known(recipe, recipes)),
         }
 
     async def evaluate(

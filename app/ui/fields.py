@@ -6,7 +6,7 @@ What a recipe consists of is not here: see `controls`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -129,3 +129,18 @@ _NAME = re.compile(
 def in_titles(text: str) -> str:
     """`text` with the titles of fields in place of `--size` and the like."""
     return _NAME.sub(lambda found: _NAMES.get(found[0], found[0]), text)
+
+
+def known(chosen: str | None, names: Sequence[str]) -> str:
+    """What is chosen in a filter, all where that is there no more."""
+    return chosen if chosen and chosen in names else ""
+
+
+def filtering(names: Sequence[str], chosen: str | None) -> gr.Dropdown:
+    """The choices of a filter, all of which is none.
+
+    What is chosen is set where it is there no more alone: there may be another choice by now.
+    """
+    choices = [("all", ""), *((it, it) for it in names)]
+    there = known(chosen, names) == (chosen or "")
+    return gr.Dropdown(choices) if there else gr.Dropdown(choices, value="")

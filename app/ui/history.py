@@ -15,6 +15,7 @@ from ...pipelines.sidecar import Record
 from . import gallery as galleries
 from . import view, wire
 from .acting import said
+from .fields import filtering, known
 from .gallery import Gallery
 from .seen import Seen
 
@@ -86,7 +87,7 @@ class History:
             tab.select(lambda: gr.Timer(active=False), None, clock, **BRIEF)
         filters = [parts.model, parts.recipe]
         parts.gallery_tab.select(self.browse, filters, gallery, **BRIEF)
-        gr.on([parts.model.input, parts.recipe.input], self.browse, filters, gallery, **BRIEF)
+        gr.on([parts.model.input, parts.recipe.input], self.browse, filters, gallery, **LAST)
         parts.jobs.click(self.act, None, [parts.jobs, parts.opened, tabs], **BRIEF)
         parts.gallery.click(self.open, None, parts.opened, **BRIEF)
         restored = [parts.opened, *self._page.restoring()]
@@ -102,12 +103,10 @@ class History:
         """The videos of a model and a recipe, and what else there is to choose."""
         parts, items = self._parts, self._gallery.items()
         models, recipes = galleries.models_of(items), galleries.recipes_of(items)
-        model, recipe = model or "", recipe or ""
-        every = ("all", "")
         return {
-            parts.model: gr.Dropdown([every, *((it, it) for it in models)], value=model),
-            parts.recipe: gr.Dropdown([every, *((it, it) for it in recipes)], value=recipe),
-            parts.gallery: galleries.grid(items, model, recipe),
+            parts.model: filtering(models, model),
+            parts.recipe: filtering(recipes, recipe),
+            parts.gallery: galleries.grid(items, known(model, models), known(recipe, recipes)),
         }
 
     def act(self, event: gr.EventData) -> Update:

@@ -242,3 +242,12 @@ def test_a_prediction_in_words(wan_folder: Path) -> None:
     html = view.prediction(replace(plan, parts=(part,), free_bytes=0))
     assert "attention refused: it &lt;cannot&gt;" in html
     assert "it does not fit" in html and "k-bad" in html
+
+
+def test_a_filter_keeps_what_is_chosen_and_is_all_where_that_is_gone() -> None:
+    """What is chosen is not said again: by then it may be something else."""
+    for chosen in ("", "a", None):
+        told = fields.filtering(["a", "b"], chosen).constructor_args
+        assert told["choices"] == [("all", ""), ("a", "a"), ("b", "b")] and "value" not in told
+    assert fields.filtering(["a"], "gone").constructor_args["value"] == ""
+    assert [fields.known(it, ["a"]) for it in ("a", "gone", "", None)] == ["a", "", "", ""]
