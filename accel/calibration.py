@@ -67,7 +67,7 @@ class Calibration:
     def density(self) -> float:
         """Share of the tiles that masks keep."""
         tiles = self.packed.shape[-2]
-        kept = sum(int(_BITS[it.long()].sum()) for it in self.packed.flatten(0, 2))
+        kept = sum(int(_BITS[it.numpy()].sum()) for it in self.packed.flatten(0, 2))
         return kept / (self.packed.shape[:3].numel() * tiles**2)
 
     def to_bytes(self) -> bytes:
@@ -146,7 +146,7 @@ def _shape(
     return len(STARTS), layers, heads, tiles, -(-tiles // 8)
 
 
-_BITS = torch.tensor([it.bit_count() for it in range(256)])
+_BITS = np.array([it.bit_count() for it in range(256)])
 """How many are set in a byte."""
 
 
