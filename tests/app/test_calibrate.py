@@ -43,7 +43,7 @@ def calibration(orders: list[int], incoherence: list[list[float]]) -> Calibrated
     heads = len(orders)
     it = Calibration(
         "any", TokenGrid(1, 8, 8), 0, False, 0.5, torch.tensor([orders]),
-        torch.ones(4, 1, heads, 1, 1, dtype=torch.bool), torch.tensor([incoherence]), 0.9,
+        torch.full((4, 1, heads, 1, 1), 128, dtype=torch.uint8), torch.tensor([incoherence]), 0.9,
     )  # fmt: skip
     return Calibrated(Path("a.npz"), it)
 
