@@ -90,6 +90,7 @@ def same(pair: Gang, family: str, folder: str, table: dict[str, Any], asked: dic
     return [receipt, *(told for _, told in found)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ("wan", "cogvideox", "flux", "ltx", "hunyuan", "qwen"))
 def test_tokens_shared(pair: Gang, folders: dict[str, str], family: str) -> None:
     same(pair, family, folders.get(family, ""), {}, ULYSSES)

@@ -52,6 +52,7 @@ def test_flags_are_frozen() -> None:
                 assert "default:" in param.help or param.name == "strict", param.name
 
 
+@pytest.mark.long
 def test_a_batch_gives_what_generate_gives(cli: Cli, wan_folder: Path, prompts: Path) -> None:
     called = cli("batch", prompts, "--model", wan_folder, *SMALL, "--seeds", "3-4", "--json",
                  "--output", "out", "--workers", 2, "--device", "cpu")  # fmt: skip
@@ -78,6 +79,7 @@ def test_a_batch_gives_what_generate_gives(cli: Cli, wan_folder: Path, prompts: 
     assert cli("batch", "status", "out", "--json").last["done"] == 6
 
 
+@pytest.mark.long
 def test_a_recipe_of_a_row_runs_and_is_summed_up(
     cli: Cli, wan_folder: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +122,7 @@ def test_a_failing_row_is_exit_status_1(cli: Cli, wan_folder: Path, tmp_path: Pa
     assert "line 2, a-s0-" in status.out and "line 2, a-s0-" in called.err
 
 
+@pytest.mark.long
 def test_of_many_rows_that_cannot_run_a_status_says_where_all_are(
     cli: Cli, wan_folder: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +171,7 @@ def test_what_is_refused(
     assert list(Path.cwd().glob("**/*.mp4")) == []
 
 
+@pytest.mark.long
 def test_ctrl_c_is_130_and_says_how_to_go_on(wan_folder: Path, prompts: Path) -> None:
     command = [sys.executable, "-m", "kinora.app", "batch", str(prompts), "--model",
                str(wan_folder), "--size", "96x96", "--frames", "33", "--steps", "400", "--device",

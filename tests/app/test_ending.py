@@ -197,6 +197,7 @@ def test_ctrl_c_while_python_imports_is_one_line(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == {"status": "stopped"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("before", [[], ["notes.txt"]])
 def test_a_second_ctrl_c_does_not_wait_for_the_step_and_leaves_nothing(
     wan_folder: Path, tmp_path: Path, before: list[str]
@@ -231,6 +232,7 @@ def restricted(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.long
 def test_what_may_not_be_read_or_written_is_one_line(wan_folder: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     for name in ("record.json", "a.latents.safetensors"):

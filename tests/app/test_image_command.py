@@ -60,6 +60,7 @@ def test_a_plan_needs_no_image(cli: Cli, from_image_folder: Path) -> None:
     assert cli("plan", "--model", from_image_folder, "--size", "32x32").status == 0
 
 
+@pytest.mark.long
 def test_a_batch_of_two_images(
     cli: Cli, from_image_folder: Path, photos: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[u
 
 from browsing import FOREVER, SMALL, Page, Server
 
+pytestmark = pytest.mark.long
 BLADE = "#k-options-attention-blade"
 
 

@@ -295,6 +295,7 @@ def drawn(page: Page, *, layer: str | None, step: str = "1", **fields: Any) -> s
     return last[drawing._drawn]  # pyright: ignore[reportPrivateUsage]
 
 
+@pytest.mark.long
 def test_draw_shows_a_picture_or_one_line(page: Page, wan_folder: Path) -> None:
     small: dict[str, Any] = {
         "model": str(wan_folder),
@@ -315,6 +316,7 @@ def test_draw_shows_a_picture_or_one_line(page: Page, wan_folder: Path) -> None:
     assert "there is no model folder" in drawn(page, layer="1", **{**small, "model": "/no/folder"})
 
 
+@pytest.mark.long
 def test_a_page_that_is_killed_leaves_no_drawing_behind(tmp_path: Path) -> None:
     long = ["inspect", PROMPT, "--step", "29", "--output", str(tmp_path / "plan.png")]
     script = f"import asyncio; from kinora.app.ui import drawing; asyncio.run(drawing._run({long}))"

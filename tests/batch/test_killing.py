@@ -55,6 +55,7 @@ def test_workers_end_themselves_when_the_parent_is_killed(place: Place) -> None:
     assert place.strays() == [], "the last one takes the drafts with it"
 
 
+@pytest.mark.long
 def test_a_full_disk_and_then_room_again(wan_folder: Path, place: Place) -> None:
     """The sidecar of a real video finds no room."""
     place.write("a red circle", "a blue square")

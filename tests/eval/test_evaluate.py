@@ -205,6 +205,7 @@ def ends_its_process(job: Job) -> Scored:
     return score(job)
 
 
+@pytest.mark.long
 def test_several_processes_give_the_same_and_survive_the_end_of_one(
     folders: tuple[Path, Path], film: Film, monkeypatch: pytest.MonkeyPatch
 ) -> None:

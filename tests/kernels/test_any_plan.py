@@ -176,6 +176,7 @@ def test_any_plan(backend: str, case: Case):
     torch.testing.assert_close(got[1].double(), lse, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not INTERPRETED, reason="on a GPU test_triton_backward.py has cases of its own")
 @DRAWN
 @given(case=cases())

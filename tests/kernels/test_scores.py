@@ -200,7 +200,9 @@ def _expected(row: list[float], mass: float, forced: list[bool], least: int, mos
     return kept
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", ["torch", pytest.param("triton", marks=[*TRITON.marks, pytest.mark.long])]
+)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_the_fewest_that_hold_the_mass(backend: Any, data: st.DataObject):

@@ -21,6 +21,8 @@ from kinora.pipelines.tiny.train.lessons import LESSONS
 from kinora.pipelines.tiny.train.muon import Muon, orthogonalise
 from kinora.pipelines.tiny.train.session import Average, trapezoid
 
+pytestmark = pytest.mark.long
+
 
 def _log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -56,6 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, steps_are_seconds: None) -
     return folder
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_the_autoencoder_learns(trained: Path):
     assert len(_log(trained / "vae")) == 12
