@@ -283,14 +283,24 @@ def test_a_double_click_in_the_list_does_one_thing(page: Page, server: Server) -
     page.until(lambda: page.find(remove).inner_text() == "Delete for good?")
     page.until(lambda: page.find(remove).inner_text() == "Delete")
     assert page.jobs("done") == done, "a double click deletes nothing, nor does one press"
-    page.find(remove).click()
-    page.until(lambda: page.find(remove).inner_text() == "Delete for good?")
-    again = press_twice(page, remove)
-    page.until(lambda: page.jobs("done") == done - 1)
-    again()
-    again = press_twice(page, "#k-jobs li[data-status=running] [data-act=cancel]")
+    again: list[Callable[[], None]] = []
+
+    def removed() -> bool:
+        """On a busy machine the question may be over before it is answered: then once more."""
+        if page.find(remove).inner_text() == "Delete":
+            page.find(remove).click()
+        elif page.jobs("done") == done:
+            again[:] = [press_twice(page, remove)]
+            for _ in range(50):
+                if page.jobs("done") == done:
+                    page.tab.wait_for_timeout(100)
+        return page.jobs("done") == done - 1
+
+    page.until(removed)
+    again[0]()
+    once_more = press_twice(page, "#k-jobs li[data-status=running] [data-act=cancel]")
     page.until(lambda: page.count("#k-jobs li:has(progress[aria-label^=stopping])") == 1)
-    again()
+    once_more()
     page.until(lambda: not page.jobs("running"))
     assert page.jobs("done") == done - 1, "the next video came under the pointer"
     assert worker_ids(server) == workers, "nobody asked to stop it at once"
