@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
+
 PATIENCE_S = 60
 FOREVER = {"width": 128, "height": 128, "frames": 33, "steps": 1000}
 SMALL = {"width": 32, "height": 32, "frames": 5, "steps": 2}
@@ -192,3 +194,9 @@ class Page:
         """Press Generate, and wait for what comes of it."""
         self.press("generate")
         self.until(lambda: self.phase() in phases)
+
+
+def worker_ids(server: Server) -> list[int]:
+    """The processes that make its videos."""
+    children = psutil.Process(server.process.pid).children()
+    return [it.pid for it in children if "spawn_main" in " ".join(it.cmdline())]

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[ui]"')
 
-from browsing import FOREVER, SMALL, Page, Server
+from browsing import FOREVER, SMALL, Page, Server, worker_ids
 
 pytestmark = pytest.mark.long
 BLADE = "#k-options-attention-blade"
@@ -390,12 +390,6 @@ def press_twice(page: Page, selector: str) -> Callable[[], None]:
 
     press(1)
     return lambda: press(2)
-
-
-def worker_ids(server: Server) -> list[int]:
-    """The processes that make its videos."""
-    children = psutil.Process(server.process.pid).children()
-    return [it.pid for it in children if "spawn_main" in " ".join(it.cmdline())]
 
 
 def status(page: Page) -> str:
