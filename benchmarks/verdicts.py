@@ -44,7 +44,7 @@ from recipes import likeness
 from tiny_quality import Group
 
 from kinora.accel.attach import accelerate
-from kinora.accel.recipe import find, from_table
+from kinora.accel.recipe import Recipe, from_table
 from kinora.eval.paired import mean_interval
 from kinora.eval.world import ALL_CORRECT, judge
 from kinora.pipelines import cards, models, planning
@@ -77,6 +77,11 @@ def requested(name: str, prompt: str, asked: argparse.Namespace) -> Request:
         of = (f"steps.policy={policy}", *(f"steps.{it}" for it in given), *asked.settings)
         return request.model_copy(update={"settings": of})
     return request.model_copy(update={"recipe": name, "settings": tuple(asked.settings)})
+
+
+def recipe_of(request: Request) -> Recipe:
+    """What `request` accelerates by, its settings in it."""
+    return from_table(resolve(request, cards.find(DEFAULT_MODEL)).recipe)
 
 
 def check(names: Sequence[str], asked: argparse.Namespace) -> None:
@@ -312,7 +317,7 @@ def main() -> None:
         check(names, asked)
     except KinoraError as error:
         parser.error(str(error))
-    stepped = [it for it in asked.recipes if find(it).steps is not None]
+    stepped = [it for it in asked.recipes if recipe_of(requested(it, "a", asked)).steps is not None]
     others = [it for it in asked.policy if it.split()[0] != "pattern"]
     if asked.batch > 1 and (others or stepped):
         parser.error("a policy decides for a whole batch: give it --batch 1")

@@ -193,6 +193,7 @@ def test_verdicts_are_refused_before_anything_is_made(
         ([str(paro)], "there is no calibration paro-25.npz: make one with `kinora calibrate`"),
         (["--policy", "sda"], "no step policy"),
         (["--policy", "easy", "--steps", "8"], "policy easy: step policies need 12 steps or more"),
+        (["balanced", "--set", "steps.policy=sada", "--batch", "2"], "decides for a whole batch"),
     ):
         monkeypatch.setattr("sys.argv", ["verdicts.py", *given])
         with pytest.raises(SystemExit) as ended:
