@@ -13,7 +13,7 @@ from kinora.accel.policies import Sada
 from kinora.accel.policies.skipping import lagrange
 from kinora.accel.steps import Schedule, Skip, Step
 
-from .sampling import SAMPLERS, mixture, run, sampler
+from .sampling import SAMPLERS, Network, mixture, run, sampler
 
 KINDS = [name for name in SAMPLERS if name != "flow euler reversed"]
 
@@ -100,19 +100,27 @@ def test_the_derivative_of_v_is_that_of_the_noise():
         )
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_from_the_lagrange_step_on_one_of_four_is_evaluated(name: str):
+Keep = Callable[[Schedule, int, torch.Tensor, torch.Tensor], None]
+
+
+def watched() -> tuple[dict[int, torch.Tensor], Keep, dict[int, torch.Tensor], Network]:
+    """x0 of skipped steps with what keeps it, and of evaluated ones with the network."""
     told: dict[int, torch.Tensor] = {}
+    x0s: dict[int, torch.Tensor] = {}
 
     def keep(schedule: Schedule, index: int, x: torch.Tensor, output: torch.Tensor) -> None:
         told[index] = schedule.estimate(output, x, index)
-
-    x0s: dict[int, torch.Tensor] = {}
 
     def network(schedule: Schedule, index: int, x: torch.Tensor) -> torch.Tensor:
         x0s[index] = mixture(schedule, index, x)
         return x0s[index]
 
+    return told, keep, x0s, network
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_from_the_lagrange_step_on_one_of_four_is_evaluated(name: str):
+    told, keep, x0s, network = watched()
     policy = Sada(max_interval=4)
     out, letters, ran = run(name, policy, network, 50, on_skip=keep)
     flow = ran.schedule.flow
@@ -134,17 +142,7 @@ def test_from_the_lagrange_step_on_one_of_four_is_evaluated(name: str):
 
 
 def test_of_one_term_the_last_kept_x0_is_held():
-    told: dict[int, torch.Tensor] = {}
-
-    def keep(schedule: Schedule, index: int, x: torch.Tensor, output: torch.Tensor) -> None:
-        told[index] = schedule.estimate(output, x, index)
-
-    x0s: dict[int, torch.Tensor] = {}
-
-    def network(schedule: Schedule, index: int, x: torch.Tensor) -> torch.Tensor:
-        x0s[index] = mixture(schedule, index, x)
-        return x0s[index]
-
+    told, keep, x0s, network = watched()
     policy = Sada(lagrange_terms=1)
     _, letters, _ = run("flow euler", policy, network, 50, on_skip=keep)
     assert letters[21:48] == "CsssCsssCsssCsssCsssCsssCss"

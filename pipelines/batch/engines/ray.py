@@ -192,12 +192,13 @@ class _Replica:
         self.turns = Held(self.job, self.number)
         self._refs: dict[Any, str | int] = {}
         """What is waited for: `ready`, `told`, or the number of a row."""
+        self._gpus = 0
 
     def start(self) -> None:
         """Start an actor."""
         job, device = self.job, self.job.devices[self.number]
         assert device is not None  # from `places`
-        gpus = int(device.startswith("cuda"))
+        gpus = self._gpus = int(device.startswith("cuda"))
         kind = self.ray.remote(
             num_gpus=gpus, num_cpus=1, max_restarts=0, max_concurrency=LANES + 2
         )(Actor)
@@ -214,7 +215,7 @@ class _Replica:
             self.late_s = math.inf
             yield Notice(
                 f"worker {self.number} has not started for {_LATE_S:.0f} s: Ray starts it once a "
-                f"{'GPU' if self.job.devices[self.number] == 'cuda:0' else 'CPU'} is free, which "
+                f"{'GPU' if self._gpus else 'CPU'} is free, which "
                 f"`ray status` tells"
             )
 
