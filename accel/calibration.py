@@ -13,17 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..kernels.plan import tiles_of
+from ..kernels.plan import Tile, tile_lengths, tiles_of
 from .errors import AccelerationError
 from .grid import TokenGrid
 from .order import AXES, axes
 from .site import Site
 
-TILE = 64
-"""Queries and keys of a tile, as in the paper."""
 STARTS = (0.0, 0.125, 0.25, 0.5)
 """Shares of the steps from which on a mask serves; the last one serves the whole second half."""
-_FORMAT = 3
+_FORMAT = 4
 _CHUNK = 256
 """Queries whose attention is written down at a time."""
 
@@ -36,8 +34,9 @@ class Calibration:
         weights: fingerprint of those that were seen; empty where that is not known.
         orders: `[layers, heads]` int64, places in `AXES`; of several denoisers, whose turns these
             are, the layers of one behind those of the other.
-        packed: `[len(STARTS), layers, heads, T, ceil(T / 8)]` uint8, masks of T tiles of `TILE`
-            tokens in the order of the head, by bits: Wan 14B has 9 GB of them at 720p otherwise.
+        tile: into which tokens are cut, in the order of the head.
+        packed: `[len(STARTS), layers, heads, Q, ceil(K / 8)]` uint8, masks of Q tiles of queries
+            and K of keys, by bits: Wan 14B has gigabytes of them at 720p otherwise.
         incoherence: `[layers, heads, 2]` float32, largest over mean of the attention in a tile,
             mean over tiles, in raster order and in the order of the head.
         recall: share of the attention that falls on kept tiles, mean over all.
@@ -52,6 +51,7 @@ class Calibration:
     packed: torch.Tensor
     incoherence: torch.Tensor
     recall: float
+    tile: Tile
     weights: str = ""
     experts: int = 1
 
@@ -61,21 +61,24 @@ class Calibration:
         return len(self.orders) // self.experts
 
     def mask(self, at: int, layer: int) -> torch.Tensor:
-        """`[heads, T, T]` bool of a window of the steps and a layer of all."""
-        return unpacked(self.packed[at, layer])
+        """`[heads, Q, K]` bool of a window of the steps and a layer of all."""
+        return unpacked(self.packed[at, layer], self._columns)
+
+    @property
+    def _columns(self) -> int:
+        return tiles_of(self.grid.tokens + self.text, self.tile.key)
 
     def density(self) -> float:
         """Share of the tiles that masks keep."""
-        tiles = self.packed.shape[-2]
         kept = sum(int(_BITS[it.numpy()].sum()) for it in self.packed.flatten(0, 2))
-        return kept / (self.packed.shape[:3].numel() * tiles**2)
+        return kept / (self.packed.shape[:4].numel() * self._columns)
 
     def to_bytes(self) -> bytes:
         """As a file of numpy arrays, masks by bits."""
         header = {
             "format": _FORMAT, "model": self.model, "weights": self.weights, "text": self.text,
             "text_first": self.text_first, "keep": self.keep, "recall": self.recall,
-            "experts": self.experts,
+            "experts": self.experts, "tile": [self.tile.query, self.tile.key],
             "grid": [self.grid.frames, self.grid.height, self.grid.width],
             "shape": list(self.packed.shape), "starts": list(STARTS),
         }  # fmt: skip
@@ -107,8 +110,9 @@ class Calibration:
                         f"{path} was written by another version of Kinora: {remedy}"
                     )
                 grid, text = TokenGrid(*header["grid"]), header["text"]
-                orders, incoherence = arrays["orders"], arrays["incoherence"]
-                shape = _shape(grid, text, orders, incoherence)
+                tile, orders = Tile(*header["tile"]), arrays["orders"]
+                incoherence = arrays["incoherence"]
+                shape = _shape(grid, text, tile, orders, incoherence)
                 experts, packed = int(header["experts"]), arrays["masks"]
                 if list(shape) != header["shape"] or packed.size != math.prod(shape):
                     raise ValueError("masks are of another size")
@@ -124,6 +128,7 @@ class Calibration:
                     packed=torch.from_numpy(packed.reshape(shape)),
                     incoherence=torch.from_numpy(incoherence.astype(np.float32)),
                     recall=float(header["recall"]),
+                    tile=tile,
                     weights=str(header["weights"]),
                     experts=experts,
                 )
@@ -136,14 +141,19 @@ class Calibration:
 
 
 def _shape(
-    grid: TokenGrid, text: int, orders: np.ndarray, incoherence: np.ndarray
+    grid: TokenGrid, text: int, tile: Tile, orders: np.ndarray, incoherence: np.ndarray
 ) -> tuple[int, ...]:
     """That of the masks beside these. Raises ValueError where they do not go together."""
     layers, heads = orders.shape
     if text < 0 or orders.max() >= len(AXES) or incoherence.shape != (layers, heads, 2):
         raise ValueError("no orders of axes, or not for all heads")
-    tiles = tiles_of(grid.tokens + text, TILE)
-    return len(STARTS), layers, heads, tiles, -(-tiles // 8)
+    rows, columns = _counts(grid.tokens + text, tile)
+    return len(STARTS), layers, heads, rows, -(-columns // 8)
+
+
+def _counts(tokens: int, tile: Tile) -> tuple[int, int]:
+    """Tiles of queries, and of keys."""
+    return tiles_of(tokens, tile.query), tiles_of(tokens, tile.key)
 
 
 _BITS = np.array([it.bit_count() for it in range(256)])
@@ -151,13 +161,13 @@ _BITS = np.array([it.bit_count() for it in range(256)])
 
 
 def packed(mask: torch.Tensor) -> torch.Tensor:
-    """A mask `[…, T, T]` by bits, `[…, T, ceil(T / 8)]` uint8."""
+    """A mask `[…, Q, K]` by bits, `[…, Q, ceil(K / 8)]` uint8."""
     return torch.from_numpy(np.packbits(mask.numpy(), axis=-1))
 
 
-def unpacked(bits: torch.Tensor) -> torch.Tensor:
-    """The mask that `packed` made this of."""
-    found = np.unpackbits(bits.numpy(), axis=-1, count=bits.shape[-2])
+def unpacked(bits: torch.Tensor, columns: int) -> torch.Tensor:
+    """The mask of so many tiles of keys that `packed` made this of."""
+    found = np.unpackbits(bits.numpy(), axis=-1, count=columns)
     return torch.from_numpy(found).to(torch.bool)
 
 
@@ -197,20 +207,22 @@ def _places(order: str, grid: TokenGrid, text: int, text_first: bool) -> torch.T
 
 
 @lru_cache(maxsize=16)
-def always(tokens: int, text: int, text_first: bool) -> torch.Tensor:
-    """Tiles that are kept whatever was seen: the diagonal, text, the ragged last ones, `[T, T]`.
+def always(tokens: int, text: int, text_first: bool, tile: Tile) -> torch.Tensor:
+    """Tiles that are kept whatever was seen: the diagonal, text, the ragged last ones, `[Q, K]`.
 
     Text stays at its end of the sequence in every order of axes, so this is the same for all.
     """
-    count = tiles_of(tokens, TILE)
-    kept = torch.eye(count, dtype=torch.bool)
     token = torch.arange(tokens)
+    row, column = token // tile.query, token // tile.key
+    kept = torch.zeros(_counts(tokens, tile), dtype=torch.bool)
+    kept[row, column] = True
     is_text = token < text if text_first else token >= tokens - text
-    special = (token[is_text] // TILE).unique()
-    if tokens % TILE:
-        special = torch.cat([special, torch.tensor([count - 1])])
-    kept[special] = True
-    kept[:, special] = True
+    kept[row[is_text]] = True
+    kept[:, column[is_text]] = True
+    if tokens % tile.query:
+        kept[-1] = True
+    if tokens % tile.key:
+        kept[:, -1] = True
     return kept
 
 
@@ -222,11 +234,13 @@ class Tally:
 
     Args:
         keep: share of the tiles that a mask keeps.
+        tile: into which tokens are cut; 64 x 64 in the paper.
         balance: how the order is chosen: 1 by the mass that masks keep, 0 by incoherence.
         sample: share of the queries that are looked at.
     """
 
     keep: float
+    tile: Tile = field(default_factory=Tile)
     balance: float = 0.5
     sample: float = 0.25
     orders: dict[int, torch.Tensor] = field(default_factory=dict[int, "torch.Tensor"])
@@ -249,14 +263,15 @@ class Tally:
             self._step = site.step
             self._mass.clear()
         every = torch.stack([places(site, AXES[i]) for i in self.orders[layer].tolist()])
-        mass = tile_mass(q, k, every.to(q.device), self._queries(site))[0].cpu()
+        queries, forced = self._queries(site), self._always(site)
+        mass = tile_mass(q, k, every.to(q.device), queries, self.tile)[0].cpu()
         for at, step in enumerate(observed_steps(site.steps)):
             if step != site.step:
                 continue
             key = (at, layer)
             # Guidance branches and batch items share a mask.
             mass_here = self._mass[key] = self._mass.get(key, 0) + mass
-            kept = best(mass_here, self.keep, always(site.tokens, site.text, site.text_first))
+            kept = best(mass_here, self.keep, forced)
             self.masks[key] = packed(kept)
             self.recalls[key] = float((mass_here * kept).sum() / mass_here.sum())
 
@@ -265,14 +280,17 @@ class Tally:
         count = max(1, round(self.sample * site.tokens))
         return torch.randperm(site.tokens, generator=torch.Generator().manual_seed(0))[:count]
 
+    def _always(self, site: Site) -> torch.Tensor:
+        return always(site.tokens, site.text, site.text_first, self.tile)
+
     def _choose(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> None:
-        kept_always = always(site.tokens, site.text, site.text_first)
+        queries, forced = self._queries(site), self._always(site)
         lost: list[torch.Tensor] = []
         rough: list[torch.Tensor] = []
         for order in AXES:
             every = places(site, order).to(q.device).expand(q.shape[1], -1)
-            mass, peak = (it.cpu() for it in tile_mass(q, k, every, self._queries(site)))
-            kept = best(mass, self.keep, kept_always)
+            mass, peak = (it.cpu() for it in tile_mass(q, k, every, queries, self.tile))
+            kept = best(mass, self.keep, forced)
             lost.append(1 - (mass * kept).sum((1, 2)) / mass.sum((1, 2)))
             rough.append((peak / mass.clamp(min=1e-30)).mean((1, 2)))
         losses, roughness = torch.stack(lost), torch.stack(rough)
@@ -322,12 +340,13 @@ class Tally:
             experts=len(experts),
             incoherence=torch.stack([self.incoherence[layer] for layer in layers]).float(),
             recall=sum(self.recalls.values()) / len(self.recalls),
+            tile=self.tile,
             weights=weights,
         )
 
 
 def best(mass: torch.Tensor, keep: float, forced: torch.Tensor) -> torch.Tensor:
-    """Of each head `[H, T, T]` the share `keep` of the tiles, of the largest mass; forced first."""
+    """Of each head `[H, Q, K]` the share `keep` of the tiles, of the largest mass; forced first."""
     count = max(1, round(keep * forced.numel()))
     flat = mass.masked_fill(forced, torch.inf).flatten(1)
     chosen = torch.zeros_like(flat, dtype=torch.bool)
@@ -336,9 +355,9 @@ def best(mass: torch.Tensor, keep: float, forced: torch.Tensor) -> torch.Tensor:
 
 
 def tile_mass(
-    q: torch.Tensor, k: torch.Tensor, order: torch.Tensor, queries: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, order: torch.Tensor, queries: torch.Tensor, tile: Tile
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention on each tile of keys by the queries of a tile, `[H, T, T]`: mean and largest.
+    """Attention on each tile of keys by the queries of a tile, `[H, Q, K]`: mean and largest.
 
     Args:
         q, k: `[B, H, L, D]`.
@@ -348,24 +367,20 @@ def tile_mass(
     Means are over the pairs of tokens, `largest` is of one pair; the batch is summed.
     """
     batch, heads, tokens, dim = q.shape
-    count = tiles_of(tokens, TILE)
-    place = order.argsort(-1)
-    tile_of = place // TILE
-    mass = torch.zeros(heads, count, count, device=q.device)
+    rows, columns = _counts(tokens, tile)
+    row_of = order.argsort(-1) // tile.query
+    mass = torch.zeros(heads, rows, columns, device=q.device)
     peak = torch.zeros_like(mass)
-    seen = torch.zeros(heads, count, device=q.device)
+    seen = torch.zeros(heads, rows, device=q.device)
     k = k.gather(2, order[None, ..., None].expand_as(k)).float()
-    lengths = torch.full((count,), float(TILE), device=q.device)
-    lengths[-1] = tokens - (count - 1) * TILE
+    padding = (0, columns * tile.key - tokens)
     for part in queries.to(q.device).split(_CHUNK):
         weights = (q[:, :, part].float() @ k.mT * dim**-0.5).softmax(-1)
-        tiles = torch.nn.functional.pad(weights, (0, count * TILE - tokens)).unflatten(
-            -1, (-1, TILE)
-        )
-        row = tile_of[:, part]
-        at = row[..., None].expand(heads, len(part), count)
+        tiles = torch.nn.functional.pad(weights, padding).unflatten(-1, (-1, tile.key))
+        row = row_of[:, part]
+        at = row[..., None].expand(heads, len(part), columns)
         mass.scatter_add_(1, at, tiles.sum(-1).sum(0))
         peak.scatter_reduce_(1, at, tiles.amax(-1).amax(0), "amax")
         seen.scatter_add_(1, row, torch.ones_like(row, dtype=torch.float32))
-    pairs = batch * seen.clamp(min=1)[..., None] * lengths
+    pairs = batch * seen.clamp(min=1)[..., None] * tile_lengths(tokens, tile.key, q.device)
     return mass / pairs, peak

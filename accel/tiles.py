@@ -18,6 +18,9 @@ from .order import ORDERS, TokenOrder, first_frame_apart
 from .site import Site
 from .spans import At, Spans
 
+TileName = Literal["64x64", "128x64", "128x128", "256x128"]
+"""Queries by keys in a tile."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
@@ -41,7 +44,7 @@ class TileMethod(AttentionMethod):
     it is then cut into tiles of its own, so that few hold it.
     """
 
-    tile: Literal["64x64", "128x64", "128x128", "256x128"] = option(
+    tile: TileName = option(
         "128x64", "Queries by keys in a tile; smaller ones choose better and run slower"
     )
     order: Literal["raster", "morton", "gilbert"] = option(

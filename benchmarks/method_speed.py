@@ -33,6 +33,7 @@ from kinora.accel.grid import TokenGrid
 from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import METHODS, Paro
 from kinora.accel.site import Site
+from kinora.accel.tiles import tile_of
 from kinora.kernels.attention import block_attention
 from kinora.kernels.backends import choose
 from kinora.kernels.merging import KERNEL, KeyMerge, merged_attention
@@ -92,7 +93,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("vmoba", {"keep": 0.2, **TILE}),
     ("vmoba", {"keep": 0.2, "shared": False, **TILE}),
-    ("paro", {}),
+    *(("paro", {"tile": tile}) for tile in ("128x64", "64x64")),
 ]
 PRECISIONS = (Precision(), Precision("int8"), Precision("int8", "fp8"))
 
@@ -162,15 +163,15 @@ def median_ms(call: Callable[[], Any], device: str) -> float:
 def made(
     name: str, options: dict[str, Any], q: Any, k: Any, site: Site, folder: Path
 ) -> AttentionMethod:
-    """The method; `paro` is calibrated on the call itself, to keep a fifth."""
+    """The method; `paro` is calibrated on the call itself, in these tiles, to keep a fifth."""
     if name != "paro":
         return METHODS[name](**options)
-    tally = Tally(keep=0.2)
+    tally = Tally(keep=0.2, tile=tile_of(options["tile"]))
     for step in observed_steps(site.steps):
         tally.observe(q, k, replace(site, step=step))
     file = folder / "paro.npz"
     file.write_bytes(tally.finish("recorded", site).to_bytes())
-    return Paro(calibration=str(file), **options)
+    return Paro(calibration=str(file))
 
 
 def measured(

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kinora.accel.calibration import TILE, Calibration
+from kinora.accel.calibration import Calibration
 from kinora.accel.grid import TokenGrid
 from kinora.accel.inspection import tile_mass
 from kinora.accel.method import AttentionMethod
@@ -236,7 +236,7 @@ def merged(
 def told(setting: dict[str, Any]) -> str:
     if "calibration" in setting:
         found = Calibration.read(Path(setting["calibration"]))
-        return f"calibrated to keep {found.keep:g}"
+        return f"calibrated to keep {found.keep:g}, tile {found.tile.query}x{found.tile.key}"
     return ", ".join(f"{key} {value}" for key, value in setting.items()) or "defaults"
 
 
@@ -265,7 +265,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     variants: Counter[str] = Counter()
     named: dict[str, list[tuple[float, float, float]]] = {}
     for (method, setting), group in grouped(rows):
-        of = {"paro": f"tile {TILE}x{TILE}", "kv-merge": "cell 1x2x2"}.get(method, "tile 128x64")
+        of = "cell 1x2x2" if method == "kv-merge" else "tile 128x64"
         parts = setting.split(", ")
         tile = next((it for it in parts if it.startswith(("tile ", "cell "))), of)
         ways = [it for it in parts if it.startswith(_WAYS)]

@@ -19,7 +19,8 @@ table has the median.
 
 `benchmarks/recipes/*.toml` are settings of every method. Those of `paro` want a calibration each,
 in the folder that the command runs in: `kinora calibrate kinora-tiny --size 256x256 --steps 30
---seed 1 --keep 0.25 --output paro-25.npz`, and so on for .4, .5, .6 and .75.
+--seed 1 --keep 0.25 --tile 64x64 --output paro-25.npz`, and so on for .4, .5, .6 and .75; with
+`--tile 128x64` in `paro-50-128x64.npz`, and so on for .6 and .75.
 """
 
 from __future__ import annotations

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..accel.calibration import Calibration
+from ..accel.errors import hint
+from ..accel.tiles import TileName, tile_of
 from . import cards, files, models
 from .errors import GenerationError, RequestError
 from .request import Request, resolve
@@ -26,6 +28,7 @@ def calibrate(
     output: Path,
     *,
     keep: float,
+    tile: str = "128x64",
     report: Callable[[str], None],
 ) -> Calibrated:
     """Run `request` dense, choose orders and masks for `paro`, and write them to `output`.
@@ -34,12 +37,16 @@ def calibrate(
         request: model, prompt, size, length, steps, seed, device and dtype are read.
         output: a file that is not there yet; written whole or not at all.
         keep: share of the tiles that the masks keep.
+        tile: queries by keys in a tile, a `TileName`.
         report: is told what is going on, in lines.
 
     Raises `KinoraError`: as `generate` does; one line each.
     """
     if not 0 < keep <= 1:
         raise RequestError(f"keep must be above 0 and at most 1, not {keep:g}")
+    if tile not in (tiles := get_args(TileName)):
+        known = ", ".join(tiles)
+        raise RequestError(f"tile must be one of {known}, not {tile!r}{hint(tile, tiles)}")
     files.check_new(output)
     card = cards.find(request.model)
     resolved = resolve(request, card)
@@ -56,7 +63,7 @@ def calibrate(
     report(f"loading {card.name}")
     with relayed(report):
         loaded = models.load(weights, place)
-    tally = Tally(keep=keep)
+    tally = Tally(keep=keep, tile=tile_of(tile))
     observer = ParoObserver(tally)
     last = max(observed_steps(resolved.steps))
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import PrivateAttr
 
 from ...kernels.plan import BlockPlan, Tail, Tile, pairs_in
-from ..calibration import AXES, TILE, Calibration, Tally, number_of, observed_steps, places, window
+from ..calibration import AXES, Calibration, Tally, number_of, observed_steps, places, window
 from ..errors import AccelerationError
 from ..method import AttentionMethod
 from ..options import option
@@ -27,10 +27,11 @@ class Paro(AttentionMethod):
     quarter and half of the steps; text, the diagonal and a ragged last tile are always kept.
 
     Source: PAROAttention (arXiv 2506.16054).
-    Differs from the paper: orders are compared by the attention that the kept tiles hold, not by
-    how many tiles are nearly empty, whose threshold is not given, and by incoherence; both are
-    shares that are better when small, where the printed rule mixes directions. Tiles that are left
-    out may be stood for by their means (`tail`).
+    Differs from the paper: its tiles are 64 x 64, here they are those of the calibration, 128 x 64
+    unless told, with which GPUs are faster; orders are compared by the attention that the kept
+    tiles hold, not by how many tiles are nearly empty, whose threshold is not given, and by
+    incoherence; both are shares that are better when small, where the printed rule mixes
+    directions. Tiles that are left out may be stood for by their means (`tail`).
     """
 
     name: ClassVar[str] = "paro"
@@ -68,7 +69,9 @@ class Paro(AttentionMethod):
 
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`."""
-        return Tile(TILE, TILE), self.tail
+        if not self.calibration:
+            return Tile(), self.tail
+        return _read(self.calibration, _stamp(self.calibration)).tile, self.tail
 
     def refuses(self, weights: Callable[[], str]) -> str | None:
         """See `AttentionMethod`."""
@@ -148,7 +151,7 @@ class ParoObserver(AttentionMethod):
 
     def tiling(self) -> tuple[Tile, Tail]:
         """See `AttentionMethod`."""
-        return Tile(TILE, TILE), "none"
+        return self._tally.tile, "none"
 
 
 def _stamp(path: str) -> int:
@@ -193,7 +196,7 @@ def _made(
         orders = torch.stack([places(site, AXES[i]) for i in found.orders[at[1]].tolist()])
         return BlockPlan.from_mask(
             found.mask(*at)[None].to(device),
-            tile=Tile(TILE, TILE),
+            tile=found.tile,
             queries=site.tokens,
             keys=site.tokens,
             tail=tail,
@@ -204,6 +207,7 @@ def _made(
 @lru_cache(maxsize=1024)
 def _density(path: str, stamp: int, at: tuple[int, int], site: Site) -> float:
     """That of the plan, by the mask alone; asked at every call."""
-    mask, tokens = _read(path, stamp).mask(*at)[None], site.tokens
-    pairs = pairs_in(mask, tile=Tile(TILE, TILE), queries=tokens, keys=tokens).sum(-1)
+    found, tokens = _read(path, stamp), site.tokens
+    mask = found.mask(*at)[None]
+    pairs = pairs_in(mask, tile=found.tile, queries=tokens, keys=tokens).sum(-1)
     return float((pairs.to(torch.float32) / tokens**2).mean())

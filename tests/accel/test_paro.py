@@ -17,7 +17,6 @@ import torch
 
 from kinora.accel.calibration import (
     STARTS,
-    TILE,
     Calibration,
     Tally,
     always,
@@ -34,10 +33,11 @@ from kinora.accel.order import AXES, axes, raster
 from kinora.accel.policies.pattern import Pattern
 from kinora.accel.site import Site
 from kinora.kernels.attention import block_attention
-from kinora.kernels.plan import BlockPlan, tiles_of
+from kinora.kernels.plan import BlockPlan, Tile, tiles_of
 
 GRID = TokenGrid(4, 6, 7)  # 168 tokens: ragged
 SITE = Site(GRID, layer=0, layers=1, step=0, steps=8)
+TILES = [Tile(64, 64), Tile(128, 64), Tile(64, 128), Tile(128, 128)]
 
 
 def tensors(site: Site, heads: int = 3, dim: int = 8, seed: int = 0) -> list[torch.Tensor]:
@@ -45,8 +45,10 @@ def tensors(site: Site, heads: int = 3, dim: int = 8, seed: int = 0) -> list[tor
     return [torch.randn(2, heads, site.tokens, dim, generator=generator) for _ in range(3)]
 
 
-def calibrated(site: Site, keep: float, heads: int = 3, balance: float = 0.5) -> Calibration:
-    tally = Tally(keep=keep, balance=balance, sample=1)
+def calibrated(
+    site: Site, keep: float, heads: int = 3, balance: float = 0.5, tile: Tile = TILES[0]
+) -> Calibration:
+    tally = Tally(keep=keep, tile=tile, balance=balance, sample=1)
     for layer, step in itertools.product(range(site.layers), observed_steps(site.steps)):
         q, k, _ = tensors(site, heads, seed=10 * layer + step)
         tally.observe(q, k, dataclasses.replace(site, layer=layer, step=step))
@@ -84,17 +86,19 @@ def test_two_orders_undo_each_other():
 # --- what is observed ---
 
 
+@pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("order", AXES)
-def test_tile_mass_is_that_of_the_attention(order: str):
+def test_tile_mass_is_that_of_the_attention(order: str, tile: Tile):
     site = dataclasses.replace(SITE, text=10)
     q, k, _ = tensors(site)
     every = places(site, order).expand(3, -1)
-    mass, peak = tile_mass(q, k, every, torch.arange(site.tokens))
+    mass, peak = tile_mass(q, k, every, torch.arange(site.tokens), tile)
     weights = (q @ k.mT / math.sqrt(8)).softmax(-1).sum(0)
     weights = weights[:, places(site, order)][:, :, places(site, order)]
-    count = tiles_of(site.tokens, TILE)
-    for i, j in itertools.product(range(count), range(count)):
-        block = weights[:, i * TILE : (i + 1) * TILE, j * TILE : (j + 1) * TILE]
+    rows, columns = tiles_of(site.tokens, tile.query), tiles_of(site.tokens, tile.key)
+    assert mass.shape == peak.shape == (3, rows, columns)
+    for i, j in itertools.product(range(rows), range(columns)):
+        block = weights.split(tile.query, 1)[i].split(tile.key, 2)[j]
         torch.testing.assert_close(mass[:, i, j], block.mean((1, 2)) / 2)
     largest = (q @ k.mT / math.sqrt(8)).softmax(-1).amax((0, 2, 3))
     torch.testing.assert_close(peak.amax((1, 2)), largest)
@@ -105,9 +109,9 @@ def test_a_sample_of_the_queries_tells_about_the_same():
     site = dataclasses.replace(SITE, grid=TokenGrid(4, 16, 16))
     q, k, _ = tensors(site)
     every = places(site, "WHF").expand(3, -1)
-    whole, _ = tile_mass(q, k, every, torch.arange(site.tokens))
+    whole, _ = tile_mass(q, k, every, torch.arange(site.tokens), TILES[0])
     queries = torch.randperm(site.tokens, generator=torch.Generator().manual_seed(0))[:256]
-    part, _ = tile_mass(q, k, every, queries)
+    part, _ = tile_mass(q, k, every, queries, TILES[0])
     assert (part - whole).norm() / whole.norm() < 0.2
 
 
@@ -129,7 +133,8 @@ def test_the_order_that_makes_a_heads_tiles_dense_is_found(
     site = Site(grid, layer=0, layers=1, step=0, steps=8)
     token = torch.arange(grid.tokens)
     where = {"place": token % 256, "frame": token // 256, "column": token % 16}[axis]
-    tally = Tally(keep=tiles / 64, balance=1, sample=0.5)  # as few as the best order needs
+    keep = tiles / 64  # as few as the best order needs
+    tally = Tally(keep=keep, tile=TILES[0], balance=1, sample=0.5)
     tally.observe(*attending(where), site)
     order = AXES[int(tally.orders[0][0])]
     slowest = {"place": {"H", "W"}, "frame": {"F"}, "column": {"W"}}[axis]
@@ -138,12 +143,12 @@ def test_the_order_that_makes_a_heads_tiles_dense_is_found(
 
 def test_incoherence_is_1_for_even_attention_and_falls_by_reordering():
     site = dataclasses.replace(SITE, grid=TokenGrid(16, 16, 16))
-    tally = Tally(keep=0.2, balance=0, sample=0.5)
+    tally = Tally(keep=0.2, tile=TILES[0], balance=0, sample=0.5)
     even = torch.zeros(1, 1, site.tokens, 4)
     tally.observe(even, even, site)
     torch.testing.assert_close(tally.incoherence[0], torch.ones(1, 2), rtol=1e-4, atol=1e-4)
     striped = attending(torch.arange(site.tokens) % 256)
-    tally = Tally(keep=0.2, balance=0, sample=0.5)
+    tally = Tally(keep=0.2, tile=TILES[0], balance=0, sample=0.5)
     tally.observe(*striped, site)
     before, after = tally.incoherence[0][0].tolist()
     assert after < 0.5 * before
@@ -166,12 +171,21 @@ def test_the_best_tiles_are_kept_and_the_forced_ones():
 
 @pytest.mark.parametrize("first", [True, False])
 def test_text_the_diagonal_and_ragged_tiles_are_always_kept(first: bool):
-    kept = always(300, 70, first)
+    kept = always(300, 70, first, Tile(64, 64))
     assert kept.shape == (5, 5) and kept.diagonal().all()
     ends = (0, 1, 4) if first else (3, 4)
     for at in ends:
         assert kept[at].all() and kept[:, at].all()
     assert not kept[2, 1] if not first else not kept[2, 3]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_always_kept_of_larger_tiles_covers_that_of_small_ones(first: bool):
+    small = always(1000, 70, first, Tile(64, 64))
+    kept = always(1000, 70, first, Tile(128, 64))
+    assert kept.shape == (8, 16)
+    assert torch.equal(kept, small.unflatten(0, (8, 2)).any(1))
+    assert 0 < kept.sum() < kept.numel()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 30, 50])
@@ -188,20 +202,26 @@ def test_windows_are_in_order_and_are_observed(steps: int):
 # --- plans ---
 
 
+@pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("text", [0, 30])
 @pytest.mark.parametrize("tail", ["none", "complement"])
-def test_a_plan_is_attention_with_the_mask_pulled_back(text: int, tail: str, tmp_path: Path):
-    site = dataclasses.replace(SITE, text=text, layers=2, layer=1)
-    made = calibrated(site, 0.5)
+def test_a_plan_is_attention_with_the_mask_pulled_back(
+    text: int, tail: str, tile: Tile, tmp_path: Path
+):
+    site = dataclasses.replace(SITE, grid=TokenGrid(4, 10, 11), text=text, layers=2, layer=1)
+    made = calibrated(site, 0.5, tile=tile)
     path = saved(made, tmp_path)
     q, k, v = tensors(site)
     plan = Paro(calibration=path).plan(q, k, site)
     assert plan is not None
     plan.check()
+    assert plan.tile == tile == Paro(calibration=path).tiling()[0]
     mask = torch.zeros(3, site.tokens, site.tokens, dtype=torch.bool)
     for head in range(3):
-        tile = places(site, AXES[int(made.orders[1, head])]).argsort() // TILE
-        mask[head] = made.mask(0, 1)[head][tile[:, None], tile[None]]
+        place = places(site, AXES[int(made.orders[1, head])]).argsort()
+        row, column = place // tile.query, place // tile.key
+        mask[head] = made.mask(0, 1)[head][row[:, None], column[None]]
+    assert 0 < mask.sum() < mask.numel()
     dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[None])
     torch.testing.assert_close(block_attention(q, k, v, plan)[0], dense, rtol=1e-4, atol=1e-5)
     assert Paro(calibration=path).predict(site) == float(plan.density().mean())
@@ -232,8 +252,10 @@ def test_windows_have_masks_of_their_own(tmp_path: Path):
     assert made.density() == pytest.approx(float(masks.float().mean()))
 
 
-def test_a_file_holds_all_of_it(tmp_path: Path):
-    made = calibrated(dataclasses.replace(SITE, text=9, text_first=True, layers=2), 0.4)
+@pytest.mark.parametrize("tile", TILES)
+def test_a_file_holds_all_of_it(tile: Tile, tmp_path: Path):
+    site = dataclasses.replace(SITE, text=9, text_first=True, layers=2)
+    made = calibrated(site, 0.4, tile=tile)
     found = Calibration.read(Path(saved(made, tmp_path)))
     for field in dataclasses.fields(Calibration):
         one, other = getattr(made, field.name), getattr(found, field.name)
@@ -335,6 +357,7 @@ def test_a_damaged_file_is_told_wherever_the_damage_is(tmp_path: Path):
         {"orders": torch.zeros(3, dtype=torch.int64)},
         {"packed": torch.ones(1, 1, 3, 3, 1, dtype=torch.uint8)},
         {"experts": 2},
+        {"tile": Tile(128, 64)},
         {"incoherence": torch.ones(1, 3)},
     ],
 )

@@ -12,6 +12,7 @@ from kinora.accel.calibration import Calibration
 from kinora.accel.grid import TokenGrid
 from kinora.app.calibrate import told
 from kinora.app.cli import main
+from kinora.kernels.plan import Tile
 from kinora.pipelines.calibrate import Calibrated
 
 SMALL = ("--size", "128x128", "--frames", "5", "--steps", "2")
@@ -24,6 +25,7 @@ def test_it_learns_and_paro_runs_with_it(tmp_path: Path, capsys: pytest.CaptureF
     assert said.out.splitlines()[0] == str(path) and "step 1/2" in said.err
     assert "masks keep" in said.out and "lower is better" in said.out
     found = Calibration.read(path)
+    assert found.tile == Tile(128, 64) and "of the tiles (128x64) and" in said.out
     assert found.model == "kinora-tiny" and found.packed.shape[1:3] == (10, 4)
     assert 0.39 < found.density() < 0.55
     recipe = ("--set", "attention.method=paro", "--set", f"attention.calibration={path}")
@@ -44,6 +46,7 @@ def calibration(orders: list[int], incoherence: list[list[float]]) -> Calibrated
     it = Calibration(
         "any", TokenGrid(1, 8, 8), 0, False, 0.5, torch.tensor([orders]),
         torch.full((4, 1, heads, 1, 1), 128, dtype=torch.uint8), torch.tensor([incoherence]), 0.9,
+        Tile(64, 64),
     )  # fmt: skip
     return Calibrated(Path("a.npz"), it)
 
@@ -66,6 +69,7 @@ def test_incoherence_is_told_by_order_with_what_lower_means():
     ("given", "complaint"),
     [
         (("kinora-tiny", "--keep", "2"), "keep must be above 0 and at most 1, not 2"),
+        (("kinora-tiny", "--tile", "128x46"), "not '128x46' (did you mean 128x64?)"),
         (("kinora-tiny", "--method", "sada"), "--method is 'sada'; paro is the one"),
         (("kinora-tinny",), "kinora-tiny"),
         (("kinora-tiny", "-o", "/nowhere/a.npz"), "there is no folder /nowhere: make it first"),
