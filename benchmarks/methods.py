@@ -260,7 +260,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5.4), layout="constrained")
     colours = dict(zip(METHODS, matplotlib.colormaps["tab20"](range(20)), strict=False))
     variants: Counter[str] = Counter()
     named: dict[str, list[tuple[float, float, float]]] = {}
