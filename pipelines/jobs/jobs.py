@@ -11,7 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import cards, sidecar
+from .. import cards, models, sidecar
 from ..batch.making import Make, Studio
 from ..batch.rows import Row
 from ..errors import OutputError, RequestError, SidecarError
@@ -87,13 +87,16 @@ class Jobs:
     def resolve(self, request: Request) -> Resolved:
         """`request` with nothing left open, for this folder. Raises `KinoraError`."""
         request = request.model_copy(update={"output": f"{self.folder}/"})
-        resolved = resolve(request, cards.find(request.model))
+        card = cards.find(request.model)
+        resolved = resolve(request, card)
         check_alone(resolved.recipe)
         if "steps" in resolved.recipe:
-            from ...accel import recipe as recipes  # it needs torch
+            from ...accel import recipe as recipes  # these need torch
+            from ..verdicts import timesteps
 
             policy = recipes.from_table(resolved.recipe).steps
-            refusal = policy and policy.refuses(resolved.steps)
+            steps = timesteps(resolved, models.outline(card).folder)
+            refusal = policy and policy.refuses(steps)
             if refusal:
                 raise RequestError(refusal)
         return resolved

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from kinora.pipelines import memory, models, sidecar
-from kinora.pipelines.errors import AccelerationError, MemoryLimitError, RecipeError
+from kinora.pipelines.errors import AccelerationError, MemoryLimitError, RecipeError, RequestError
 from kinora.pipelines.generate import generate
+from kinora.pipelines.jobs import Jobs
 from kinora.pipelines.planning import plan
 from kinora.pipelines.request import Request
 from kinora.pipelines.run import Output, Run
@@ -108,7 +109,12 @@ def test_a_plan_counts_the_timesteps_of_the_scheduler(
     assert part.why.endswith("; PNDMScheduler makes 15 timesteps of 14 steps")
     with pytest.raises(RecipeError, match="of 14 steps, the run has 15"):
         finish(request)
+    jobs = Jobs(tmp_path / "jobs")
+    with pytest.raises(RequestError, match="of 14 steps, the run has 15"):
+        jobs.resolve(request)
     mask.write_text("CCCCCsCsCsCCCCC")
+    assert jobs.resolve(request).steps == 14
+    jobs.close()
     planned = plan(request)
     (part,) = planned.parts
     assert part.verdict == "ok" and part.speedup == 15 / 12
