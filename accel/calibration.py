@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from .errors import AccelerationError
 from .grid import TokenGrid
 from .order import AXES, axes
 from .site import Site
+from .tiles import TileName, tile_of
 
 STARTS = (0.0, 0.125, 0.25, 0.5)
 """Shares of the steps from which on a mask serves; the last one serves the whole second half."""
@@ -73,12 +75,17 @@ class Calibration:
         kept = sum(int(_BITS[it.numpy()].sum()) for it in self.packed.flatten(0, 2))
         return kept / (self.packed.shape[:4].numel() * self._columns)
 
+    def longest(self) -> float:
+        """Share of the tiles that the longest row of all masks keeps."""
+        rows = (_BITS[it.numpy()].sum(-1).max() for it in self.packed.flatten(0, 2))
+        return int(max(rows)) / self._columns
+
     def to_bytes(self) -> bytes:
         """As a file of numpy arrays, masks by bits."""
         header = {
             "format": _FORMAT, "model": self.model, "weights": self.weights, "text": self.text,
             "text_first": self.text_first, "keep": self.keep, "recall": self.recall,
-            "experts": self.experts, "tile": [self.tile.query, self.tile.key],
+            "experts": self.experts, "tile": str(self.tile),
             "grid": [self.grid.frames, self.grid.height, self.grid.width],
             "shape": list(self.packed.shape), "starts": list(STARTS),
         }  # fmt: skip
@@ -100,9 +107,9 @@ class Calibration:
             AccelerationError: no such file, or another one; one line with the remedy.
         """
         remedy = "make one with `kinora calibrate`"
-        if path.exists() and not path.is_file():  # what never ends would be waited for
-            raise AccelerationError(f"{path} is no calibration file: {remedy}")
         try:
+            if path.exists() and not path.is_file():  # what never ends would be waited for
+                raise ValueError("no file")
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 header = json.loads(bytes(arrays["header"]))
                 if header["format"] != _FORMAT or tuple(header["starts"]) != STARTS:
@@ -110,7 +117,9 @@ class Calibration:
                         f"{path} was written by another version of Kinora: {remedy}"
                     )
                 grid, text = TokenGrid(*header["grid"]), header["text"]
-                tile, orders = Tile(*header["tile"]), arrays["orders"]
+                if header["tile"] not in get_args(TileName):
+                    raise ValueError("no tile that calibrations are made with")
+                tile, orders = tile_of(header["tile"]), arrays["orders"]
                 incoherence = arrays["incoherence"]
                 shape = _shape(grid, text, tile, orders, incoherence)
                 experts, packed = int(header["experts"]), arrays["masks"]

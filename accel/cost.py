@@ -170,9 +170,8 @@ def predict(
     needed = plans = 0
     for (layer, masked), computed in sparse.items():
         problem = problems[layer, masked]
-        # Of text every tile of keys is listed, and all lists are as long as the longest.
-        listed = 1.0 if layer.text else computed
-        one = plan_bytes(problem, listed)
+        listed = method.longest(computed, layer.text)
+        one = plan_bytes(problem, listed) + 8 * method.orders(layer.heads) * problem.keys
         kept_plans = shape.layers.count(layer) * method.kept_plans(batch)
         plans += kept_plans * one
         if masked:  # a bit for each pair of tokens in the tiles of a list

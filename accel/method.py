@@ -68,6 +68,18 @@ class AttentionMethod(Named):
         del heads
         return 0
 
+    def orders(self, heads: int) -> int:
+        """Orders of tokens that a plan holds; 0: one for all that there is."""
+        del heads
+        return 0
+
+    def longest(self, computed: float, text: int) -> float:
+        """Share of the tiles of keys in the longest row of plans that compute so much.
+
+        All lists are as long. Beside `text` its queries keep every tile.
+        """
+        return 1.0 if text else computed
+
     def kept_plans(self, batch: int) -> int:
         """Plans of a layer held from step to step, for `batch` items in all guidance branches."""
         del batch
@@ -120,6 +132,14 @@ class Delegate(AttentionMethod):
     def masks(self, heads: int) -> int:
         """See `AttentionMethod`."""
         return self.method.masks(heads)
+
+    def orders(self, heads: int) -> int:
+        """See `AttentionMethod`."""
+        return self.method.orders(heads)
+
+    def longest(self, computed: float, text: int) -> float:
+        """See `AttentionMethod`."""
+        return self.method.longest(computed, text)
 
     def kept_plans(self, batch: int) -> int:
         """See `AttentionMethod`."""

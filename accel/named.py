@@ -36,14 +36,17 @@ class Named(Options):
         unsaid = self.unsaid()
         names = [it.name for it in options_of(type(self)) if it.name not in unsaid]
         values = {name.replace("_", " "): getattr(self, name) for name in names}
-        # What is off is not said.
+        usual = {it.name.replace("_", " "): it.default for it in options_of(type(self))}
+        # What is off is not said, unless it is on by default.
         told = ", ".join(
             name if value is True else f"{name} {_short(value)}"
             for name, value in values.items()
-            if value is not False and value != ""
+            if value not in (False, "") or usual[name] is True
         )
         return f"{self.name} ({told})" if told else self.name
 
 
 def _short(value: Any) -> str:
+    if value is False:
+        return "off"
     return f"{value:g}" if isinstance(value, float) else str(value)

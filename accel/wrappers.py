@@ -22,9 +22,12 @@ class ByLayer(Wrapper):
     `by_layer = "keep 0.5 0.2 0.4"`: `keep` is 0.5 in the first layer, 0.2 in the middle and 0.4 in
     the last, and on straight lines in between. As many values as layers are one each; what the
     option itself says is then without effect. Layers are those of one denoiser.
+
+    Source: ours; it says what papers have in tables of their own, a budget for each layer.
     """
 
     name: ClassVar[str] = "by-layer"
+    use_when: ClassVar[str] = "some layers of a model attend to little and others to much."
 
     by_layer: str = option(
         "", "An option and its values from the first layer to the last, as in keep 0.5 0.2 0.4"
@@ -127,11 +130,25 @@ class Quantised(Wrapper):
     left to the reference, which rounds alike and is slow; where it is predicted to lose, a recipe
     for `faster` runs dense and says so. `kernels.precision` says how each is rounded.
 
-    Source: SageAttention (arXiv 2410.02367, 2411.10958); pv in whole numbers: PAROAttention (arXiv
-    2506.16054).
+    `int8` queries and keys and `fp8` values have a kernel of their own on Hopper GPUs, which `fp8`
+    needs; `int4`, and values in whole numbers, run in the portable one on GPUs, whose times were
+    not measured with them. On a CPU a fast kernel multiplies queries and keys so, the reference
+    values.
+
+    Source: SageAttention (arXiv 2410.02367) and SageAttention2 (arXiv 2411.10958); `pv` in whole
+    numbers: PAROAttention (arXiv 2506.16054).
+    Differs from the papers: what is taken from the keys to make them smaller is the mean of a
+    sample of them, since any vector is exact; `int4` has a scale for each token and weights one for
+    each query and tile, which is finer.
     """
 
     name: ClassVar[str] = "quantised"
+    paper: ClassVar[str] = "arXiv 2410.02367, 2411.10958, 2506.16054"
+    licence: ClassVar[str] = "Apache-2.0"
+    use_when: ClassVar[str] = (
+        "heads have 128 channels and tokens are many: there `int8` queries and keys gain up to a "
+        "tenth on an H200; with 64 channels they lose."
+    )
 
     qk: Literal["input", "int8", "int4"] = option(
         "input", "Of calls that are not dense: in what queries and keys are multiplied"
@@ -175,9 +192,14 @@ class Within(Wrapper):
 
     Early steps decide the composition and first layers look everywhere: most papers keep both
     dense. Steps are shares of the schedule, so that one recipe serves any number of them.
+
+    Source: ours; papers have it in numbers of steps and layers.
     """
 
     name: ClassVar[str] = "within"
+    use_when: ClassVar[str] = (
+        "what moves is lost: two dense fifths instead of one often serve better than keeping more."
+    )
     idle: ClassVar[Mapping[str, Any]] = {"from_step": 0.0}
 
     from_step: float = option(
@@ -264,13 +286,21 @@ class Reuse(Wrapper):
     keep a plan for each.
 
     Source: SparseD (arXiv 2509.24014), whose pattern is made once after a dense fifth of the steps:
-    `every = 0` and `from_step = 0.2`, with x-attention's `threshold = 0`, `stride = 1`, no tail and
-    `least = 0.3` for its share of the tiles by exact attention. Differs from it: the plan is made
-    at the first step that uses it instead of the last dense one; text is always kept, where
-    SparseD gives the prompt a share of its own; sharing between branches is ours.
+    `every = 0` and `from_step = 0.2`, with `x-attention`'s `threshold = 0`, `stride = 1`, no tail
+    and `least = 0.3` for its share of the tiles by exact attention.
+    Differs from the paper: the plan is made at the first step that uses it instead of the last
+    dense one; text is always kept and counts within the share, where SparseD gives the prompt one
+    of its own; plans can be made anew and be shared between branches. Differs from the authors'
+    code: logits are divided by the root of the channels, there by that of the heads.
     """
 
     name: ClassVar[str] = "reuse"
+    paper: ClassVar[str] = "arXiv 2509.24014"
+    licence: ClassVar[str] = "the repository has no licence file"
+    use_when: ClassVar[str] = (
+        "choosing costs much beside attention itself, as by exact attention, `blade` and `vmoba`: "
+        "what is chosen changes little from step to step."
+    )
 
     every: int = option(
         1, "Steps for which a plan is kept; 0 keeps it to the end", least=0, most=1000, unit="steps"

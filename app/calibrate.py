@@ -59,7 +59,7 @@ def calibrate(
         Request(prompt=prompt or EXAMPLE_PROMPT, **given),
         output or Path("paro.npz"),
         keep=0.75 if keep is None else keep,
-        tile=tile or "128x64",
+        tile="128x64" if tile is None else tile,
         report=lambda line: typer.echo(line, err=True),
     )
     if as_json:
@@ -74,11 +74,11 @@ def told(made: Calibrated) -> list[str]:
     """The file first, then what it holds, in words."""
     it = made.calibration
     heads, several = it.orders.shape[1], f", {it.experts} denoisers" if it.experts > 1 else ""
-    tile = f"{it.tile.query}x{it.tile.key}"
     return [
         str(made.path),
         f"{it.model}, tokens {it.grid}, {it.layers} layers of {heads} heads{several}",
-        f"masks keep {it.density():.0%} of the tiles ({tile}) and {it.recall:.0%} of the attention",
+        f"masks keep {it.density():.0%} of the tiles ({it.tile}) and {it.recall:.0%} of the "
+        f"attention",
         *_orders(it),
         f"use it: --set attention.method=paro --set attention.calibration={made.path}",
     ]

@@ -167,7 +167,8 @@ def _show(part: Part[Any], name: str, as_json: bool) -> None:
     from ..accel.facts import facts
     from .terminal import show_facts
 
-    found = facts(part.known[part.check_name(name)])
+    around = {it.name: it for it in part.wrappers}
+    found = facts(around.get(name) or part.known[part.check_name(name)])
     if as_json:
         print_json({part.selector: found.to_json()})
     else:

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from ..accel.facts import Facts, facts
 from ..accel.methods import METHODS
-from ..accel.options import options_of
 from ..accel.wrappers import WRAPPERS
 from .reference import option_table
 from .terminal import show_methods
@@ -92,10 +91,10 @@ def _head(every: list[Facts]) -> Iterator[str]:
     yield from _HEAD.splitlines()
 
 
-def entry(method: Facts) -> Iterator[str]:
+def entry(method: Facts, level: int = 2) -> Iterator[str]:
     """All about one method or policy, under a heading, in lines of Markdown."""
     yield ""
-    yield f"## {method.name}"
+    yield f"{'#' * level} {method.name}"
     for paragraph in method.rule:
         yield ""
         yield paragraph
@@ -129,12 +128,7 @@ def _any() -> Iterator[str]:
     yield ""
     yield "Options that stand beside those of every method, and change when it is asked."
     for wrapper in WRAPPERS:
-        yield ""
-        yield f"### {wrapper.name}"
-        yield ""
-        yield " ".join((wrapper.__doc__ or "").split("\n\n")[0].split())
-        yield ""
-        yield from option_table(options_of(wrapper))
+        yield from entry(facts(wrapper), level=3)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ drawn at random and, as an oracle, those of the largest true mass. Of `kv-merge`
 tiles, it tells the share of the keys that is left and the error, beside keys that join at random.
 
 `paro` is tried with each of the calibrations, which `kinora calibrate kinora-tiny --size 256x256
---keep 0.25 --output FILE` makes, of another prompt than the one recorded here.
+--steps 10 --seed 1 --keep 0.25 --tile 64x64 --output FILE` makes, of another prompt than the one
+recorded here.
 """
 
 from __future__ import annotations
@@ -236,7 +237,7 @@ def merged(
 def told(setting: dict[str, Any]) -> str:
     if "calibration" in setting:
         found = Calibration.read(Path(setting["calibration"]))
-        return f"calibrated to keep {found.keep:g}, tile {found.tile.query}x{found.tile.key}"
+        return f"calibrated to keep {found.keep:g}, tile {found.tile}"
     return ", ".join(f"{key} {value}" for key, value in setting.items()) or "defaults"
 
 

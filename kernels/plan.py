@@ -29,6 +29,9 @@ class Tile:
         if self.query < 1 or self.key < 1:
             raise ValueError(f"a tile needs at least one query and one key, not {self}")
 
+    def __str__(self) -> str:
+        return f"{self.query}x{self.key}"
+
 
 def tiles_of(tokens: int, size: int) -> int:
     """Tiles of `size` that cover `tokens`; the last one may be ragged."""

@@ -49,9 +49,9 @@ def refuses(problem: Problem) -> str | None:
         if size not in _TILES:
             return f"it takes tiles of {', '.join(map(str, _TILES))} tokens, not {size}"
     if _stages(problem.tile, problem.head_dim, problem.dtype) == 0:
-        tile = f"{problem.tile.query}x{problem.tile.key}"
         return (
-            f"tiles of {tile} with {problem.head_dim} channels do not fit the memory of a processor"
+            f"tiles of {problem.tile} with {problem.head_dim} channels do not fit the memory of a "
+            f"processor"
         )
     return None
 

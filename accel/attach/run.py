@@ -92,6 +92,13 @@ class Run:
         asked = self.policy is not None and self.policy.prunes()
         return _INERT if asked and self.over and not self.pruned else ""
 
+    @property
+    def never_sparse(self) -> str:
+        """Why no attention of the whole run was sparse, though a method was asked; else empty."""
+        if self.planner is None or not self.over or self._kernels:
+            return ""
+        return "; ".join(self._dense)
+
     def take_turn(self, expert: int) -> None:
         """It is the turn of the denoiser of this number."""
         if self.policy is None or expert == self._expert:

@@ -73,6 +73,20 @@ class Paro(AttentionMethod):
             return Tile(), self.tail
         return _read(self.calibration, _stamp(self.calibration)).tile, self.tail
 
+    def orders(self, heads: int) -> int:
+        """See `AttentionMethod`."""
+        return heads
+
+    def longest(self, computed: float, text: int) -> float:
+        """See `AttentionMethod`; of all that the calibration has."""
+        del computed, text
+        return _longest(self.calibration, _stamp(self.calibration))
+
+    def kept_plans(self, batch: int) -> int:
+        """See `AttentionMethod`; all items of a batch share one."""
+        del batch
+        return 1
+
     def refuses(self, weights: Callable[[], str]) -> str | None:
         """See `AttentionMethod`."""
         if not self.calibration:
@@ -158,7 +172,7 @@ def _stamp(path: str) -> int:
     """Changes when the file does."""
     try:
         return Path(path).stat().st_mtime_ns
-    except OSError:
+    except (OSError, ValueError):  # no path at all, which reading tells
         return 0
 
 
@@ -170,8 +184,8 @@ def _read(path: str, stamp: int) -> Calibration:
 
 
 _KEPT = 64
-"""Plans that are kept, or those of all layers where there are more; lists of large models take tens
-of megabytes each."""
+"""Plans that are kept, or those of all layers where there are more; those of large models take a
+hundred megabytes each."""
 _plans: OrderedDict[Any, BlockPlan] = OrderedDict()
 """The last used is at the end."""
 
@@ -202,6 +216,12 @@ def _made(
             tail=tail,
             order=orders[None].to(device),
         )
+
+
+@lru_cache(maxsize=16)
+def _longest(path: str, stamp: int) -> float:
+    """The share of the tiles that the longest row of all masks keeps."""
+    return _read(path, stamp).longest()
 
 
 @lru_cache(maxsize=1024)

@@ -103,6 +103,10 @@ class PermutedBlocks(TileMethod):
             key_order=key_order,
         )
 
+    def orders(self, heads: int) -> int:
+        """See `AttentionMethod`; of keys."""
+        return heads
+
     def predict(self, site: Site) -> float:
         """See `AttentionMethod`; with a `mass` an estimate, see `likely_share`."""
         if self._whole(site):

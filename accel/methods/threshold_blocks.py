@@ -37,7 +37,9 @@ class ThresholdBlocks(TileMethod):
     Differs from the papers: the deviation is that of the scores, not estimated channel by channel;
     the tile that crosses `mass` is kept, and tiles that are kept anyway count towards it; tiles
     that are kept whole stay in the softmax, so that a larger `similar` only keeps more; nothing is
-    trained or tuned by head; Sol-Attn's tail of means is there only with `tail = "complement"`.
+    trained or tuned by head; in tiles that are kept every product with values is made, which
+    SpargeAttn leaves out where weights are small; Sol-Attn's tail of means is there only with
+    `tail = "complement"`.
     """
 
     name: ClassVar[str] = "threshold-blocks"

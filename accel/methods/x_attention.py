@@ -21,9 +21,9 @@ from ..tiles import (
 
 
 class XAttention(TileMethod):
-    """Each tile of queries keeps the fewest tiles of keys that hold `threshold` of its attention.
+    """Each tile of queries keeps the fewest tiles of keys that hold `threshold` of its estimate.
 
-    The attention is that of cells of `stride` tokens, in the order of the tiles: the logit of two
+    That is the attention of cells of `stride` tokens, in the order of the tiles: the logit of two
     cells is the mean of the logits on the antidiagonal between them, which meets every query and
     every key once. A softmax over cells of keys, summed over the cells of two tiles, is their mass.
 

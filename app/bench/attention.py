@@ -177,14 +177,14 @@ def _of_shape(shape: Shape, wanted: Wanted) -> Iterator[Row]:
         if pattern == "recorded" and shape != RECORDED:
             told = f"recorded queries and keys have the shape {RECORDED}"
             yield Row(
-                "all", str(shape), f"{tile.query}x{tile.key}", pattern, tail, str(INPUT), density,
+                "all", str(shape), str(tile), pattern, tail, str(INPUT), density,
                 refused=told, machine=about,
             )  # fmt: skip
             continue
         made = PATTERNS[pattern](shape, tile, density, wanted.device, wanted.dtype)
         case = Case(made.tensors, dataclasses.replace(made.plan, tail=tail))
         given = Row(
-            "", str(shape), f"{tile.query}x{tile.key}", pattern, tail, str(INPUT),
+            "", str(shape), str(tile), pattern, tail, str(INPUT),
             float(case.plan.density().mean()), machine=about,
         )  # fmt: skip
         beside = PEERS[fastest].prepare(case)

@@ -57,7 +57,7 @@ def _whole_tiles(case: Case, *sizes: Tile) -> None:
     if plan.tail != "none":
         raise Absent("it has no tail")
     if plan.tile not in sizes:
-        told = ", ".join(f"{it.query}x{it.key}" for it in sizes)
+        told = ", ".join(map(str, sizes))
         raise Absent(f"it takes tiles of {told}")
 
 

@@ -298,6 +298,23 @@ def test_what_cannot_be_sparse_runs_dense_and_is_told_or_refused(build: Build):
         model()
 
 
+@pytest.mark.parametrize("family", ["wan", "ltx", "sd3"])
+def test_a_strict_run_in_which_nothing_was_sparse_is_refused(build: Build, family: str):
+    """As where the method itself keeps every call dense, which is no fallback."""
+    model, dense = build(family), sparse(1)
+    with accelerate(model, dense) as session:
+        model()
+    ran = session.receipt.attention
+    assert ran is not None and not ran.kernels and not ran.fallbacks
+    told = "strict: all attention ran dense because keep 1 .*; change the recipe"
+    with pytest.raises(AccelerationError, match=told), accelerate(model, dense, strict=True):
+        model()
+    with accelerate(model, sparse(), strict=True) as session:
+        model()
+    ran = session.receipt.attention
+    assert ran is not None and ran.kernels
+
+
 def test_a_part_that_is_predicted_to_lose_runs_dense(build: Build):
     model = build("wan")
     dense = model()

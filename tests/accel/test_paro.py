@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
-import json
 import math
-import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import pytest
 import torch
+from calibrating import GRID, SITE, TILES, calibrated, saved, tensors
 
 from kinora.accel.calibration import (
     STARTS,
@@ -26,40 +23,12 @@ from kinora.accel.calibration import (
     tile_mass,
     window,
 )
-from kinora.accel.errors import AccelerationError
 from kinora.accel.grid import TokenGrid
 from kinora.accel.methods import Paro
 from kinora.accel.order import AXES, axes, raster
-from kinora.accel.policies.pattern import Pattern
 from kinora.accel.site import Site
 from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan, Tile, tiles_of
-
-GRID = TokenGrid(4, 6, 7)  # 168 tokens: ragged
-SITE = Site(GRID, layer=0, layers=1, step=0, steps=8)
-TILES = [Tile(64, 64), Tile(128, 64), Tile(64, 128), Tile(128, 128)]
-
-
-def tensors(site: Site, heads: int = 3, dim: int = 8, seed: int = 0) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(2, heads, site.tokens, dim, generator=generator) for _ in range(3)]
-
-
-def calibrated(
-    site: Site, keep: float, heads: int = 3, balance: float = 0.5, tile: Tile = TILES[0]
-) -> Calibration:
-    tally = Tally(keep=keep, tile=tile, balance=balance, sample=1)
-    for layer, step in itertools.product(range(site.layers), observed_steps(site.steps)):
-        q, k, _ = tensors(site, heads, seed=10 * layer + step)
-        tally.observe(q, k, dataclasses.replace(site, layer=layer, step=step))
-    return tally.finish("tiny", site)
-
-
-def saved(calibration: Calibration, folder: Path) -> str:
-    path = folder / "paro.npz"
-    path.write_bytes(calibration.to_bytes())
-    return str(path)
-
 
 # --- orders of axes ---
 
@@ -290,110 +259,3 @@ def test_a_layers_plan_is_made_once_in_a_window(
         at = dataclasses.replace(site, step=step, layer=layer)
         assert method.predict(at) < 1 and method.plan(q, k, at) is not None
     assert count == layers
-
-
-# --- bad input ---
-
-
-def test_a_layer_that_was_not_seen():
-    tally = Tally(keep=0.5)
-    q, k, _ = tensors(SITE)
-    tally.observe(q, k, SITE)
-    with pytest.raises(AccelerationError, match="of 1 layers not every one was seen"):
-        tally.finish("tiny", SITE)
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"grid": TokenGrid(4, 6, 8)}, "tokens 4×6×7 and 0 of text in 1 layers; here are 4×6×8"),
-        ({"text": 5}, "here are 4×6×7 and 5 of text"),
-        ({"layers": 2}, "in 2 layers: calibrate for this model and size"),
-    ],
-)
-def test_a_calibration_of_something_else(changes: dict[str, object], told: str, tmp_path: Path):
-    method = Paro(calibration=saved(calibrated(SITE, 0.5), tmp_path))
-    with pytest.raises(AccelerationError, match=told):
-        method.predict(dataclasses.replace(SITE, **changes))  # pyright: ignore[reportArgumentType]
-
-
-def test_other_heads(tmp_path: Path):
-    method = Paro(calibration=saved(calibrated(SITE, 0.5), tmp_path))
-    q, k, _ = tensors(SITE, heads=2)
-    with pytest.raises(AccelerationError, match="is of 3 heads, this model has 2"):
-        method.plan(q, k, SITE)
-
-
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 and no more"])
-def test_files_that_are_none(content: bytes, tmp_path: Path):
-    path = tmp_path / "paro.npz"
-    path.write_bytes(content)
-    with pytest.raises(AccelerationError, match="is no calibration file: make one with"):
-        Paro(calibration=str(path)).predict(SITE)
-    whole = calibrated(SITE, 0.5).to_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(AccelerationError, match="is no calibration file"):
-        Calibration.read(path)
-
-
-def test_a_damaged_file_is_told_wherever_the_damage_is(tmp_path: Path):
-    whole, path = calibrated(SITE, 0.5).to_bytes(), tmp_path / "paro.npz"
-    for at in range(0, len(whole), 7):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
-        try:
-            Calibration.read(path)  # where nothing that is read was hit
-        except AccelerationError as error:
-            assert "make one with `kinora calibrate`" in str(error)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"grid": TokenGrid(4, 6, 20)},  # of more tiles than the masks have
-        {"text": -1},
-        {"text": 200},
-        {"orders": torch.full((1, 3), len(AXES))},
-        {"orders": torch.zeros(1, 2, dtype=torch.int64)},
-        {"orders": torch.zeros(3, dtype=torch.int64)},
-        {"packed": torch.ones(1, 1, 3, 3, 1, dtype=torch.uint8)},
-        {"experts": 2},
-        {"tile": Tile(128, 64)},
-        {"incoherence": torch.ones(1, 3)},
-    ],
-)
-def test_contents_that_contradict_each_other_are_no_calibration(
-    changes: dict[str, Any], tmp_path: Path
-):
-    made = dataclasses.replace(calibrated(SITE, 0.5), **changes)
-    with pytest.raises(AccelerationError, match="is no calibration file: make one with"):
-        Calibration.read(Path(saved(made, tmp_path)))
-
-
-def test_a_file_that_claims_to_be_huge_takes_no_memory(tmp_path: Path):
-    made = calibrated(SITE, 0.5)
-    huge = dataclasses.replace(made, grid=TokenGrid(6400, 1000, 1000)).to_bytes()
-    path = tmp_path / "paro.npz"
-    with np.load(io.BytesIO(huge)) as found:
-        arrays = dict(found)
-    header = json.loads(bytes(arrays["header"]))
-    header["shape"][-2:] = [10**8, 10**8]
-    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    np.savez(path, allow_pickle=False, **arrays)
-    with pytest.raises(AccelerationError, match="is no calibration file: make one with"):
-        Calibration.read(path)
-
-
-def test_what_never_ends_is_not_waited_for(tmp_path: Path):
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(AccelerationError, match="is no calibration file: make one"):
-            Calibration.read(path)
-    refused = Pattern(mask=str(tmp_path / "pipe")).refuses(16)
-    assert refused is not None and "cannot be read: no file" in refused
-
-
-def test_no_file():
-    with pytest.raises(AccelerationError, match=r"paro needs attention\.calibration"):
-        Paro().predict(SITE)
-    with pytest.raises(AccelerationError, match="there is no calibration /nowhere"):
-        Paro(calibration="/nowhere").predict(SITE)

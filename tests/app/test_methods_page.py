@@ -16,6 +16,7 @@ from kinora.accel.method import AttentionMethod
 from kinora.accel.methods import METHODS
 from kinora.accel.options import option, options_of
 from kinora.accel.recipe import changed, find
+from kinora.accel.wrappers import WRAPPERS
 from kinora.app.methods_page import DRAWN, PICTURES, page, picture_command
 
 Cli = Callable[..., Any]
@@ -29,13 +30,14 @@ def test_the_page_of_methods_is_up_to_date() -> None:
     )
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=str)
+@pytest.mark.parametrize("method", [*METHODS.values(), *WRAPPERS], ids=str)
 def test_every_method_says_what_it_is(method: type[AttentionMethod]) -> None:
     found = facts(method)
-    assert found.name == method.name and found.short.endswith(".") and found.papers
+    assert found.name == method.name and found.short.endswith(".")
+    assert found.papers or found.source.startswith("ours")
     assert all(paper in found.source for paper in found.papers), "Source names the papers"
     assert {it.name for it in found.options} == {it.name for it in options_of(method)}
-    told = page().partition(f"\n## {method.name}\n")[2].partition("\n## ")[0]
+    told = re.split(rf"\n##+ {method.name}\n", page())[1].partition("\n##")[0]
     for part in (*found.rule, *found.differs.values(), found.licence, found.use_when):
         assert part in told
     for it in found.options:
@@ -129,5 +131,8 @@ def test_the_command_line_tells_the_same(cli: Cli) -> None:
     shown = cli("methods", "show", "blade").out
     for told in ("https://arxiv.org/abs/2508.10774", "not as the paper", "keep_least", "licence"):
         assert told in shown
+    around = cli("methods", "show", "reuse").out
+    for told in ("https://arxiv.org/abs/2509.24014", "not as the authors' code", "branches"):
+        assert told in around
     refused = cli("methods", "show", "balde")
     assert refused.status == 2 and "did you mean blade" in refused.complaint
