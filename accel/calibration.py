@@ -301,7 +301,9 @@ class Tally:
             mass, peak = (it.cpu() for it in tile_mass(q, k, every, queries, self.tile))
             kept = best(mass, self.keep, forced)
             lost.append(1 - (mass * kept).sum((1, 2)) / mass.sum((1, 2)))
-            rough.append((peak / mass.clamp(min=1e-30)).mean((1, 2)))
+            seen = mass.sum(2) > 0  # a short tile of queries may have none that is looked at
+            rows = (peak / mass.clamp(min=1e-30)).mean(2)
+            rough.append((rows * seen).sum(1) / seen.sum(1))
         losses, roughness = torch.stack(lost), torch.stack(rough)
         # Of each head, both as shares of their sum over the orders: what is small is good.
         cost = self.balance * losses / losses.sum(0).clamp(min=1e-9)
@@ -373,13 +375,13 @@ def tile_mass(
         order: `[H, L]`, the tokens of each head in its order.
         queries: the tokens that are looked at; a tile of which none is has mass 0.
 
-    Means are over the pairs of tokens, `largest` is of one pair; the batch is summed.
+    Means are over the pairs of tokens, `largest` is of one pair; both are means over the batch.
     """
     batch, heads, tokens, dim = q.shape
     rows, columns = _counts(tokens, tile)
     row_of = order.argsort(-1) // tile.query
     mass = torch.zeros(heads, rows, columns, device=q.device)
-    peak = torch.zeros_like(mass)
+    peaks = mass.expand(batch, -1, -1, -1).clone()
     seen = torch.zeros(heads, rows, device=q.device)
     k = k.gather(2, order[None, ..., None].expand_as(k)).float()
     padding = (0, columns * tile.key - tokens)
@@ -389,7 +391,7 @@ def tile_mass(
         row = row_of[:, part]
         at = row[..., None].expand(heads, len(part), columns)
         mass.scatter_add_(1, at, tiles.sum(-1).sum(0))
-        peak.scatter_reduce_(1, at, tiles.amax(-1).amax(0), "amax")
+        peaks.scatter_reduce_(2, at.expand(batch, -1, -1, -1), tiles.amax(-1), "amax")
         seen.scatter_add_(1, row, torch.ones_like(row, dtype=torch.float32))
     pairs = batch * seen.clamp(min=1)[..., None] * tile_lengths(tokens, tile.key, q.device)
-    return mass / pairs, peak
+    return mass / pairs, peaks.mean(0)

@@ -60,10 +60,9 @@ def drawn(
         )
         seen, held = float(kept[head].float().mean()), float(weights[head][kept[head]].sum())
         page.text(f"head {head}", 15, above=14)
-        of = "" if view.plan.within is None else "whole tiles "
+        whole = "of the attention (at best" if view.plan.within is None else "(best whole tiles"
         page.columns(
-            f"keeps {density:.0%}, which hold {recall:.0%} of the attention "
-            f"({of}at best {best:.0%})",
+            f"keeps {density:.0%}, which hold {recall:.0%} {whole} {best:.0%})",
             f"the query at frame {query[0]}, row {query[1]}, column {query[2]} keeps {seen:.0%} of "
             f"the tokens, which hold {held:.0%} of its attention",
         )
@@ -102,8 +101,8 @@ def _map(view: View, head: int, token: int) -> Image.Image:
     draw = ImageDraw.Draw(image)
     draw.text(
         (9, -1),
-        f"{plan.rows} by {plan.columns} tiles, queries down, keys across"
-        + ("" if plan.within is None else "; kept where some of its pairs are"),
+        f"{plan.rows} by {plan.columns} tiles, "
+        + ("queries down, keys across" if plan.within is None else "kept wholly or in part"),
         font=_font(11),
         fill=GRAY,
     )
