@@ -23,7 +23,7 @@ from .tiles import TileName, tile_of
 
 STARTS = (0.0, 0.125, 0.25, 0.5)
 """Shares of the steps from which on a mask serves; the last one serves the whole second half."""
-_FORMAT = 4
+_FORMAT = 5
 _CHUNK = 256
 """Queries whose attention is written down at a time."""
 
@@ -273,7 +273,7 @@ class Tally:
             self._mass.clear()
         every = torch.stack([places(site, AXES[i]) for i in self.orders[layer].tolist()])
         queries, forced = self._queries(site), self._always(site)
-        mass = tile_mass(q, k, every.to(q.device), queries, self.tile)[0].cpu()
+        mass = tile_mass(q, k, every.to(q.device), queries, self.tile)[0].mean(0).cpu()
         for at, step in enumerate(observed_steps(site.steps)):
             if step != site.step:
                 continue
@@ -298,11 +298,12 @@ class Tally:
         rough: list[torch.Tensor] = []
         for order in AXES:
             every = places(site, order).to(q.device).expand(q.shape[1], -1)
-            mass, peak = (it.cpu() for it in tile_mass(q, k, every, queries, self.tile))
+            each, peak = (it.cpu() for it in tile_mass(q, k, every, queries, self.tile))
+            mass = each.mean(0)
             kept = best(mass, self.keep, forced)
             lost.append(1 - (mass * kept).sum((1, 2)) / mass.sum((1, 2)))
             seen = mass.sum(2) > 0  # a short tile of queries may have none that is looked at
-            rows = (peak / mass.clamp(min=1e-30)).mean(2)
+            rows = (peak / each.clamp(min=1e-30)).mean((0, 3))
             rough.append((rows * seen).sum(1) / seen.sum(1))
         losses, roughness = torch.stack(lost), torch.stack(rough)
         # Of each head, both as shares of their sum over the orders: what is small is good.
@@ -368,20 +369,20 @@ def best(mass: torch.Tensor, keep: float, forced: torch.Tensor) -> torch.Tensor:
 def tile_mass(
     q: torch.Tensor, k: torch.Tensor, order: torch.Tensor, queries: torch.Tensor, tile: Tile
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention on each tile of keys by the queries of a tile, `[H, Q, K]`: mean and largest.
+    """Attention on each tile of keys by the queries of a tile, `[B, H, Q, K]`: mean and largest.
 
     Args:
         q, k: `[B, H, L, D]`.
         order: `[H, L]`, the tokens of each head in its order.
         queries: the tokens that are looked at; a tile of which none is has mass 0.
 
-    Means are over the pairs of tokens, `largest` is of one pair; both are means over the batch.
+    Means are over the pairs of tokens, `largest` is of one pair.
     """
     batch, heads, tokens, dim = q.shape
     rows, columns = _counts(tokens, tile)
     row_of = order.argsort(-1) // tile.query
-    mass = torch.zeros(heads, rows, columns, device=q.device)
-    peaks = mass.expand(batch, -1, -1, -1).clone()
+    mass = torch.zeros(batch, heads, rows, columns, device=q.device)
+    peak = torch.zeros_like(mass)
     seen = torch.zeros(heads, rows, device=q.device)
     k = k.gather(2, order[None, ..., None].expand_as(k)).float()
     padding = (0, columns * tile.key - tokens)
@@ -389,9 +390,9 @@ def tile_mass(
         weights = (q[:, :, part].float() @ k.mT * dim**-0.5).softmax(-1)
         tiles = torch.nn.functional.pad(weights, padding).unflatten(-1, (-1, tile.key))
         row = row_of[:, part]
-        at = row[..., None].expand(heads, len(part), columns)
-        mass.scatter_add_(1, at, tiles.sum(-1).sum(0))
-        peaks.scatter_reduce_(2, at.expand(batch, -1, -1, -1), tiles.amax(-1), "amax")
+        at = row[..., None].expand(batch, heads, len(part), columns)
+        mass.scatter_add_(2, at, tiles.sum(-1))
+        peak.scatter_reduce_(2, at, tiles.amax(-1), "amax")
         seen.scatter_add_(1, row, torch.ones_like(row, dtype=torch.float32))
-    pairs = batch * seen.clamp(min=1)[..., None] * tile_lengths(tokens, tile.key, q.device)
-    return mass / pairs, peaks.mean(0)
+    pairs = seen.clamp(min=1)[..., None] * tile_lengths(tokens, tile.key, q.device)
+    return mass / pairs, peak

@@ -41,7 +41,7 @@ class Named(Options):
         told = ", ".join(
             name if value is True else f"{name} {_short(value)}"
             for name, value in values.items()
-            if value not in (False, "") or usual[name] is True
+            if usual[name] is True or (value is not False and value != "")
         )
         return f"{self.name} ({told})" if told else self.name
 

@@ -130,10 +130,10 @@ class Quantised(Wrapper):
     left to the reference, which rounds alike and is slow; where it is predicted to lose, a recipe
     for `faster` runs dense and says so. `kernels.precision` says how each is rounded.
 
-    `int8` queries and keys and `fp8` values have a kernel of their own on Hopper GPUs, which `fp8`
-    needs; `int4`, and values in whole numbers, run in the portable one on GPUs, whose times were
-    not measured with them. On a CPU a fast kernel multiplies queries and keys so, the reference
-    values.
+    Hopper GPUs have a kernel of their own for `int8` queries and keys and for `fp8` values; no
+    other device has one for `fp8`. `int4`, and values in whole numbers, run in the portable kernel
+    of GPUs, whose times were not measured with them. On a CPU queries and keys have a fast kernel,
+    and values are left to the reference.
 
     Source: SageAttention (arXiv 2410.02367) and SageAttention2 (arXiv 2411.10958); `pv` in whole
     numbers: PAROAttention (arXiv 2506.16054).
@@ -146,8 +146,9 @@ class Quantised(Wrapper):
     paper: ClassVar[str] = "arXiv 2410.02367, 2411.10958, 2506.16054"
     licence: ClassVar[str] = "Apache-2.0"
     use_when: ClassVar[str] = (
-        "heads have 128 channels and tokens are many: there `int8` queries and keys gain up to a "
-        "tenth on an H200; with 64 channels they lose."
+        "heads have 128 channels and tokens are many: from 75,600 tokens on `int8` queries and "
+        "keys gain a tenth to a quarter on an H200, in tiles of 64×64 up to a half; at 32,760 they "
+        "gain little, with 64 channels they lose."
     )
 
     qk: Literal["input", "int8", "int4"] = option(
@@ -198,7 +199,8 @@ class Within(Wrapper):
 
     name: ClassVar[str] = "within"
     use_when: ClassVar[str] = (
-        "what moves is lost: two dense fifths instead of one often serve better than keeping more."
+        "videos lose what moves in them: a dense beginning of two fifths of the steps often serves "
+        "better than keeping more."
     )
     idle: ClassVar[Mapping[str, Any]] = {"from_step": 0.0}
 
@@ -259,7 +261,8 @@ class Within(Wrapper):
         if site.step + 1e-6 < self.from_step * site.steps:
             return f"in the first {self.from_step:.0%} of the steps"
         if site.layer < self.from_layer:
-            return f"in the first {self.from_layer} layers"
+            first = f"{self.from_layer} layers" if self.from_layer > 1 else "layer"
+            return f"in the first {first}"
         return f"after {self.to_step:.0%} of the steps"
 
     def words(self) -> str:
@@ -332,8 +335,9 @@ class Reuse(Wrapper):
 
     def kept_plans(self, batch: int) -> int:
         """See `AttentionMethod`."""
-        if self.every == 1 and self.branches == "own":
-            return 0
+        own = self.method.kept_plans(batch)
+        if own or (self.every == 1 and self.branches == "own"):
+            return own
         return batch if self.branches == "own" else -(-batch // 2)
 
     def words(self) -> str:

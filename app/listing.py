@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -168,8 +168,9 @@ def _show(part: Part[Any], name: str, as_json: bool) -> None:
     from .terminal import show_facts
 
     around = {it.name: it for it in part.wrappers}
-    found = facts(around.get(name) or part.known[part.check_name(name)])
+    every = replace(part, known={**part.known, **around})
+    found = facts(every.known[every.check_name(name)])
     if as_json:
-        print_json({part.selector: found.to_json()})
+        print_json({"around" if name in around else part.selector: found.to_json()})
     else:
         show_facts(found, stdout())

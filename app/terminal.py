@@ -142,6 +142,10 @@ def show_recipes(recipes: list[Recipe], console: Console) -> None:
 def show_methods(methods: list[Facts], console: Console) -> None:
     """The attention methods as a table."""
     _show_named(methods, "methods", console)
+    from ..accel.wrappers import WRAPPERS  # torch, which other commands do without
+
+    around = ", ".join(it.name for it in WRAPPERS)
+    console.print(f"Around any of them: {around}.", style="dim")
 
 
 def show_policies(policies: list[Facts], console: Console) -> None:

@@ -369,14 +369,9 @@ class BlockPlan:
         whole = tiles.sum((-2, -1)) == (heights[:, None] * widths).to(mask.device)
         part = some & ~whole
         plan = cls.from_mask(
-            some,
-            tile=tile,
-            queries=queries,
-            keys=keys,
-            order=order,
-            key_order=key_order,
+            some, tile=tile, queries=queries, keys=keys, order=order, key_order=key_order,
             first=part,
-        )
+        )  # fmt: skip
         most = int(part.sum(-1).max())
         if not most:
             return plan

@@ -276,7 +276,7 @@ def _scheduler(folder: ModelFolder) -> Any:
         return None
     try:
         return made.from_config(dict(folder.config("scheduler")))
-    except (TypeError, ValueError) as error:
+    except (NotImplementedError, TypeError, ValueError) as error:
         raise ModelError(f"{folder.path} has a scheduler of the wrong form: {error}") from error
 
 

@@ -94,8 +94,12 @@ class Run:
 
     @property
     def never_sparse(self) -> str:
-        """Why no attention of the whole run was sparse, though a method was asked; else empty."""
-        if self.planner is None or not self.over or self._kernels:
+        """Why no attention of the whole run was sparse, though a method was asked; else empty.
+
+        Empty too where steps were left out, which may be those that it was asked in.
+        """
+        asked = self.planner is not None and self.over and not self.skipped and not self.pruned
+        if not asked or self._kernels:
             return ""
         return "; ".join(self._dense)
 

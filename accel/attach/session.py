@@ -346,7 +346,7 @@ class Session:
                 f"strict: {run.inert}: leave steps.prune out, or allow it to do nothing "
                 f"(strict=False, --no-strict)"
             )
-        if self.strict and run.never_sparse:
+        if self.strict and self._cache is None and run.never_sparse:
             raise AccelerationError(
                 f"strict: all attention ran dense {run.never_sparse}; change the recipe, or allow "
                 f"it (strict=False, --no-strict)"

@@ -42,8 +42,8 @@ class KvMerge(AttentionMethod):
     licence: ClassVar[str] = "tomesd is MIT; ToMe is CC-BY-NC-4.0"
     use_when: ClassVar[str] = (
         "merging itself is to be tried out; it is experimental. At the same density, and on a CPU "
-        "in the same time, `top-blocks` errs less on `kinora-tiny`; on an H200 methods that keep "
-        "tiles are twice as fast at the same density."
+        "in the same time, `top-blocks` errs less on `kinora-tiny`; on an H200 `top-blocks` is "
+        "almost twice as fast at the same density."
     )
     quantises: ClassVar[bool] = False
 

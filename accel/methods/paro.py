@@ -183,11 +183,11 @@ def _read(path: str, stamp: int) -> Calibration:
         return Calibration.read(Path(path))
 
 
-_KEPT = 64
-"""Plans that are kept, or those of all layers where there are more; those of large models take a
-hundred megabytes each."""
 _plans: OrderedDict[Any, BlockPlan] = OrderedDict()
-"""The last used is at the end."""
+"""Of all layers of a denoiser in a window of the steps, the last used at the end.
+
+Those of large models take a hundred megabytes each.
+"""
 
 
 def _plan(
@@ -197,7 +197,7 @@ def _plan(
     key = path, stamp, at, tail, site, device
     plan = _plans.pop(key, None) or _made(*key)
     _plans[key] = plan
-    while len(_plans) > max(_KEPT, site.layers):
+    while len(_plans) > site.layers:
         _plans.popitem(last=False)
     return plan
 

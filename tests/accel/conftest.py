@@ -271,7 +271,7 @@ def build(model_folders: dict[str, Path]) -> Build:
         if family in LOOPS:
             return LOOPS[family]()
         pipe = diffusers().DiffusionPipeline.from_pretrained(model_folders[family])
-        return Stock(pipe, SIZES[family])
+        return Stock(pipe, dict(SIZES[family]))
 
     return make
 

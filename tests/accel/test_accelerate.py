@@ -224,7 +224,7 @@ def test_a_window_counts_steps_of_the_schedule(build: Build):
     assert ran.kernels == {"cpu": 6 * 2}  # steps 2 to 7, two branches, the second layer
     assert ran.dense["in the first 20% of the steps"] == 2 * 2 * 2
     assert ran.dense["after 80% of the steps"] == 2 * 2
-    assert ran.dense["in the first 1 layers"] == 8 * 2
+    assert ran.dense["in the first layer"] == 8 * 2
     first, second = ran.density_by_layer
     assert first == 1 and second is not None and second < 1
     assert ran.density == pytest.approx((first + second) / 2, abs=1e-3)

@@ -18,11 +18,13 @@ from kinora.accel.policies import (
     FasterCache,
     FirstBlockCache,
     MagCache,
+    Pattern,
     PyramidAttentionBroadcast,
     SeaCache,
     TaylorSeer,
 )
 from kinora.accel.recipe import Recipe
+from kinora.accel.wrappers import Within
 
 from .cached import blocks, cache_of, counted, ids, units
 from .test_skipping_models import components, expert, library, run
@@ -163,3 +165,28 @@ def test_both_experts_have_a_cache_of_their_own(model_folders: dict[str, Path]):
             accelerate(pipe, Recipe(steps=policy)),
         ):
             raise AssertionError("refused before anything runs")
+
+
+@pytest.mark.parametrize("leaves_out", ["nothing", "steps", "blocks"])
+def test_strict_runs_may_leave_out_the_steps_of_their_attention(
+    build: Build, leaves_out: str, tmp_path: Path
+):
+    """Attention in seven of sixteen steps, which a policy skips, or a cache may."""
+    (tmp_path / "mask").write_text("CCCC" + "s" * 7 + "CCCCC")
+    policies: dict[str, Any] = {
+        "nothing": None,
+        "steps": Pattern(mask=str(tmp_path / "mask")),
+        "blocks": FirstBlockCache(threshold=0.5),
+    }
+    model = build("wan")
+    keep = 1 if leaves_out != "steps" else 0.5
+    inner = Within(method=TopBlocks(keep=keep, tile="64x64"), from_step=0.25, to_step=0.6875)
+    recipe = Recipe(attention=inner, when="always", steps=policies[leaves_out])
+    with accelerate(model, recipe, strict=True) as session:
+        if leaves_out == "nothing":
+            with pytest.raises(AccelerationError, match="strict: all attention ran dense"):
+                model(steps=16)
+        else:
+            model(steps=16)
+    ran = session.receipt.attention
+    assert ran is not None and not ran.kernels and not ran.fallbacks

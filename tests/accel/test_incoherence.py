@@ -31,7 +31,7 @@ def measured(
     every = torch.arange(q.shape[2])
     mass, peak = tile_mass(q, k, (every if order is None else order).expand(3, -1), every, tile)
     assert (mass > 0).all()
-    return mass, peak
+    return mass.flatten(0, 1), peak.flatten(0, 1)
 
 
 def incoherence(q: torch.Tensor, k: torch.Tensor, site: Site, tile: Tile) -> torch.Tensor:
@@ -106,6 +106,16 @@ def test_incoherence_is_1_where_attention_is_even_in_each_tile(tile: Tile):
     mass, _ = measured(q, k, tile)
     assert mass.amax() > 2 * mass.amin()  # even in each, not everywhere
     torch.testing.assert_close(incoherence(q, k, SITE, tile), torch.ones(3))
+
+
+def test_the_measure_of_a_batch_is_the_mean_of_its_items():
+    """Whatever the attention of one item weighs beside that of another in a tile."""
+    q, k = tensors(GRID.tokens)
+    q[0] *= 5
+    tile = Tile(64, 64)
+    alone = torch.stack([incoherence(q[i : i + 1], k[i : i + 1], SITE, tile) for i in range(2)])
+    assert (alone[0] > 2 * alone[1]).all()
+    torch.testing.assert_close(incoherence(q, k, SITE, tile), alone.mean(0))
 
 
 def test_tiles_of_which_no_query_was_looked_at_say_nothing():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kinora.accel.attach.schedulers import schedule_of
 from kinora.accel.codec import Codec, Level
 from kinora.accel.errors import RecipeError
+from kinora.accel.methods import ThresholdBlocks, VMoBA, XAttention
 from kinora.accel.policies import Easy, Pattern, Shadow, Sign, SkipPolicy
 from kinora.accel.policies.sign import stable
 from kinora.accel.policies.skipping import EDGE, lagrange
@@ -32,6 +33,14 @@ def misses(name: str, policy: StepPolicy, network: Network) -> list[float]:
 
     run(name, policy, network, on_skip=told)
     return found
+
+
+def test_words_say_what_is_0_and_what_is_off_though_on_by_default():
+    assert "threshold 0" in Easy(threshold=0).words()
+    assert "beta 0," in ThresholdBlocks(beta=0).words()
+    assert "threshold 0," in XAttention(threshold=0).words()
+    assert "shared off" in VMoBA(shared=False).words() and "shared," in VMoBA().words()
+    assert "first frame" not in ThresholdBlocks().words()  # off by default
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -48,7 +48,7 @@ FLAGS = {
         "negative-prompt", "strict", "format", "device", "dtype", "force", "json", "image",
     },
     "calibrate": {
-        "model", "method", "output", "keep", "prompt", "size", "frames", "steps", "seed",
+        "model", "method", "output", "keep", "tile", "prompt", "size", "frames", "steps", "seed",
         "device", "dtype", "json", "image",
     },
 }  # fmt: skip

@@ -134,5 +134,8 @@ def test_the_command_line_tells_the_same(cli: Cli) -> None:
     around = cli("methods", "show", "reuse").out
     for told in ("https://arxiv.org/abs/2509.24014", "not as the authors' code", "branches"):
         assert told in around
+    assert "Around any of them: by-layer, quantised, reuse, within." in cli("methods").out
+    assert cli("methods", "show", "within", "--json").last["around"]["name"] == "within"
+    assert "did you mean reuse" in cli("methods", "show", "reus").complaint
     refused = cli("methods", "show", "balde")
     assert refused.status == 2 and "did you mean blade" in refused.complaint
