@@ -99,6 +99,7 @@ def test_every_method_is_here():
     assert {*METHODS} == {method.name for method in CHOSEN} | {"paro"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", CHOSEN, ids=lambda it: it.name)
 @pytest.mark.parametrize("family", [*SIZES, *LOOPS])
 def test_a_strict_run_is_sparse(
