@@ -49,18 +49,20 @@ def test_results_do_not_depend_on_workers_order_or_shards(place: Place) -> None:
 
 
 def test_a_failing_row_stops_no_other_and_says_why(place: Place) -> None:
-    place.write("a", "boom b", "nan c", "segv d", "kill e", "flaky f", "g")
+    # The one that fails once is far from those that end their worker: beside them it might be lost
+    # after it has failed, which counts for nothing.
+    place.write("flaky a", "b", "boom c", "nan d", "segv e", "kill f", "g")
     summary = place.run(workers=2)
     assert not summary.complete and (summary.done, summary.failed, summary.left) == (3, 4, 0)
     reasons = {it.line: it.reason for it in summary.failures}
-    assert reasons[2] == "ZeroDivisionError: by zero"
-    assert reasons[4] == "the worker process was ended by SIGSEGV (a last word)"
-    assert reasons[5].startswith("the worker process was ended by SIGKILL, as by a system that is")
+    assert reasons[3] == "ZeroDivisionError: by zero"
+    assert reasons[5] == "the worker process was ended by SIGSEGV (a last word)"
+    assert reasons[6].startswith("the worker process was ended by SIGKILL, as by a system that is")
     assert summary.kinds == {"ZeroDivisionError": 1, "GenerationError": 1, "WorkerCrash": 2}
     tries = [(it["line"], it["attempt"]) for it in place.statuses() if it["status"] != "retried"]
-    assert sorted(tries) == [(1, 1), (2, 2), (3, 2), (4, 2), (5, 2), (6, 2), (7, 1)]
-    kept = next(it for it in place.statuses() if it["line"] == 3 and it["status"] == "failed")
-    assert place.strays() == [kept["latents"]] and str(place.output / kept["latents"]) in reasons[3]
+    assert sorted(tries) == [(1, 2), (2, 1), (3, 2), (4, 2), (5, 2), (6, 2), (7, 1)]
+    kept = next(it for it in place.statuses() if it["line"] == 4 and it["status"] == "failed")
+    assert place.strays() == [kept["latents"]] and str(place.output / kept["latents"]) in reasons[4]
     # Failed rows are tried again by the next run, and no others.
     again = place.run(retries=0)
     assert (again.before, again.failed, again.retried) == (3, 4, 0)
