@@ -76,7 +76,10 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("x-attention", {"threshold": 0.0, "least": 0.2, **TILE, **NO_TAIL}),
     ("x-attention", {"threshold": 0.0, "least": 0.2, "stride": "16", "tile": "128x128", **NO_TAIL}),
     ("blade", {"keep": 0.2, "mass": 1.0, **TILE, **NO_TAIL}),
-    *(("blade", {"keep": 0.2, "mass": 1.0, "tile": it}) for it in ("128x64", "256x128")),
+    *(
+        ("blade", {"keep": 0.2, "mass": 1.0, "tile": it, "tail": "complement"})
+        for it in ("128x64", "256x128")
+    ),
     *(("permuted-blocks", {"keep": 0.2, "tile": it, **NO_TAIL}) for it in ("128x64", "128x128")),
     ("hierarchical", {"blocks": 100, **TILE, **NO_TAIL}),
     ("kv-merge", {"keep": 0.25}),
