@@ -33,16 +33,14 @@ class Named(Options):
 
     def words(self) -> str:
         """The name and the options, in words."""
-        unsaid = self.unsaid()
-        names = [it.name for it in options_of(type(self)) if it.name not in unsaid]
-        values = {name.replace("_", " "): getattr(self, name) for name in names}
-        usual = {it.name.replace("_", " "): it.default for it in options_of(type(self))}
-        # What is off is not said, unless it is on by default.
-        told = ", ".join(
-            name if value is True else f"{name} {_short(value)}"
-            for name, value in values.items()
-            if usual[name] is True or (value is not False and value != "")
-        )
+        unsaid, said = self.unsaid(), list[str]()
+        for it in options_of(type(self)):
+            name, value = it.name.replace("_", " "), getattr(self, it.name)
+            # What is off is not said, unless it is on by default.
+            off = it.default is not True and (value is False or value == "")
+            if it.name not in unsaid and not off:
+                said.append(name if value is True else f"{name} {_short(value)}")
+        told = ", ".join(said)
         return f"{self.name} ({told})" if told else self.name
 
 

@@ -174,8 +174,9 @@ def efficiency(problem: Problem) -> float:
 
     On a CPU the lower ones of those measured on one core with AVX-512, 4 heads of 64, half and a
     quarter of the keys, 576, 2304 and 9216 tokens. On an H200 the lower one of .56 and .60,
-    likewise, of 32,760 tokens with 128 channels. Elsewhere nothing was measured: so low a guess
-    that no recipe for `faster` runs it, since torch's fastest kernels take no mask.
+    likewise, of 32,760 tokens with 128 channels, which other GPUs are taken to be like. Elsewhere
+    nothing was measured: so low a guess that no recipe for `faster` runs it, since torch's fastest
+    kernels take no mask.
     """
     if problem.device != "cpu":
         large = problem.keys >= 32000 and problem.head_dim == 128

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calibrating import SITE, calibrated, saved, tensors
 
 from kinora.accel.calibration import Calibration, Tally
 from kinora.accel.cost import Shape, predict, transformer_layer
@@ -25,6 +24,8 @@ from kinora.accel.policies.pattern import Pattern
 from kinora.accel.site import Site
 from kinora.accel.wrappers import Reuse
 from kinora.kernels.plan import Tile
+
+from .calibrating import SITE, calibrated, saved, tensors
 
 
 class Forgetful(Paro):

@@ -8,7 +8,7 @@ import torch
 from kinora.accel.cost import LayerShape, Prediction, Shape, predict, together, transformer_layer
 from kinora.accel.grid import TokenGrid
 from kinora.accel.method import AttentionMethod
-from kinora.accel.methods import TopBlocks
+from kinora.accel.methods import KvMerge, TopBlocks
 from kinora.accel.recipe import find
 from kinora.accel.wrappers import Within
 
@@ -94,3 +94,20 @@ def test_calls_that_are_over_before_a_sparse_one_begins_stay_dense():
     assert on("cuda", tiny, GRID, always=True).density < 0.3
     assert on("cuda", wan, TokenGrid(21, 30, 52)).speedup > 1
     assert on("cpu", tiny, GRID).speedup > 1
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "grid", "sparse"),
+    [
+        (128, TokenGrid(21, 30, 52), True),
+        (64, TokenGrid(21, 30, 52), False),
+        (128, TokenGrid(13, 30, 45), False),
+    ],
+)
+def test_keys_are_merged_on_a_gpu_only_where_that_was_measured(
+    head_dim: int, grid: TokenGrid, sparse: bool
+):
+    shape = Shape((transformer_layer(12, head_dim, 8960, cross_attention=True),))
+    found = predicted(KvMerge(), device="cuda", always=False, shape=shape, grid=grid)
+    assert (found.density < 1, found.speedup > 1) == (sparse, sparse)
+    assert bool(found.dense) is not sparse

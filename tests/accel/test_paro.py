@@ -10,7 +10,6 @@ from typing import Literal
 
 import pytest
 import torch
-from calibrating import GRID, SITE, TILES, calibrated, saved, tensors
 
 from kinora.accel.calibration import (
     STARTS,
@@ -29,6 +28,8 @@ from kinora.accel.order import AXES, axes, raster
 from kinora.accel.site import Site
 from kinora.kernels.attention import block_attention
 from kinora.kernels.plan import BlockPlan, Tile, tiles_of
+
+from .calibrating import GRID, SITE, TILES, calibrated, saved, tensors
 
 # --- orders of axes ---
 

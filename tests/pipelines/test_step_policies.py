@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from kinora.pipelines import memory, models, sidecar
-from kinora.pipelines.errors import AccelerationError, MemoryLimitError, RecipeError, RequestError
+from kinora.pipelines.errors import (
+    AccelerationError,
+    MemoryLimitError,
+    ModelError,
+    RecipeError,
+    RequestError,
+)
 from kinora.pipelines.generate import generate
 from kinora.pipelines.jobs import Jobs
 from kinora.pipelines.planning import plan
@@ -77,6 +83,15 @@ def test_a_scheduler_that_does_not_fit_is_refused(
     with pytest.raises(RecipeError, match=told):
         finish(request)
     assert not Path(request.output or "").exists()
+
+
+def test_a_scheduler_that_cannot_be_made_is_told(ask: Ask, tmp_path: Path) -> None:
+    request = ask("steps.policy=pattern", scheduler="DDIMScheduler", config={"beta_schedule": "no"})
+    jobs = Jobs(tmp_path / "jobs")
+    for asked in (plan, jobs.resolve):
+        with pytest.raises(ModelError, match="has a scheduler of the wrong form"):
+            asked(request)
+    jobs.close()
 
 
 def test_a_scheduler_that_is_not_known_is_told_and_refused_if_strict(ask: Ask) -> None:
