@@ -195,6 +195,7 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """
     table, name, titled = recipe.table(), recipe.name, False
     refusal: RecipeError | None = None
+    own = {it.name for it in options_of(Recipe)}
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path.strip():
@@ -211,6 +212,9 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             raise RecipeError(
                 f"a recipe has no part {where!r}{hint(where, PARTS)}; it has {', '.join(PARTS)}"
             )
+        elif key in own and key not in part.names():
+            raise RecipeError(f"{setting}: {key} is no option of {where} but of the whole recipe: "
+                              f"write {key}={text.strip()}")  # fmt: skip
         elif isinstance(part, Settings):
             table.setdefault(where, {})[key] = text.strip()
         elif key == part.selector:

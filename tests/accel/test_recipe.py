@@ -154,6 +154,7 @@ def test_settings_are_put_over_a_recipe():
         ),
         ("atention.keep=1", "no part 'atention' (did you mean attention?)"),
         ("wen=always", "no 'wen' (did you mean when?)"),
+        ("attention.when=always", "of the whole recipe: write when=always"),
         ("when=sometimes", "when must be one of faster, always, not sometimes"),
         ("attention.to_step=0.1", "from_step 0.2 must be below attention.to_step 0.1"),
         (
@@ -179,10 +180,10 @@ def test_a_bad_setting_is_told_in_one_line(setting: str, told: str):
 
 
 def test_settings_are_judged_together():
-    few = recipes.changed(recipes.find("fast"), ["attention.keep=0.02", "attention.keep_least=0"])
+    balanced = recipes.find("balanced")
+    few = recipes.changed(balanced, ["attention.keep=0.02", "attention.keep_least=0"])
     assert few.table()["attention"]["keep"] == 0.02
     settings = ["attention.to_step=0.1", "attention.from_step=0.05"]
-    balanced = recipes.find("balanced")
     for order in (settings, settings[::-1]):
         within = recipes.changed(balanced, order).attention
         assert isinstance(within, Within) and (within.from_step, within.to_step) == (0.05, 0.1)

@@ -93,6 +93,6 @@ def test_the_pages_show_each_of_these_commands() -> None:
 def test_the_guide_has_the_predicted_gain(cli: Cli) -> None:
     plan = cli("plan", "--recipe", "balanced", "--size", "256x256", "--device", "cpu", "--json")
     guide = (ROOT / "docs" / "guide.md").read_text("utf-8")
-    assert re.findall(r"\| (\S+) times \(denoising\) \|", guide) == [
+    assert re.findall(r"\| `balanced` \| .* \| (\S+) times \|", guide) == [
         f"{plan.last['parts'][0]['speedup']:.2f}"
     ]

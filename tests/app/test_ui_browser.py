@@ -200,7 +200,7 @@ def test_a_run_outlives_its_page_and_is_cancelled_in_the_list(
 def test_the_gallery_opens_videos_and_restores_their_settings(page: Page) -> None:
     page.fill(prompt='a "green" <b>ring</b>', seed=11, steps=3)
     page.open_builder()
-    page.choose("recipe", "fast")
+    page.choose("recipe", "balanced")
     page.until(lambda: page.find(BLADE).is_visible())
     page.generate("done")
     page.choose("recipe", "dense")
@@ -211,14 +211,14 @@ def test_the_gallery_opens_videos_and_restores_their_settings(page: Page) -> Non
     pictures = f"[...document.querySelectorAll('{cards} img')].map(it => it.naturalWidth)"
     page.until(lambda: all(page.tab.evaluate(pictures)))
     assert not page.count("#k-gallery b"), "prompts are no HTML"
-    page.choose("of-recipe", "fast")
+    page.choose("of-recipe", "balanced")
     page.until(lambda: page.count(cards) == 1)
     page.find(cards).click()
     page.until(lambda: "asked: attention by blade" in page.text("opened"))
     page.find("#k-opened [data-act=restore]").click()
     page.until(lambda: page.find("#k-prompt").is_visible())
     page.until(lambda: page.value("prompt") == 'a "green" <b>ring</b>')
-    asked = {"seed": "11", "steps": "3", "width": "32", "frames": "5", "recipe": "fast"}
+    asked = {"seed": "11", "steps": "3", "width": "32", "frames": "5", "recipe": "balanced"}
     page.until(lambda: {name: page.value(name) for name in asked} == asked)
     assert "are restored" in page.text("status")
 
@@ -310,17 +310,17 @@ def test_compare_plays_in_step_and_shows_what_differs(page: Page, tmp_path: Path
     recipe = tmp_path / "coarse.toml"
     lines = ('title = "Coarse"', 'when = "always"', "[attention]", 'method = "top-blocks"')
     recipe.write_text("\n".join((*lines, "keep = 0.1", 'tile = "64x64"')))
-    page.fill(width=64, height=64, frames=9, prompt="a red circle", seed=5, recipe="fast")
+    page.fill(width=64, height=64, frames=9, prompt="a red circle", seed=5, recipe="balanced")
     page.show("compare")
     page.fill(**{"recipe-1": recipe, "recipe-2": "of Generate"})
     page.press("compare-start")
     page.until(lambda: "dB" in page.text("compared"))
     told = page.text("compared")
-    for word in ("dense", "top-blocks, changed", "fast", "denoise", "PSNR", "SSIM", "all three"):
+    for word in ("dense", "top-blocks, changed", "balanced", "denoise", "PSNR", "SSIM", "all three"):
         assert word in told
     cells = "[...document.querySelectorAll('.k-figures tr')].map(it => it.innerText)"
     psnr = next(it for it in page.tab.evaluate(cells) if it.startswith("PSNR"))
-    assert "equal" in psnr, "fast runs dense at this size, and the files are the same"
+    assert "equal" in psnr, "balanced runs dense at this size, and the files are the same"
     videos = "[...document.querySelectorAll('.k-compare video')]"
     page.until(lambda: page.tab.evaluate(f"{videos}.every(it => it.readyState >= 2)"))
 

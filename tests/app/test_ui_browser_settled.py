@@ -48,16 +48,16 @@ def test_a_preset_and_a_method_bring_their_values(page: Page) -> None:
 def test_what_alone_changes_off_the_screen_is_predicted(
     page: Page, server: Server, tmp_path: Path
 ) -> None:
-    page.find("#k-presets [data-id=fast]").click()
+    page.find("#k-presets [data-id=balanced]").click()
     page.fill(prompt="a red cross", seed=31)
-    page.until(lambda: {"fast", "a red cross", "31"} <= {*command(page)})
+    page.until(lambda: {"balanced", "a red cross", "31"} <= {*command(page)})
     assert "--device" not in command(page)
     page.generate("done")
     page.show("gallery")
     page.find("#k-gallery .k-card").click()
     page.find("#k-opened [data-act=restore]").click()
     page.until(lambda: "--device" in command(page))  # all else stood so before
-    assert "fast" in command(page) and not settings(page)
+    assert "balanced" in command(page) and not settings(page)
     record = json.loads(server.path("a-red-cross-s31.json").read_text())
     request = record["request"]
     request["negative_prompt"] = "a blue ring"
@@ -69,9 +69,9 @@ def test_what_alone_changes_off_the_screen_is_predicted(
     page.drop(changed)
     # Text is predicted as it changes; what is off the screen when all stands.
     page.until(lambda: "a blue ring" in command(page) and settings(page) == [share])
-    assert "fast" in command(page)
-    page.find("#k-presets [data-id=fast]").click()  # it stands in the list of recipes already
-    page.until(lambda: "fast" in command(page) and not settings(page))
+    assert "balanced" in command(page)
+    page.find("#k-presets [data-id=balanced]").click()  # it stands in the list of recipes already
+    page.until(lambda: "balanced" in command(page) and not settings(page))
     card = cards.find("cogvideox-2b")
     request |= {"model": card.name, **form.defaults(card), "fps": 9.0}
     changed.write_text(json.dumps(record))

@@ -240,14 +240,14 @@ def test_the_command_line_asks_for_the_same(
 
 def test_what_the_page_shows_is_what_it_would_ask_for(page: Page, tmp_path: Path) -> None:
     standing = Standing(page)
-    standing.preset("fast")
+    standing.preset("balanced")
     standing.choose("steps.policy", "easy")
     standing.set("steps.easy", "steps.max_skip", 2)
     told = standing.predicted()
     request = standing.request()
     line = told[standing.builder.command]
     assert shlex.split(line) == ["kinora", *spelling.arguments(request)]
-    assert line.endswith("--recipe fast --fps 16.0 --set steps.policy=easy --set steps.max_skip=2")
+    assert line.endswith("--recipe balanced --fps 16.0 --set steps.policy=easy --set steps.max_skip=2")
     file = tmp_path / "mine.toml"
     file.write_text(told[standing.builder.toml])
     assert recipes.find(str(file)).table() == resolve(request, cards.find("kinora-tiny")).recipe

@@ -214,7 +214,7 @@ def test_recipes_have_short_names() -> None:
         ("balanced", (), "balanced"),
         ("fast", ("attention.keep=0.4", "when=always"), "fast"),
         ("dense", ("attention.method=top-blocks", "attention.keep=0.4", "title=Mine = this"), None),
-        ("balanced", ("steps.policy=easy",), "balanced"),
+        ("balanced", ("steps.policy=shadow",), "balanced"),
         ("dense", ("steps.policy=sada", "steps.prune=true", "parallel.cfg=2"), "dense"),
     ],
 )
