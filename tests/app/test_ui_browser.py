@@ -198,9 +198,9 @@ def test_a_run_outlives_its_page_and_is_cancelled_in_the_list(
 
 
 def test_the_gallery_opens_videos_and_restores_their_settings(page: Page) -> None:
-    page.fill(prompt='a "green" <b>ring</b>', seed=11, steps=3)
+    page.fill(prompt='a "green" <b>ring</b>', seed=11, steps=12)
     page.open_builder()
-    page.choose("recipe", "balanced")
+    page.choose("recipe", "fast")
     page.until(lambda: page.find(BLADE).is_visible())
     page.generate("done")
     page.choose("recipe", "dense")
@@ -211,14 +211,14 @@ def test_the_gallery_opens_videos_and_restores_their_settings(page: Page) -> Non
     pictures = f"[...document.querySelectorAll('{cards} img')].map(it => it.naturalWidth)"
     page.until(lambda: all(page.tab.evaluate(pictures)))
     assert not page.count("#k-gallery b"), "prompts are no HTML"
-    page.choose("of-recipe", "balanced")
+    page.choose("of-recipe", "fast")
     page.until(lambda: page.count(cards) == 1)
     page.find(cards).click()
     page.until(lambda: "asked: attention by blade" in page.text("opened"))
     page.find("#k-opened [data-act=restore]").click()
     page.until(lambda: page.find("#k-prompt").is_visible())
     page.until(lambda: page.value("prompt") == 'a "green" <b>ring</b>')
-    asked = {"seed": "11", "steps": "3", "width": "32", "frames": "5", "recipe": "balanced"}
+    asked = {"seed": "11", "steps": "12", "width": "32", "frames": "5", "recipe": "fast"}
     page.until(lambda: {name: page.value(name) for name in asked} == asked)
     assert "are restored" in page.text("status")
 
