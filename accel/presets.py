@@ -54,9 +54,10 @@ MEASURED = {
     ),
     "fast": Measured(
         "2.1 times",
-        "`kinora-tiny`, 256 px, 30 steps, two CPU cores; on an H200 attention is dense, as by "
-        "`balanced`, and 50 steps by `easy` alone take .78 s instead of 1.42",
-        "all correct −.03 [−.09, +.03] on 100 prompts",
+        "`kinora-tiny`, 256 px, 30 steps, two CPU cores; dense attention on a GPU, as by "
+        "`balanced`, where `easy` alone makes 50 steps in .78 s instead of 1.42 (H200; `fast` "
+        "itself was not timed there)",
+        "all correct −.03 [−.09, +.03] on 100 prompts, made sparse throughout",
     ),
 }
 """By name. All correct: the share of videos of `kinora-tiny` that its judge finds right, against

@@ -128,7 +128,13 @@ def from_table(table: Mapping[str, Any], name: str = "") -> Recipe:
     fields: dict[str, Any] = {"name": name}
     for key, value in table.items():
         if key in PARTS:
-            fields[key] = PARTS[key].read(value)
+            part, given = PARTS[key], value if isinstance(value, Mapping) else {}
+            for stray in sorted((own.keys() & given.keys()) - part.names()):
+                raise RecipeError(
+                    f"{stray} is no option of {key} but of the whole recipe: write --set "
+                    f"{stray}=VALUE, or in a file above [{key}]"
+                )
+            fields[key] = part.read(value)
         elif key in own:
             fields[key] = checked(own[key], value, key)
         else:
@@ -195,7 +201,6 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """
     table, name, titled = recipe.table(), recipe.name, False
     refusal: RecipeError | None = None
-    own = {it.name for it in options_of(Recipe)}
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path.strip():
@@ -212,9 +217,6 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             raise RecipeError(
                 f"a recipe has no part {where!r}{hint(where, PARTS)}; it has {', '.join(PARTS)}"
             )
-        elif key in own and key not in part.names():
-            raise RecipeError(f"{setting}: {key} is no option of {where} but of the whole recipe: "
-                              f"write {key}={text.strip()}")  # fmt: skip
         elif isinstance(part, Settings):
             table.setdefault(where, {})[key] = text.strip()
         elif key == part.selector:

@@ -73,7 +73,10 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("top-blocks", {"keep": 0.2, "tail": "complement", **TILE}),
     ("threshold-blocks", {"rule": "top", "keep": 0.2, "mass": 0.0, **TILE, **NO_TAIL}),
+    ("threshold-blocks", {"beta": 1.0, **TILE, **NO_TAIL}),
     ("x-attention", {"threshold": 0.0, "least": 0.2, **TILE, **NO_TAIL}),
+    # SparseD's plan: made once, so that its other calls take this time less the plan's.
+    ("x-attention", {"threshold": 0.0, "least": 0.2, "stride": "1", **TILE, **NO_TAIL}),
     ("x-attention", {"threshold": 0.0, "least": 0.2, "stride": "16", "tile": "128x128", **NO_TAIL}),
     ("blade", {"keep": 0.2, "mass": 1.0, **TILE, **NO_TAIL}),
     *(

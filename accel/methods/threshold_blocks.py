@@ -63,7 +63,7 @@ class ThresholdBlocks(TileMethod):
         unit="standard deviations",
     )
     keep: float = option(
-        0.1, "Of rule top: share of the key tiles that is kept at the least", least=0, most=1
+        0.4, "Of rule top: share of the key tiles that is kept at the least", least=0, most=1
     )
     mass: float = option(
         0.5, "Of rule top: share of a row's softmax that the kept tiles hold", least=0, most=1

@@ -48,7 +48,7 @@ def too_few(steps: int, first: int) -> str | None:
         return None
     return (
         f"step policies need {FEWEST_STEPS} steps or more, this run has {steps - first}: raise the "
-        f"number of steps, or choose a recipe without a policy, such as balanced"
+        f"number of steps, or leave the policy out (balanced is the preset fast without one)"
     )
 
 

@@ -154,15 +154,10 @@ def _hopeless(
         group = rows.group_of[i]
         firsts.setdefault(group, i)
         counts[group] = counts.get(group, 0) + 1
-    told: dict[tuple[str, str, str], str | None] = {}
     found = set[int]()
     for group, first in firsts.items():
-        it = rows.groups[group]
-        key = (it.model, it.recipe, it.dtype)
         row = rows.row(first)
-        if key not in told:
-            told[key] = refuses(row.request.request())
-        why = told[key]
+        why = refuses(row.request.request())
         if why is not None:
             found.add(group)
             refused.append(Refused(row.line, why, counts[group]))

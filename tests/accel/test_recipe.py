@@ -154,7 +154,7 @@ def test_settings_are_put_over_a_recipe():
         ),
         ("atention.keep=1", "no part 'atention' (did you mean attention?)"),
         ("wen=always", "no 'wen' (did you mean when?)"),
-        ("attention.when=always", "of the whole recipe: write when=always"),
+        ("attention.when=always", "of the whole recipe: write --set when=VALUE"),
         ("when=sometimes", "when must be one of faster, always, not sometimes"),
         ("attention.to_step=0.1", "from_step 0.2 must be below attention.to_step 0.1"),
         (

@@ -316,7 +316,8 @@ def test_compare_plays_in_step_and_shows_what_differs(page: Page, tmp_path: Path
     page.press("compare-start")
     page.until(lambda: "dB" in page.text("compared"))
     told = page.text("compared")
-    for word in ("dense", "top-blocks, changed", "balanced", "denoise", "PSNR", "SSIM", "all three"):
+    recipes = "dense", "top-blocks, changed", "balanced"
+    for word in (*recipes, "denoise", "PSNR", "SSIM", "all three"):
         assert word in told
     cells = "[...document.querySelectorAll('.k-figures tr')].map(it => it.innerText)"
     psnr = next(it for it in page.tab.evaluate(cells) if it.startswith("PSNR"))

@@ -33,8 +33,9 @@ class Place:
     def prepare(self, **options: Any) -> Batch:
         """Read it."""
         defaults = options.pop("defaults", {"steps": 3})
+        refuses = options.pop("refuses", lambda _: None)
         asked: dict[str, Any] = {"workers": 1, "device": "cpu", **options}
-        return prepare(Options(self.manifest, self.output, defaults, **asked), lambda _: None)
+        return prepare(Options(self.manifest, self.output, defaults, **asked), refuses)
 
     def run(self, make: Any = StandIn, **options: Any) -> Summary:
         """Run it to its end."""

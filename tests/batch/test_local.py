@@ -16,6 +16,7 @@ from standin import Dumb, StandIn
 
 from kinora.pipelines.batch import run
 from kinora.pipelines.batch.engines.local import devices
+from kinora.pipelines.batch.making import refusal
 from kinora.pipelines.batch.report import Summary, status
 from kinora.pipelines.errors import GenerationError, ManifestError, RequestError
 
@@ -174,6 +175,21 @@ def test_rows_that_cannot_run_start_nothing_unless_told(place: Place) -> None:
     assert "--keep-going runs the others" in str(it.value) and not place.output.exists()
     summary = place.run(keep_going=True)
     assert (summary.done, summary.refused, summary.complete) == (1, 2, False)
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_a_row_of_too_few_steps_leaves_the_others_of_its_recipe(place: Place, short: int) -> None:
+    place.manifest = place.root / "rows.jsonl"
+    rows = [{"prompt": "a", "steps": 8}, {"prompt": "b", "steps": 12}]
+    place.manifest.write_text("".join(f"{json.dumps(it)}\n" for it in rows[:: 1 - 2 * short]))
+    asked: dict[str, Any] = {"defaults": {"recipe": "fast"}, "refuses": refusal}
+    told = f"line {short + 1}: .*this run has 8.*; nothing was started"
+    with pytest.raises(ManifestError, match=told) as it:
+        place.prepare(**asked).check()
+    assert "more row" not in str(it.value)
+    batch = place.prepare(**asked, keep_going=True)
+    assert [(it.line, it.rows) for it in batch.refused] == [(short + 1, 1)]
+    assert len(batch.pending) == 1
 
 
 def test_a_worker_killed_from_outside_is_replaced(place: Place) -> None:
