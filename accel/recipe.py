@@ -129,10 +129,10 @@ def from_table(table: Mapping[str, Any], name: str = "") -> Recipe:
     for key, value in table.items():
         if key in PARTS:
             part, given = PARTS[key], value if isinstance(value, Mapping) else {}
-            for stray in sorted((own.keys() & given.keys()) - part.names()):
+            if strays := sorted((own.keys() & given.keys()) - part.names()):
                 raise RecipeError(
-                    f"{stray} is no option of {key} but of the whole recipe: write --set "
-                    f"{stray}=VALUE, or in a file above [{key}]"
+                    f"{strays[0]} is no option of {key} but of the whole recipe: write --set "
+                    f"{strays[0]}=VALUE, or in a file above [{key}]"
                 )
             fields[key] = part.read(value)
         elif key in own:
