@@ -50,10 +50,10 @@ def test_keys_are_merged_in_a_compiled_denoiser_too(build: Build, family: str):
 @pytest.mark.parametrize(
     "family",
     [
-        *("wan", "cogvideox", "sdxl", "sd3"),
+        *("wan", "cogvideox", "sd3"),
         *(
             pytest.param(it, marks=pytest.mark.long)
-            for it in ("ltx", "hunyuan", "mochi", "flux", "qwen")
+            for it in ("sdxl", "ltx", "hunyuan", "mochi", "flux", "qwen")
         ),
     ],
 )

@@ -110,7 +110,14 @@ def test_what_stands_for_a_step_is_told_from_guided_outputs(model: Any):
     assert not torch.equal(out, full) and out.isfinite().all()
 
 
-@pytest.mark.parametrize("policy", [Pattern(), Shadow(threshold=10), Sada()], ids=str)
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Pattern(),
+        *(pytest.param(it, marks=pytest.mark.long) for it in (Shadow(threshold=10), Sada())),
+    ],
+    ids=str,
+)
 def test_runs_do_not_know_of_each_other_broken_off_ones_neither(build: Build, policy: StepPolicy):
     for family in ("wan", "sdxl"):
         model = build(family)

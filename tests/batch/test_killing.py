@@ -28,6 +28,7 @@ with_ray = pytest.mark.skipif(
 )
 
 
+@pytest.mark.long
 def test_kills_of_parents_and_workers_change_nothing(place: Place) -> None:
     place.write(*(f"sleep 0.3 row {i}" for i in range(12)))
     command = [sys.executable, str(HERE / "parent.py"), str(place.manifest), str(place.output), "2"]

@@ -149,7 +149,7 @@ def test_a_complete_set_is_scored(
             "versions"} <= set(told)  # fmt: skip
 
 
-@pytest.mark.parametrize("custom", [False, True])
+@pytest.mark.parametrize("custom", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_one_broken_video_costs_no_other(
     package: Path, videos: Path, film: Film, monkeypatch: pytest.MonkeyPatch, custom: bool
 ) -> None:
