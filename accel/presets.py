@@ -54,9 +54,8 @@ MEASURED = {
     ),
     "fast": Measured(
         "2.1 times",
-        "`kinora-tiny`, 256 px, 30 steps, two CPU cores; dense attention on a GPU, as by "
-        "`balanced`, where `easy` alone makes 50 steps in .78 s instead of 1.42 (H200; `fast` "
-        "itself was not timed there)",
+        "`kinora-tiny`, 256 px, 30 steps, two CPU cores; on an H200, where such short calls stay "
+        "dense, 1.4 times (1.1 s instead of 1.5), 1.5 times in 50 steps",
         "all correct −.03 [−.09, +.03] on 100 prompts, made sparse throughout",
     ),
 }

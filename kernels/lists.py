@@ -16,6 +16,7 @@ from . import lists_launch as launch
 from .listing import entries
 from .lists_launch import Backend
 from .plan import Tile, tiles_of
+from .ranking import above, by_mass, ranks_of
 from .reference import pool
 
 MEANS_BYTES = 2**22
@@ -125,7 +126,7 @@ def top_tiles(
     width = listed_width(width, forced, count, columns)
     if launch.takes(backend, means_q, means_k, columns=columns):
         return launch.choose(means_q, means_k, forced, width, count)
-    ranks = _ranks(means_q @ means_k.mT, forced)
+    ranks = ranks_of(means_q @ means_k.mT, forced)
     best = ranks.argsort(dim=-1, descending=True, stable=True)[..., :count]
     chosen = torch.zeros_like(ranks, dtype=torch.bool).scatter_(-1, best, True)
     return listed(chosen, forced, width)
@@ -184,26 +185,37 @@ def mass_tiles(
     return listed(by_mass(logits, mass, forced, least, most), forced, width)
 
 
-def by_mass(
-    logits: torch.Tensor, mass: float, forced: torch.Tensor | None, least: int, most: int
-) -> torch.Tensor:
-    """Of each row the fewest best that hold `mass` of its weight, but `least` to `most`, as a mask.
+def above_tiles(
+    means_q: torch.Tensor,
+    means_k: torch.Tensor,
+    beta: float,
+    forced: torch.Tensor | None = None,
+    *,
+    backend: Backend | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row the tiles whose score is above mean + `beta` x standard deviation of the row's.
 
     Args:
-        logits: `[B, H, Q, K]` float32, in powers of two.
+        means_q, means_k: `[B, H, Q, D]` and `[B, H, K, D]` float32, whose products are the scores.
+        beta: any finite number.
+        forced: `[Q, K]` bool, tiles that are kept too.
+
+    Returns:
+        indices, as wide as there are tiles of keys, and counts, see `top_tiles`; a row may keep
+        none. Scores that are not a number are kept, with one that is infinite all of its row.
+
+    Raises:
+        ValueError: shapes, dtypes and numbers that do not fit, a backend that cannot.
     """
-    best = _ranks(logits, forced).argsort(dim=-1, descending=True, stable=True)
-    largest = torch.finfo(logits.dtype).max
-    finite = logits.nan_to_num(nan=-largest, posinf=largest, neginf=-largest)
-    weights = (finite - finite.amax(-1, keepdim=True)).exp2().masked_fill(logits.isnan(), 0)
-    before = weights.gather(-1, best).cumsum(-1)
-    total = before[..., -1:]
-    goal = total * mass if mass < 1 else torch.full_like(total, torch.inf)
-    before = torch.nn.functional.pad(before[..., :-1], (1, 0))
-    taken = (before < goal) | (total == 0)
-    taken[..., :least] = True
-    taken[..., most:] = False
-    return torch.zeros_like(taken).scatter_(-1, best, taken)
+    _fit_means(means_q, means_k, forced)
+    if not math.isfinite(beta):
+        raise ValueError(f"beta {beta}; it must be finite")
+    columns = means_k.shape[2]
+    # Taking it off changes neither what is above the mean nor how far, only rounding.
+    means_k = means_k - means_k.mean(-2, keepdim=True)
+    if launch.takes(backend, means_q, means_k, columns=columns):
+        return launch.choose_above(means_q, means_k, forced, beta)
+    return listed(above(means_q @ means_k.mT, beta), forced, columns)
 
 
 def transposed(
@@ -301,13 +313,6 @@ def _ordered(x: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     if order.ndim == 1:
         return x.index_select(2, order)
     return x.gather(2, order.expand(*x.shape[:2], -1)[..., None].expand(-1, -1, -1, x.shape[3]))
-
-
-def _ranks(scores: torch.Tensor, forced: torch.Tensor | None) -> torch.Tensor:
-    """Whole numbers in the order of the scores: no number above infinity, forced above all."""
-    bits = scores.masked_fill(scores == 0, 0).view(torch.int32)
-    ranks = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).masked_fill(scores.isnan(), 2**31 - 2)
-    return ranks if forced is None else ranks.masked_fill(forced, 2**31 - 1)
 
 
 def listed(

@@ -108,6 +108,44 @@ def permute(
 
 
 @triton.jit
+def _scores(
+    q_ptr, k_ptr, scores_ptr, head, row, column, rows, columns,
+    DIM: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SCORED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Of some rows of one head with all columns `[ROWS, COLUMNS]`, read or made; see `choose`."""
+    is_row = row < rows
+    if SCORED:
+        place = (head * rows + row[:, None]) * columns + column[None]
+        here = is_row[:, None] & (column < columns)[None]
+        return tl.load(scores_ptr + place, mask=here, other=0.0)
+    else:
+        q_ptr += (head * rows + row[:, None]) * DIM
+        k_ptr += (head * columns + column[:, None]) * DIM
+        scores = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for start in range(0, DIM, STEP):
+            dims = (start + tl.arange(0, STEP))[None]
+            q = tl.load(q_ptr + dims, mask=is_row[:, None] & (dims < DIM), other=0.0)
+            k = tl.load(k_ptr + dims, mask=(column < columns)[:, None] & (dims < DIM), other=0.0)
+            scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
+        return scores
+
+
+@triton.jit
+def _write(
+    indices_ptr, counts_ptr, head, row, column, chosen, before, kept, rows, columns, width
+):  # fmt: skip
+    """Lists of what is `chosen`, `before` up to and with a column, `kept` of a row."""
+    here = (row < rows)[:, None] & (column < columns)[None]
+    # What is not kept fills the list with zeros.
+    place = tl.where(chosen, before - 1, kept[:, None] + column[None] - before)
+    to = (head * rows + row[:, None]) * width + place
+    value = tl.where(chosen, column[None], 0)
+    tl.store(indices_ptr + to, value, mask=here & (place < width))
+    tl.store(counts_ptr + head * rows + row, tl.minimum(kept, width), mask=row < rows)
+
+
+@triton.jit
 def choose(
     q_ptr, k_ptr, scores_ptr, forced_ptr, indices_ptr, counts_ptr,
     rows, columns, width, most, fewest, mass, scale, last,
@@ -129,18 +167,10 @@ def choose(
     is_row = row < rows
     is_column = (column < columns)[None]
     here = is_row[:, None] & is_column
-    if SCORED:
-        place = (head * rows + row[:, None]) * columns + column[None]
-        scores = tl.load(scores_ptr + place, mask=here, other=0.0)
-    else:
-        q_ptr += (head * rows + row[:, None]) * DIM
-        k_ptr += (head * columns + column[:, None]) * DIM
-        scores = tl.zeros([ROWS, COLUMNS], tl.float32)
-        for start in range(0, DIM, STEP):
-            dims = (start + tl.arange(0, STEP))[None]
-            q = tl.load(q_ptr + dims, mask=is_row[:, None] & (dims < DIM), other=0.0)
-            k = tl.load(k_ptr + dims, mask=(column < columns)[:, None] & (dims < DIM), other=0.0)
-            scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
+    scores = _scores(
+        q_ptr, k_ptr, scores_ptr, head, row, column, rows, columns,
+        DIM, STEP, ROWS, COLUMNS, SCORED, PRECISION,
+    )  # fmt: skip
     if BY_MASS:
         scores = scores * scale + tl.where(column == columns - 1, last, 0.0)[None]
 
@@ -203,12 +233,41 @@ def choose(
     equal_in = ranks & 0xFFFF
     chosen = above | (equal & (equal_in <= needed[:, None]))
     before = (ranks >> 16) + tl.minimum(equal_in, needed[:, None])
-    # What is not kept fills the list with zeros.
-    place = tl.where(chosen, before - 1, kept[:, None] + column[None] - before)
-    to = (head * rows + row[:, None]) * width + place
-    value = tl.where(chosen, column[None], 0)
-    tl.store(indices_ptr + to, value, mask=here & (place < width))
-    tl.store(counts_ptr + head * rows + row, tl.minimum(kept, width), mask=is_row)
+    _write(indices_ptr, counts_ptr, head, row, column, chosen, before, kept, rows, columns, width)
+
+
+@triton.jit
+def choose_above(
+    q_ptr, k_ptr, scores_ptr, forced_ptr, indices_ptr, counts_ptr,
+    rows, columns, width, beta,
+    DIM: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SCORED: tl.constexpr, IS_FORCED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """As `choose`, what scores more than `beta` deviations above the mean of its row."""
+    head = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    is_row = row < rows
+    is_column = (column < columns)[None]
+    scores = _scores(
+        q_ptr, k_ptr, scores_ptr, head, row, column, rows, columns,
+        DIM, STEP, ROWS, COLUMNS, SCORED, PRECISION,
+    )  # fmt: skip
+    above = tl.where(is_column, scores, 0.0)
+    above = tl.where(is_column, above - (tl.sum(above, 1) / columns)[:, None], 0.0)
+    limit = beta * tl.sqrt_rn(tl.sum(above * above, 1) / columns)
+    # Not `>`: what is no number is kept, as all comparisons with it are false.
+    chosen = tl.where(above <= limit[:, None], 0, 1)
+    if IS_FORCED:
+        here = is_row[:, None] & is_column
+        forced = tl.load(forced_ptr + row[:, None] * columns + column[None], mask=here, other=0)
+        chosen = tl.where(forced != 0, 1, chosen)
+    chosen = tl.where(is_column, chosen, 0)
+    before = tl.cumsum(chosen, 1).to(tl.int32)
+    kept = tl.sum(chosen, 1).to(tl.int32)
+    _write(
+        indices_ptr, counts_ptr, head, row, column, chosen != 0, before, kept, rows, columns, width
+    )
 
 
 @triton.jit

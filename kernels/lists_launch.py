@@ -109,33 +109,53 @@ def choose(
     by_mass: tuple[float, float, float] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`top_tiles` and, with mass, scale and logarithm of the last tile, `mass_tiles`."""
+    numbers = width, most, least, *(by_mass or (0.0, 1.0, 0.0))
+    given = {"BY_MASS": by_mass is not None}
+    return _chosen(_kernels().choose, means_q, means_k, forced, *numbers, **given)
+
+
+def choose_above(
+    means_q: torch.Tensor, means_k: torch.Tensor, forced: torch.Tensor | None, beta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`above_tiles`, of means of keys around 0."""
+    return _chosen(_kernels().choose_above, means_q, means_k, forced, means_k.shape[2], beta)
+
+
+def _chosen(
+    kernel: Any,
+    means_q: torch.Tensor,
+    means_k: torch.Tensor,
+    forced: torch.Tensor | None,
+    width: int,
+    *numbers: float,
+    **given: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lists of `width` by a kernel that takes `numbers` behind it."""
     batch, heads, rows, dim = means_q.shape
     columns, device = means_k.shape[2], means_q.device
     indices = torch.empty(batch, heads, rows, width, dtype=torch.int32, device=device)
     counts = torch.empty(batch, heads, rows, dtype=torch.int32, device=device)
     most_columns = padded(columns)
     fused = most_columns <= FUSED_COLUMNS
-    given: dict[str, Any] = {
+    given |= {
         **_shape(most_columns, fused),
         "DIM": dim,
         "COLUMNS": most_columns,
         "SCORED": not fused,
         "IS_FORCED": forced is not None,
-        "BY_MASS": by_mass is not None,
         "PRECISION": precision(device),
     }
     means_q, means_k = (x.contiguous().flatten(0, 1) for x in (means_q, means_k))
     flat_indices, flat_counts = indices.flatten(0, 1), counts.flatten(0, 1)
     mask = flat_counts if forced is None else forced.contiguous().view(torch.int8)
-    numbers = rows, columns, width, most, least, *(by_mass or (0.0, 1.0, 0.0))
     step = batch * heads if fused else max(1, SCORES_BYTES // (4 * rows * columns))
     with on_device(means_q):
         for start in range(0, batch * heads, step):
             part = slice(start, start + step)
             q, k = means_q[part], means_k[part]
-            _kernels().choose[(tiles_of(rows, given["ROWS"]), len(q))](
+            kernel[(tiles_of(rows, given["ROWS"]), len(q))](
                 q, k, q if fused else q @ k.mT, mask, flat_indices[part], flat_counts[part],
-                *numbers, **given,
+                rows, columns, width, *numbers, **given,
             )  # fmt: skip
     return indices, counts
 

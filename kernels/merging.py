@@ -173,9 +173,9 @@ def efficiency(problem: Problem) -> float:
     """density x dense time / time, means and planning included.
 
     On a CPU the lower ones of those measured on one core with AVX-512, 4 heads of 64, half and a
-    quarter of the keys, 576, 2304 and 9216 tokens. On an H200 the lower one of .56 and .60,
-    likewise, of 32,760 tokens with 128 channels, which other GPUs are taken to be like. Elsewhere
-    nothing was measured: so low a guess that no recipe for `faster` runs it, since torch's fastest
+    quarter of the keys, 576, 2304 and 9216 tokens. On an H200 .56 to .86, likewise, of 32,760
+    tokens and more with 128 channels, which other GPUs are taken to be like. With 64 channels .26
+    and .29: no recipe for `faster` runs that, nor what was not measured, since torch's fastest
     kernels take no mask.
     """
     if problem.device != "cpu":

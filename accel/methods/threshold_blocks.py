@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ...kernels.lists import by_mass, mass_tiles, pair_means, permuted
+from ...kernels.lists import above_tiles, mass_tiles, pair_means, permuted
 from ...kernels.plan import BlockPlan, tile_lengths, tiles_of
+from ...kernels.ranking import above, by_mass
 from ...kernels.reference import pool
 from ..options import option
 from ..site import Site
@@ -63,7 +64,7 @@ class ThresholdBlocks(TileMethod):
         unit="standard deviations",
     )
     keep: float = option(
-        0.4, "Of rule top: share of the key tiles that is kept at the least", least=0, most=1
+        0.5, "Of rule top: share of the key tiles that is kept at the least", least=0, most=1
     )
     mass: float = option(
         0.5, "Of rule top: share of a row's softmax that the kept tiles hold", least=0, most=1
@@ -84,10 +85,7 @@ class ThresholdBlocks(TileMethod):
         mean = (means_k * (lengths / site.tokens)[:, None]).sum(-2, keepdim=True)
         scores = means_q @ (means_k - mean).mT
         if self.rule == "sigma":
-            above = scores - scores.mean(-1, keepdim=True)
-            deviation = above.square().mean(-1, keepdim=True).sqrt()
-            # Not `>`: what is no number is kept, as all comparisons with it are false.
-            chosen = ~(above <= self.beta * deviation)
+            chosen = above(scores, self.beta)
         else:
             logits = scores * q.shape[-1] ** -0.5 + lengths.log()
             # Over the whole row, so that one score that is no number makes it all none.
@@ -105,12 +103,15 @@ class ThresholdBlocks(TileMethod):
         """See `AttentionMethod`."""
         if self._everything(site):
             return None
-        if self.rule == "sigma" or self.similar > 0:
+        if self.similar > 0:
             return super().plan(q, k, site)
         layout = self.layout(site, q.device)
         tile, columns = layout.tile, tiles_of(site.tokens, layout.tile.key)
+        means = pair_means(q.detach(), k.detach(), tile, layout.places)
+        if self.rule == "sigma":
+            return self.listed(*above_tiles(*means, self.beta, layout.always), site, layout)
         indices, counts = mass_tiles(
-            *pair_means(q.detach(), k.detach(), tile, layout.places),
+            *means,
             self.mass,
             q.shape[-1] ** -0.5,
             layout.always,

@@ -15,8 +15,8 @@ from kinora.accel.methods.threshold_blocks import similarity
 from kinora.accel.site import Site
 from kinora.accel.tiles import forced, token_order
 from kinora.kernels.attention import block_attention
-from kinora.kernels.lists import by_mass
 from kinora.kernels.plan import BlockPlan
+from kinora.kernels.ranking import by_mass
 
 GRID = TokenGrid(5, 9, 20)  # 900 tokens: ragged with every tile
 TILES = ("64x64", "128x64", "128x128", "256x128")

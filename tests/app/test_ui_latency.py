@@ -68,4 +68,14 @@ def test_the_page_is_usable_soon_after_the_start(tmp_path: Path, chromium: Any) 
     spent_s = spent.user + spent.system  # what other work on the machine does not lengthen much
     print(f"the page after {there_s:.1f} s ({spent_s:.1f} s of one core), typed in after "
           f"{usable_s:.1f} s, the first prediction after {predicted_s:.1f} s")  # fmt: skip
-    assert spent_s < 2.5
+    assert spent_s < 2.5 * slowness()
+
+
+def slowness() -> float:
+    """How many times as long as .55 s, but at least 1, ten million turns of a loop take Python.
+
+    So long they take where the page takes 1.4 s; some machines are three times as slow.
+    """
+    began = time.process_time()
+    sum(i * i for i in range(10_000_000))
+    return max(1.0, (time.process_time() - began) / 0.55)

@@ -10,18 +10,26 @@ import pytest
 import torch
 
 from kinora.accel.grid import TokenGrid
-from kinora.accel.methods import TopBlocks
+from kinora.accel.method import AttentionMethod
+from kinora.accel.methods import ThresholdBlocks, TopBlocks
 from kinora.accel.site import Site
 from kinora.kernels import lists
 from kinora.kernels import lists_launch as launch
-from kinora.kernels.lists import mass_tiles, pair_means, permuted, tile_means, top_tiles, transposed
+from kinora.kernels.lists import (
+    above_tiles,
+    mass_tiles,
+    pair_means,
+    permuted,
+    tile_means,
+    top_tiles,
+    transposed,
+)
 from kinora.kernels.lists_launch import Backend
-from kinora.kernels.plan import BlockPlan, Tile, tile_lengths
+from kinora.kernels.plan import BlockPlan, Tile
+
+from .made_lists import BACKENDS, Lists, forced_of, mask_of, means_of, same
 
 pytest.importorskip("triton", reason="the test group has it on Linux")
-
-BACKENDS: tuple[Backend, ...] = ("torch", "triton")
-Lists = tuple[torch.Tensor, torch.Tensor]
 
 
 def tokens_of(tokens: int, dim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -34,34 +42,6 @@ def tokens_of(tokens: int, dim: int, dtype: torch.dtype = torch.float32) -> torc
 
 def order_of(tokens: int) -> torch.Tensor:
     return torch.randperm(tokens, generator=torch.Generator().manual_seed(tokens))
-
-
-def means_of(rows: int, columns: int, dim: int = 20, *, whole: bool = True) -> Lists:
-    """Means of two heads; `whole`: small whole numbers, whose scores are exact and often equal."""
-    generator = torch.Generator().manual_seed(rows + columns)
-
-    def made(tiles: int) -> torch.Tensor:
-        if whole:
-            return torch.randint(-2, 3, (1, 2, tiles, dim), generator=generator).float()
-        return torch.randn(1, 2, tiles, dim, generator=generator)
-
-    return made(rows), made(columns)
-
-
-def forced_of(rows: int, columns: int) -> torch.Tensor:
-    """A fifth of the tiles, of the first row all, of the last none."""
-    forced = torch.rand(rows, columns, generator=torch.Generator().manual_seed(5)) < 0.2
-    forced[0], forced[-1] = True, False
-    return forced
-
-
-def same(first: Lists, second: Lists) -> None:
-    assert torch.equal(first[1], second[1]) and torch.equal(first[0], second[0])
-
-
-def mask_of(made: Lists, columns: int) -> torch.Tensor:
-    rows = made[0].shape[2]
-    return BlockPlan(*made, tile=Tile(1, 1), queries=rows, keys=columns).mask()
 
 
 # --- means and permutations ---
@@ -193,14 +173,16 @@ def test_ties_zeros_infinities_and_what_is_no_number(backend: Backend):
     assert chosen[:, 0, 0].tolist() == [it[1] for it in rows.values()]
 
 
-@pytest.mark.parametrize("by_mass", [False, True])
-def test_many_tiles_go_by_scores_in_parts(by_mass: bool, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("rule", ["top", "mass", "above"])
+def test_many_tiles_go_by_scores_in_parts(rule: str, monkeypatch: pytest.MonkeyPatch):
     q, k = (x.repeat(2, 1, 1, 1) for x in means_of(3, 40))
     forced = forced_of(3, 40)
 
     def made() -> Lists:
-        if by_mass:
+        if rule == "mass":
             return mass_tiles(q, k, 0.5, 0.2, forced, backend="triton")
+        if rule == "above":
+            return above_tiles(q, k, 0.7, forced, backend="triton")
         return top_tiles(q, k, 7, forced, backend="triton")
 
     expected = made()
@@ -222,65 +204,6 @@ def test_a_given_width_is_kept():
         top_tiles(*means, 3, forced, width=3, backend="torch")
     # The kernel does not write behind a list that is too short.
     assert top_tiles(*means, 3, forced, width=3, backend="triton")[1].max() == 3
-
-
-# --- enough tiles for a mass ---
-
-
-@pytest.mark.parametrize("given", [False, True])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 10), (3, 70)])
-def test_the_tiles_of_a_mass_equal_the_definition(rows: int, columns: int, given: bool):
-    means = means_of(rows, columns, whole=False)
-    forced = forced_of(rows, columns) if given else None
-    for mass, most in ((0.3, None), (0.9, max(1, columns // 3)), (1.0, None)):
-        arguments = (*means, mass, 0.3, forced, most)
-        expected = mass_tiles(*arguments, last=0.25, backend="torch")
-        same(mass_tiles(*arguments, last=0.25, backend="triton"), expected)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_mass_is_reached_with_the_fewest_tiles_and_grows(backend: Backend):
-    rows, columns, size, keys = 6, 21, 16, 16 * 20 + 5
-    q, k = means_of(rows, columns, whole=False)
-    forced = forced_of(rows, columns)
-    logits = (q @ k.mT).double() * 0.4 + tile_lengths(keys, size).double().log()
-    shares = logits.softmax(-1)
-    before = torch.zeros(1, 2, rows, columns, dtype=torch.bool)
-    for mass in (0.05, 0.3, 0.6, 0.95):
-        made = mass_tiles(q, k, mass, 0.4, forced, last=5 / size, backend=backend)
-        mask = mask_of(made, columns)
-        assert (before <= mask).all() and mask[..., forced].all()
-        kept = (shares * mask).sum(-1)
-        assert (kept >= mass - 1e-6).all()
-        # Without the least of those that are not forced it would not be enough.
-        least = shares.masked_fill(~mask | forced, torch.inf).amin(-1)
-        assert ((kept - least < mass) | (least == torch.inf)).all()
-        most = mask_of(mass_tiles(q, k, mass, 0.4, forced, 4, backend=backend), columns)
-        assert (most.sum(-1) <= forced.sum(-1).clamp(min=4)).all() and most[..., forced].all()
-        few = mask_of(mass_tiles(q, k, mass, 0.4, forced, least=9, backend=backend), columns)
-        assert (few.sum(-1) >= 9).all() and (few[..., forced]).all()
-        at_least = mask_of(mass_tiles(q, k, mass, 0.4, forced, backend=backend), columns)
-        assert (at_least <= few).all() and ((few == at_least).all(-1) | (few.sum(-1) == 9)).all()
-        before = mask
-    alone = mass_tiles(q, k, 0, 0.4, least=9, backend=backend)
-    assert (mask_of(alone, columns) == mask_of(top_tiles(q, k, 9, backend=backend), columns)).all()
-    everything = mass_tiles(q * 50, k, 1.0, 0.4, backend=backend)
-    assert (everything[1] == columns).all()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_equal_masses_keep_the_first_tiles(backend: Backend):
-    q, k = torch.zeros(1, 1, 2, 8), torch.zeros(1, 1, 8, 8)
-    forced = torch.zeros(2, 8, dtype=torch.bool)
-    forced[1, 6] = True
-    indices, counts = mass_tiles(q, k, 0.5, 1.0, forced, backend=backend)
-    assert counts.tolist() == [[[4, 4]]]
-    assert indices[0, 0, :, :4].tolist() == [[0, 1, 2, 3], [0, 1, 2, 6]]
-    # More forced than the mass needs, and rows without a number: no list is empty.
-    forced[0] = True
-    counts = mass_tiles(q, k, 0.1, 1.0, forced, 2, backend=backend)[1]
-    assert counts.tolist() == [[[8, 1]]]
-    assert mass_tiles(q * torch.nan, k, 0.1, 1.0, backend=backend)[1].tolist() == [[[8, 8]]]
 
 
 # --- turning lists over ---
@@ -310,15 +233,21 @@ def test_turned_over_twice_a_list_is_itself(rows: int, columns: int):
 # --- who does it ---
 
 
-def test_a_method_makes_the_same_plan_with_the_kernels(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "method",
+    [TopBlocks(keep=0.4, tile="64x64"), ThresholdBlocks(tile="64x64")],
+    ids=lambda it: it.name,
+)
+def test_a_method_makes_the_same_plan_with_the_kernels(
+    method: AttentionMethod, monkeypatch: pytest.MonkeyPatch
+):
     site = Site(TokenGrid(3, 7, 11), layer=0, layers=1, step=0, steps=1, text=9)
     q, k = tokens_of(site.tokens, 16), tokens_of(site.tokens + 1, 16)[:, :, 1:]
-    method = TopBlocks(keep=0.4, tile="64x64")
     expected = method.plan(q, k, site)
     made: list[bool] = []
     monkeypatch.setattr(launch, "takes", lambda *_, **__: made.append(True) or True)  # pyright: ignore
     got = method.plan(q, k, site)
-    assert got is not None and expected is not None and len(made) == 2
+    assert isinstance(got, BlockPlan) and isinstance(expected, BlockPlan) and len(made) == 2
     same((got.indices, got.counts), (expected.indices, expected.counts))
 
 
@@ -371,6 +300,8 @@ X, LISTS = tokens_of(20, 8), torch.zeros(1, 1, 3, 2, dtype=torch.int32)
         (lambda: mass_tiles(Q, K, 0.5, math.inf), "scale inf"),
         (lambda: mass_tiles(Q, K, 0.5, 1.0, most=0), "most 0"),
         (lambda: mass_tiles(Q, K, 0.5, 1.0, last=0), "last 0"),
+        (lambda: above_tiles(Q, K, math.inf), "beta inf"),
+        (lambda: above_tiles(Q, K[..., :5], 0.0), "means_k (1, 2, 5, 5)"),
         (lambda: transposed(LISTS, LISTS, 5), "counts (1, 1, 3, 2)"),
         (lambda: transposed(LISTS.long(), LISTS[..., 0], 5), "indices torch.int64"),
         (lambda: transposed(LISTS, LISTS[..., 0], 0), "columns 0"),
