@@ -72,9 +72,9 @@ def test_the_page_is_usable_soon_after_the_start(tmp_path: Path, chromium: Any) 
 
 
 def slowness() -> float:
-    """How many times as long as .55 s, but at least 1, ten million turns of a loop take Python.
+    """How many times slower than usual Python is here, at least 1: some machines are three times.
 
-    So long they take where the page takes 1.4 s; some machines are three times as slow.
+    Ten million turns of a loop take some .55 s on a core of these years.
     """
     began = time.process_time()
     sum(i * i for i in range(10_000_000))
