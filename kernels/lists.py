@@ -202,7 +202,8 @@ def above_tiles(
 
     Returns:
         indices, as wide as there are tiles of keys, and counts, see `top_tiles`; a row may keep
-        none. Scores that are not a number are kept, with one that is infinite all of its row.
+        none. A mean of queries that is no number or infinite keeps all of its row, one of keys all
+        of its head; so does nothing of scores whose squares overflow, from 1e19 on.
 
     Raises:
         ValueError: shapes, dtypes and numbers that do not fit, a backend that cannot.

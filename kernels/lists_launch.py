@@ -118,7 +118,7 @@ def choose_above(
     means_q: torch.Tensor, means_k: torch.Tensor, forced: torch.Tensor | None, beta: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`above_tiles`, of means of keys around 0."""
-    return _chosen(_kernels().choose_above, means_q, means_k, forced, means_k.shape[2], beta)
+    return _chosen(_kernels().choose_above, means_q, means_k, forced, means_k.shape[2], float(beta))
 
 
 def _chosen(

@@ -175,8 +175,8 @@ def efficiency(problem: Problem) -> float:
     On a CPU the lower ones of those measured on one core with AVX-512, 4 heads of 64, half and a
     quarter of the keys, 576, 2304 and 9216 tokens. On an H200 .56 to .86, likewise, of 32,760
     tokens and more with 128 channels, which other GPUs are taken to be like. With 64 channels .26
-    and .29: no recipe for `faster` runs that, nor what was not measured, since torch's fastest
-    kernels take no mask.
+    and .29; .2 stands for that and for what was not measured, so low a guess that no recipe for
+    `faster` runs it, since torch's fastest kernels take no mask.
     """
     if problem.device != "cpu":
         large = problem.keys >= 32000 and problem.head_dim == 128

@@ -121,7 +121,8 @@ def refusal(part: Part, *, strict: bool) -> KinoraError | None:
         return None
     return AccelerationError(
         f"strict: {part.part} would not run as asked, {part.why}; "
-        f"change the recipe, or allow fallbacks (strict=False, --no-strict)"
+        f"change the recipe (when=always runs what is predicted to be slower), or allow fallbacks "
+        f"(strict=False, --no-strict)"
     )
 
 

@@ -111,7 +111,7 @@ class Hierarchical(TileMethod):
         columns = tiles_of(site.tokens, tile_of(self.tile).key)
         if self.forces_all(site):
             return self.why_forced(site)
-        return f"because it keeps {self.blocks} tiles and there are {columns}"
+        return f"because blocks {self.blocks} is all of {columns} tiles"
 
     def depth(self, site: Site) -> int:
         """Levels of the pyramid there."""

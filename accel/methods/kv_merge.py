@@ -43,7 +43,7 @@ class KvMerge(AttentionMethod):
     use_when: ClassVar[str] = (
         "merging itself is to be tried out; it is experimental. At the same density, and on a CPU "
         "in the same time, `top-blocks` errs less on `kinora-tiny`; on an H200 `top-blocks` is "
-        "1.3 to 3.3 times as fast at the same density."
+        "1.3 to 3.3 times as fast for the pairs that it keeps."
     )
     quantises: ClassVar[bool] = False
 

@@ -118,7 +118,7 @@ class Paro(AttentionMethod):
         if given != wanted:
             raise AccelerationError(
                 f"{self.calibration} is of {found.model}, tokens {given}; here are {wanted}: "
-                f"calibrate for this model and size"
+                f"calibrate for this model and size, or choose another attention.method"
             )
         if site.expert >= found.experts:
             raise AccelerationError(
@@ -151,7 +151,7 @@ class ParoObserver(AttentionMethod):
             raise AccelerationError(
                 f"paro cannot be calibrated for models whose layers see different tokens yet: "
                 f"here {self.last.grid} and {self.last.text} of text, there {site.grid} and "
-                f"{site.text}"
+                f"{site.text}; choose another attention.method"
             )
         if site.step in observed_steps(site.steps):
             self._tally.observe(q.detach(), k.detach(), site)

@@ -135,6 +135,11 @@ class ThresholdBlocks(TileMethod):
             return density_beside(math.erfc(self.beta / math.sqrt(2)) / 2, at)
         return max(density_of(self.keep, at), density_beside(likely_share(self.mass), at))
 
+    def longest(self, computed: float, text: int) -> float:
+        """See `AttentionMethod`: lists have room for all tiles, so that no GPU is waited for."""
+        del computed, text
+        return 1.0
+
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""
         columns = tiles_of(site.tokens, self.tiling()[0].key)

@@ -78,6 +78,11 @@ class XAttention(TileMethod):
         at = self.at(site)
         return max(density_of(self.least, at), density_beside(likely_share(self.threshold), at))
 
+    def longest(self, computed: float, text: int) -> float:
+        """See `AttentionMethod`: lists have room for all tiles, so that no GPU is waited for."""
+        del computed, text
+        return 1.0
+
     def why_dense(self, site: Site) -> str:
         """See `AttentionMethod`."""
         columns = tiles_of(site.tokens, self.tiling()[0].key)

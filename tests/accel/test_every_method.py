@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from kinora.accel.attach import accelerate
+from kinora.accel.attach import accelerate, forward
 from kinora.accel.calibration import Tally
 from kinora.accel.errors import AccelerationError
 from kinora.accel.method import AttentionMethod
@@ -30,7 +30,8 @@ from kinora.accel.methods import (
 from kinora.accel.methods.paro import ParoObserver
 from kinora.accel.receipt import AttentionReceipt
 from kinora.accel.recipe import Recipe
-from kinora.kernels.plan import Tile
+from kinora.kernels.attention import block_attention
+from kinora.kernels.plan import BlockPlan, Tile
 
 from .conftest import LOOPS, SIZES
 
@@ -84,12 +85,30 @@ def ran_sparse(
     """The receipt of a strict run, which makes nearly what dense attention does."""
     if family not in dense:
         dense[family] = model(steps=STEPS)
-    with accelerate(model, Recipe(attention=method, when="always"), strict=True) as session:
+    attended: list[int] = []
+    given: list[int] = []
+
+    def spied(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockPlan, **how: Any
+    ) -> Any:
+        pairs = plan.token_mask().expand(*q.shape[:2], -1, -1)
+        attended.append(int(pairs.sum()))
+        given.append(pairs.numel())
+        return block_attention(q, k, v, plan, **how)
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        accelerate(model, Recipe(attention=method, when="always"), strict=True) as session,
+    ):
+        patch.setattr(forward, "block_attention", spied)
         out = model(steps=STEPS)
     ran = session.receipt.attention
     assert ran is not None and ran.asked.startswith(f"{method.name} (") and not ran.fallbacks
     assert 0 < sum(ran.kernels.values()) == ran.calls - sum(ran.dense.values())
     assert 0 < ran.density < 1
+    if not ran.dense and method.name != "kv-merge":
+        # Told is what ran: the pairs of tokens in the plans that kernels were given.
+        assert ran.density == pytest.approx(sum(attended) / sum(given), abs=5.1e-5)
     error = float((out - dense[family]).norm() / dense[family].norm())
     assert 0 < error < 0.5
     return ran

@@ -192,7 +192,7 @@ def test_of_items_attended_to_one_by_one_the_lens_takes_the_last_too(build: Buil
             Hierarchical(blocks=32),
             0,
             0,
-            "dense because it keeps 32 tiles and there are 12; nowhere",
+            "dense because blocks 32 is all of 12 tiles; nowhere",
         ),
     ],
 )

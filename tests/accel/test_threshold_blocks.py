@@ -207,6 +207,25 @@ def test_the_order_of_tokens_within_a_tile_changes_no_plan(options: dict[str, An
     assert torch.equal(found.mask(), expected.mask())
 
 
+@pytest.mark.parametrize("similar", [0.0, 0.03])
+@pytest.mark.parametrize("options", BUDGETS)
+def test_what_is_added_to_all_keys_changes_no_plan(options: dict[str, Any], similar: float):
+    at = site(7)
+    method = ThresholdBlocks(tile="64x64", similar=similar, **options)
+    q, k, _ = tensors(at)
+    offset = torch.randn(2, 3, 1, 16, generator=torch.Generator().manual_seed(4)).double()
+    expected, found = method.plan(q, k, at), method.plan(q, k + offset, at)
+    assert expected is not None and found is not None
+    assert torch.equal(found.mask(), expected.mask())
+
+
+@pytest.mark.parametrize("options", BUDGETS)
+def test_the_room_of_its_lists_is_foretold(options: dict[str, Any]):
+    plan = planned(site(), tile="64x64", **options)
+    longest = ThresholdBlocks(tile="64x64", **options).longest(float(plan.density().mean()), 0)
+    assert plan.indices.shape[-1] <= longest * plan.columns
+
+
 @pytest.mark.parametrize("tail", ["none", "complement"])
 @pytest.mark.parametrize("smooth", [True, False])
 def test_the_error_falls_as_more_is_kept(tail: str, smooth: bool):

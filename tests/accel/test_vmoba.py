@@ -181,6 +181,18 @@ def test_nearly_everything_taken_is_nearly_dense_and_errors_fall_on_the_way(text
     torch.testing.assert_close(block_attention(q, k, v, full)[0], dense(q, k, v, whole))
 
 
+@layers
+@pytest.mark.parametrize("rule", ["similarity", "softmax"])
+@pytest.mark.parametrize("scope", ["query", "head", "global"])
+def test_a_larger_mass_takes_all_that_a_smaller_one_takes(layer: int, rule: str, scope: str):
+    at = site(layer, 7, True)
+    kept = [
+        by_plan(planned(small(rule=rule, scope=scope, mass=mass), at)) for mass in (0.1, 0.3, 0.6)
+    ]
+    assert (kept[0] <= kept[1]).all() and (kept[1] <= kept[2]).all()
+    assert kept[0].sum() < kept[2].sum()
+
+
 def test_one_block_is_dense():
     picture = site(0, grid=TokenGrid(1, 20, 30))
     q, k, _ = tensors(picture)
