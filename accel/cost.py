@@ -276,9 +276,10 @@ def slower(problem: Problem, density: float, beside: float = 0.0) -> str | None:
     ratio = (density + beside) / work.efficiency
     if ratio < 1:
         return _too_short(problem, work.kernel)
+    longer = f"{ratio:.2f} times as long" if ratio >= 1.005 else "as long"
     return (
         f"because at {problem.keys:,} tokens the {work.kernel} kernel is predicted to take "
-        f"{ratio:.2f} times as long, computing {density:.0%} of their pairs"
+        f"{longer}, computing {density:.0%} of their pairs"
     )
 
 

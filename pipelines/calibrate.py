@@ -10,7 +10,7 @@ from typing import Any, get_args
 from ..accel.calibration import Calibration
 from ..accel.errors import hint
 from ..accel.tiles import TileName, tile_of
-from . import cards, files, models
+from . import cards, files, models, verdicts
 from .errors import GenerationError, RequestError
 from .request import Request, resolve
 
@@ -50,6 +50,7 @@ def calibrate(
     files.check_new(output)
     card = cards.find(request.model)
     resolved = resolve(request, card)
+    _can_be_calibrated(card)
     weights = models.locate(card)
     place = models.place(card, resolved.device, resolved.dtype)
 
@@ -80,3 +81,13 @@ def calibrate(
     stem, suffix = output.stem, output.suffix
     (path,) = files.publish(output.absolute().parent, stem, {suffix: made.to_bytes()}).values()
     return Calibrated(path, made)
+
+
+def _can_be_calibrated(card: cards.Card) -> None:
+    """Raises `RequestError` for models that cannot be, before any weights are asked for."""
+    layers = verdicts.shape_of(models.outline(card).folder).layers
+    if len({(it.text, it.halvings) for it in layers}) > 1:
+        raise RequestError(
+            f"{card.name} cannot be calibrated: its layers see different tokens, which paro does "
+            f"not serve yet; choose another attention.method"
+        )

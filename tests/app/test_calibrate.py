@@ -72,6 +72,7 @@ def test_incoherence_is_told_by_order_with_what_lower_means():
         (("kinora-tiny", "--tile", "128x46"), "not '128x46' (did you mean 128x64?)"),
         (("kinora-tiny", "--method", "sada"), "--method is 'sada'; paro is the one"),
         (("kinora-tinny",), "kinora-tiny"),
+        (("sdxl",), "its layers see different tokens, which paro does not serve yet; choose"),
         (("kinora-tiny", "-o", "/nowhere/a.npz"), "there is no folder /nowhere: make it first"),
         (("kinora-tiny", "-o", "{folder}/there"), "is there already: name another file"),
     ],
