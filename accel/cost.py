@@ -186,8 +186,8 @@ def predict(
         speedup=1 / ((1 - share) + share * cost / dense_cost),
         kernel=" and ".join(used),
         precision="" if precision == INPUT else str(precision),
-        dense="; ".join(dense),
-        why_dense="; ".join(own),
+        dense=" or ".join(dense),
+        why_dense=" or ".join(own),
         workspace=needed + plans,
         by_step=tuple((1 - share) + share * it / dense_step for it in costs),
     )
