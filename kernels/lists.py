@@ -203,7 +203,7 @@ def above_tiles(
     Returns:
         indices, as wide as there are tiles of keys, and counts, see `top_tiles`; a row may keep
         none. A mean of queries that is no number or infinite keeps all of its row, one of keys all
-        of its head; so does nothing of scores whose squares overflow, from 1e19 on.
+        of its head. Squares of scores from 1e19 on overflow: what is kept then says nothing.
 
     Raises:
         ValueError: shapes, dtypes and numbers that do not fit, a backend that cannot.

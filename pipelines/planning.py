@@ -119,10 +119,11 @@ def refusal(part: Part, *, strict: bool) -> KinoraError | None:
     idle = part.part == "steps" and part.verdict == "idle"
     if not strict or not (part.dense or idle or part.verdict == "adjusted"):
         return None
+    slower = part.part == "attention" and part.verdict == "adjusted"
+    remedy = "run it anyway (when=always)" if slower else "change the recipe"
     return AccelerationError(
         f"strict: {part.part} would not run as asked, {part.why}; "
-        f"change the recipe (when=always runs what is predicted to be slower), or allow fallbacks "
-        f"(strict=False, --no-strict)"
+        f"{remedy}, or allow fallbacks (strict=False, --no-strict)"
     )
 
 

@@ -205,8 +205,7 @@ class Forward:
         if fallback and self.strict:
             raise AccelerationError(
                 f"strict: attention of layer {key} would run dense {reason}; "
-                f"change the recipe (when=always runs what is predicted to be slower), or allow "
-                f"fallbacks (strict=False, --no-strict)"
+                f"change the recipe, or allow fallbacks (strict=False, --no-strict)"
             )
         pairs = call.q.shape[2] * call.k.shape[2]
         self.run.ran_dense(key, reason, fallback=fallback, pairs=pairs, kernel=kernel)

@@ -180,6 +180,8 @@ def test_a_strict_run_is_refused_or_sparse(
         assert called.status == 2 and called.last["kind"] == "AccelerationError"
         assert "strict: attention would not run as asked" in called.complaint
         assert "--no-strict" in called.complaint and not list(Path().glob("**/*.mp4"))
+        predicted = "predicted to take" in called.complaint
+        assert ("run it anyway (when=always)" in called.complaint) == predicted
         return
     ran = called.last["outputs"][0]["receipt"]["attention"]
     first = {"in the first 20% of the steps": ran["calls"] // 2}

@@ -79,7 +79,8 @@ def test_a_repetition_can_drop_strict(cli: Cli, wan_folder: Path) -> None:
              "attention.keep=0.8")  # fmt: skip
     refused = cli(*again)
     assert refused.status == 2 and "strict: attention would not run as asked" in refused.complaint
-    assert "allow fallbacks (strict=False, --no-strict)" in refused.complaint
+    remedies = "run it anyway (when=always), or allow fallbacks (strict=False, --no-strict)"
+    assert refused.complaint.endswith(remedies)
     fallen = cli(*again, "--no-strict", "--json")
     assert fallen.status == 0 and fallen.last["request"]["strict"] is False
     assert fallen.last["outputs"][0]["receipt"]["attention"]["fallbacks"]
